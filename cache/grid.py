@@ -1,0 +1,73 @@
+"""The bird's-eye-view grid: the one place that decides range, cell size, axis order and frame."""
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import model_validator
+
+from cache.errors import ConfigError
+from cache.strict import Strict
+
+Frame = Literal["lidar", "ego"]
+
+
+class BevGrid(Strict):
+    """A rectangle of square-sided cells seen from above; row = y, column = x, cell (0, 0) at (x_min, y_min).
+
+    Metres are those of `frame`: "lidar" is nuScenes' LIDAR_TOP sensor (x right, y forward, z up) and "ego" the
+    vehicle's rear axle (x forward, y left). A feature map of the grid is (C, H, W) with H = cells along y and
+    W = cells along x. In continuous cell coordinates the centre of cell (row, column) is (column + 0.5, row + 0.5).
+    """
+
+    x_range_m: tuple[float, float]
+    y_range_m: tuple[float, float]
+    cell_m: tuple[float, float]
+    """Size of a cell along x and along y."""
+    frame: Frame = "lidar"
+    axes: Literal["yx"] = "yx"
+
+    @model_validator(mode="after")
+    def _whole_cells(self) -> "BevGrid":
+        for name, (low, high), cell in zip("xy", (self.x_range_m, self.y_range_m), self.cell_m, strict=True):
+            cells = (high - low) / cell if cell > 0 else 0
+            if cells < 1 or abs(cells - round(cells)) > 1e-4:
+                raise ConfigError(
+                    f"the BEV range along {name} is not a whole number of cells",
+                    got=f"{low} .. {high} m in cells of {cell} m",
+                    expected="(max - min) / cell to be a whole number, at least 1",
+                    cure="Change the range or the cell size",
+                )
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W): cells along y, cells along x."""
+        (x0, x1), (y0, y1), (cell_x, cell_y) = self.x_range_m, self.y_range_m, self.cell_m
+        return round((y1 - y0) / cell_y), round((x1 - x0) / cell_x)
+
+    def to_cells(self, xy_m: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
+        """Metres (x, y) to continuous cell coordinates (column, row)."""
+        return (xy_m - self._origin) / np.asarray(self.cell_m)
+
+    def to_metres(self, cells: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
+        """Continuous cell coordinates (column, row) to metres (x, y)."""
+        return cells * np.asarray(self.cell_m) + self._origin
+
+    def centers_m(self) -> Float[np.ndarray, "H W 2"]:
+        """(x, y) of the centre of every cell, in metres."""
+        rows, columns = np.mgrid[: self.shape[0], : self.shape[1]]
+        return self.to_metres(np.stack([columns, rows], axis=-1) + 0.5)
+
+    def coarser(self, factor: int) -> "BevGrid":
+        """The grid over the same range with cells `factor` times as long: that of a map after a stride of `factor`."""
+        return self.model_copy(update={"cell_m": (self.cell_m[0] * factor, self.cell_m[1] * factor)})
+
+    def resized(self, shape: tuple[int, int]) -> "BevGrid":
+        """The grid over the same range with H x W cells."""
+        (x0, x1), (y0, y1) = self.x_range_m, self.y_range_m
+        return self.model_copy(update={"cell_m": ((x1 - x0) / shape[1], (y1 - y0) / shape[0])})
+
+    @property
+    def _origin(self) -> Float[np.ndarray, "2"]:
+        return np.asarray([self.x_range_m[0], self.y_range_m[0]])

@@ -1,0 +1,75 @@
+"""A frame's LiDAR sweeps -> the points that the teacher sees."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+from pydantic import NonNegativeInt
+
+from cache.errors import DataError
+from cache.frames import Frame
+from cache.strict import Strict
+
+
+class PointPipeline(Strict):
+    """How points are made of sweeps; part of the cache's identity. Names follow mmdet3d's LoadPointsFromMultiSweeps."""
+
+    past_sweeps: NonNegativeInt = 9
+    pad_empty_sweeps: bool = True
+    """Where a frame has no past sweep, repeat the key frame's points in their place."""
+    remove_close_m: float = 1.0
+    """Drop the points of past (and padded) sweeps nearer than this to the sensor, along x and along y."""
+
+
+def load_points(frame: Frame, pipeline: PointPipeline) -> Float[np.ndarray, "N 5"]:
+    """Points of a key frame and its past sweeps in the key frame's LiDAR.
+
+    Returns:
+        float32 (N, 5): x, y, z in metres, intensity 0 .. 255, lag in seconds (0 for the key frame's own).
+
+    Raises:
+        DataError: a file is missing or cut short, or holds a value that is not finite.
+    """
+    key, *past = frame.sweeps[: 1 + pipeline.past_sweeps]
+    own = _read_sweep(key.path)
+    clouds = [own]
+    if not past and pipeline.pad_empty_sweeps:
+        clouds += [own[_is_far(own, pipeline.remove_close_m)]] * pipeline.past_sweeps
+    for sweep in past:
+        points = _read_sweep(sweep.path)
+        points = points[_is_far(points, pipeline.remove_close_m)]
+        points[:, :3] = points[:, :3] @ sweep.to_key[:3, :3].T.astype(np.float32) + sweep.to_key[:3, 3].astype(np.float32)
+        points[:, 4] = sweep.lag_s
+        clouds.append(points)
+    return np.concatenate(clouds)
+
+
+def _read_sweep(path: Path) -> Float[np.ndarray, "N 5"]:
+    """nuScenes' .pcd.bin: x, y, z, intensity, ring as float32; the ring is replaced by a lag of 0."""
+    try:
+        values = np.fromfile(path, dtype=np.float32)
+    except FileNotFoundError as error:
+        raise DataError("a LiDAR file is missing", where=path, cure="Unpack the data set's blobs again") from error
+    if values.size == 0 or values.size % 5:
+        raise DataError(
+            "a LiDAR file is cut short",
+            where=path,
+            got=f"{values.size} float32 values",
+            expected="5 for each point, and at least one point",
+            cure="Unpack the data set's blobs again",
+        )
+    if not np.isfinite(values).all():
+        bad = int(np.flatnonzero(~np.isfinite(values))[0]) // 5
+        raise DataError(
+            "a LiDAR file holds a value that is not finite",
+            where=path,
+            got=f"point {bad}: {values[5 * bad : 5 * bad + 5].tolist()}",
+            cure="Unpack the data set's blobs again, or leave this frame out",
+        )
+    points = values.reshape(-1, 5)
+    points[:, 4] = 0
+    return points
+
+
+def _is_far(points: Float[np.ndarray, "N 5"], radius_m: float) -> Bool[np.ndarray, "N"]:
+    return (np.abs(points[:, :2]) >= radius_m).any(axis=1)

@@ -1,0 +1,153 @@
+"""What a cache holds and who made it: the record that a store carries and that its readers can insist on."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cache.errors import MismatchError
+from cache.grid import BevGrid
+from cache.points import PointPipeline
+from cache.strict import Strict
+
+FORMAT_VERSION = 1
+
+
+class CodecSpec(Strict):
+    """How a layer's float32 values become what is stored.
+
+    unsigned: 0 .. 2^bits - 1 times a scale per channel; for layers after a ReLU, where it keeps 0 exact.
+    signed: the same about 0, for layers without a ReLU.
+    float16: stored as it is.
+    """
+
+    kind: Literal["unsigned", "signed", "float16"] = "unsigned"
+    bits: int = Field(8, ge=4, le=8)
+    min_sqnr_db: float = 30.0
+    """The budget: a layer whose signal-to-quantisation-noise ratio falls below it stops the dump."""
+
+
+class LayerSpec(Strict):
+    """One map of features: (channels, H, W) over a grid."""
+
+    name: str
+    channels: int = Field(gt=0)
+    grid: BevGrid
+    codec: CodecSpec
+
+
+class Decoding(Strict):
+    """How a centre head's maps become boxes; the names are those of mmdet3d's CenterPoint `test_cfg`."""
+
+    score_threshold: float = 0.1
+    max_per_frame: int = 500
+    pre_max_size: int = 1000
+    post_max_size: int = 83
+    nms_type: Literal["circle", "rotate"] = "circle"
+    nms_thr: float = 0.2
+    min_radius: tuple[float, ...] = (4.0, 12.0, 10.0, 1.0, 0.85, 0.175)
+    """Circle NMS: metres for each task (mmdet3d compares it with the squared distance)."""
+    post_center_range: tuple[float, float, float, float, float, float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+    log_dimensions: bool = True
+    """The head's `dim` map holds logarithms of metres (`norm_bbox`)."""
+
+
+class TeacherIdentity(Strict):
+    """The detector behind the features, as far as it decides what they are."""
+
+    name: str
+    weights: Literal["checkpoint", "random"] = "checkpoint"
+    weights_sha256: str
+    config_sha256: str
+    """Of the resolved mmdet3d configuration of the model."""
+    tasks: tuple[tuple[str, ...], ...]
+    """The classes of each of the head's tasks, in the head's order; the heatmap's channels are their concatenation."""
+    box_convention: Literal["mmdet3d-1.x"] = "mmdet3d-1.x"
+    decoding: Decoding = Decoding()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """All classes in the order of the heatmap's channels."""
+        return tuple(name for task in self.tasks for name in task)
+
+
+class DataIdentity(Strict):
+    """The frames that the teacher saw."""
+
+    version: str
+    splits: tuple[str, ...]
+    samples: int
+    tokens_sha256: str
+
+    @classmethod
+    def of(cls, version: str, splits: tuple[str, ...], tokens: tuple[str, ...]) -> "DataIdentity":
+        """The identity of these splits' tokens, in dump order."""
+        return cls(version=version, splits=splits, samples=len(tokens), tokens_sha256=_sha256("\n".join(tokens)))
+
+
+class CacheSpec(Strict):
+    """Everything that decides a store's content."""
+
+    format_version: Literal[1] = 1
+    teacher: TeacherIdentity
+    data: DataIdentity
+    points: PointPipeline
+    layers: tuple[LayerSpec, ...]
+    heatmap_grid: BevGrid
+    canvas_grid: BevGrid
+    head_maps: dict[str, int] = {}
+    """Channels for each task of the head's other maps ("reg": 2, ...); empty where they are not kept."""
+    views: tuple[Literal["canonical"], ...] = ("canonical",)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON of this record."""
+        return _sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")))
+
+    def layer(self, name: str) -> LayerSpec:
+        """The layer of that name.
+
+        Raises:
+            MismatchError: the cache holds no such layer.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        known = ", ".join(layer.name for layer in self.layers)
+        raise MismatchError("the cache lacks a layer", got=known, expected=name, cure="Dump it, or distil another layer")
+
+    def differences(self, expected: "CacheSpec | dict[str, Any]") -> list[str]:
+        """One readable line for each leaf of `expected` (a whole spec or a part of one) that differs from this record."""
+        wanted = expected.model_dump(mode="json") if isinstance(expected, CacheSpec) else expected
+        return list(_differences(self.model_dump(mode="json"), wanted, ""))
+
+    def require(self, expected: "CacheSpec | dict[str, Any]", where: object) -> None:
+        """Insist on `expected`.
+
+        Raises:
+            MismatchError: with one line for each difference.
+        """
+        lines = self.differences(expected)
+        if lines:
+            raise MismatchError(
+                "the store is not the one expected:\n  " + "\n  ".join(lines) + "\n",
+                where=str(where),
+                cure="Point to the right store, dump a new one, or change the configuration",
+            )
+
+
+def _differences(stored: Any, expected: Any, path: str) -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(expected, dict):
+        for key, value in expected.items():
+            yield from _differences(stored.get(key), value, f"{path}.{key}" if path else key)
+    elif isinstance(stored, list) and isinstance(expected, list | tuple) and len(stored) == len(expected):
+        for index, (ours, theirs) in enumerate(zip(stored, expected, strict=True)):
+            yield from _differences(ours, theirs, f"{path}[{index}]")
+    elif stored != expected:
+        yield f"{path}: stored {stored!r}, expected {expected!r}"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

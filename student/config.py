@@ -1,0 +1,115 @@
+"""The configuration of a training: one YAML file, strict."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from cache.grid import BevGrid
+from cache.spec import Decoding
+from cache.strict import Strict
+from student.distill.config import DistillConfig
+
+TASKS = (
+    ("car",),
+    ("truck", "construction_vehicle"),
+    ("bus", "trailer"),
+    ("barrier",),
+    ("motorcycle", "bicycle"),
+    ("pedestrian", "traffic_cone"),
+)
+
+
+class DataConfig(Strict):
+    """Which frames."""
+
+    version: str = "v1.0-trainval"
+    train_split: str = "train"
+    val_split: str = "val"
+    workers: int = Field(4, ge=0)
+
+
+class ImageConfig(Strict):
+    """Image size at the network's input, and the augmentation of the public BEVDet code."""
+
+    size: tuple[int, int] = (256, 704)
+    """(height, width) in pixels."""
+    resize: tuple[float, float] = (-0.06, 0.11)
+    """Drawn and added to the ratio of widths, at training time."""
+    rotation_deg: tuple[float, float] = (-5.4, 5.4)
+    flip: bool = True
+    crop_height: tuple[float, float] = (0.0, 0.0)
+    """Fraction of the resized image below the crop, drawn at training time."""
+
+
+class BevAugmentConfig(Strict):
+    """Augmentation of the BEV space, with the public ranges; off unless asked for.
+
+    A canonical cache is right only without it: then points, boxes, cameras and cached features share one frame.
+    """
+
+    rotation_deg: tuple[float, float] = (0.0, 0.0)
+    scale: tuple[float, float] = (1.0, 1.0)
+    flip_x: bool = False
+    flip_y: bool = False
+
+
+class HeadConfig(Strict):
+    """The centre head (CenterPoint): its tasks, targets and losses."""
+
+    tasks: tuple[tuple[str, ...], ...] = TASKS
+    shared_channels: int = 64
+    max_objects: int = 500
+    gaussian_overlap: float = 0.1
+    min_radius: int = 2
+    code_weights: tuple[float, ...] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2)
+    """Of x, y offset, z, log dx, log dy, log dz, sin yaw, cos yaw, vx, vy."""
+    heatmap_weight: float = 1.0
+    boxes_weight: float = 0.25
+    decoding: Decoding = Decoding()
+
+
+class DetectorConfig(Strict):
+    """A multi-camera BEV detector; the defaults are the public BEVDepth R50 of DistillBEV's tables."""
+
+    name: Literal["bevdet", "bevdet4d", "bevdepth", "bevdepth4d"] = "bevdepth"
+    image_backbone: str = "resnet50"
+    """A torchvision ResNet's name."""
+    image_weights: Path | None = None
+    """A file with torchvision weights for the image backbone; without it, the backbone starts from random weights."""
+    image_neck_channels: int = 256
+    image_stride: Literal[8, 16] = 16
+    depth_m: tuple[float, float, float] = (1.0, 60.0, 1.0)
+    """Nearest, farthest and size of the depth bins, in metres."""
+    z_range_m: tuple[float, float] = (-10.0, 10.0)
+    grid: BevGrid = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
+    lift_channels: int = 64
+    bev_channels: tuple[int, int, int] = (128, 256, 512)
+    bev_neck_channels: int = 256
+    depth_weight: float = 3.0
+    head: HeadConfig = HeadConfig()
+
+
+class TrainingConfig(Strict):
+    """The optimisation."""
+
+    epochs: int = Field(24, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(8, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    gradient_clip: float = Field(5.0, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    seed: int = 0
+
+
+class StudentConfig(Strict):
+    """Top level of a student's YAML. Without `distill` (or with `distill: null`) the student trains alone."""
+
+    data: DataConfig = DataConfig()
+    image: ImageConfig = ImageConfig()
+    bev_augment: BevAugmentConfig = BevAugmentConfig()
+    detector: DetectorConfig = DetectorConfig()
+    training: TrainingConfig = TrainingConfig()
+    distill: DistillConfig | None = None
