@@ -24,7 +24,9 @@ class Encoded:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Encoded":
         """The same features on another device, still encoded."""
         return replace(
-            self, values=self.values.to(device, non_blocking=non_blocking), scale=self.scale.to(device, non_blocking=non_blocking)
+            self,
+            values=self.values.to(device, non_blocking=non_blocking),
+            scale=self.scale.to(device, non_blocking=non_blocking),
         )
 
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:

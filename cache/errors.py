@@ -1,15 +1,15 @@
 """What can go wrong, said the same way everywhere: what, where, got, expected, cure.
 
-    OfflineDistillError
-    |-- ConfigError             a configuration asks for something impossible or unknown
-    |-- DataError               the data set: a file, table, version or value is missing or broken
-    |-- TeacherError            the teacher cannot be built, loaded or trusted
-    `-- StoreError              the store on disk
-        |-- NotCachedError      a token, layer or view that was not dumped (also a KeyError)
-        |-- CorruptStoreError   bytes that do not match their checksum, or a broken layout
-        |-- MismatchError       the store is not the one that was expected
-        |-- StoreBusyError      another process is writing there
-        `-- UnsealedError       the dump has not finished
+OfflineDistillError
+|-- ConfigError             a configuration asks for something impossible or unknown
+|-- DataError               the data set: a file, table, version or value is missing or broken
+|-- TeacherError            the teacher cannot be built, loaded or trusted
+`-- StoreError              the store on disk
+    |-- NotCachedError      a token, layer or view that was not dumped (also a KeyError)
+    |-- CorruptStoreError   bytes that do not match their checksum, or a broken layout
+    |-- MismatchError       the store is not the one that was expected
+    |-- StoreBusyError      another process is writing there
+    `-- UnsealedError       the dump has not finished
 """
 
 from pathlib import Path
@@ -52,7 +52,7 @@ class OfflineDistillError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.got, self.expected, self.cure)
 
 
-def _rebuild(kind: type[OfflineDistillError], what, where, got, expected, cure) -> OfflineDistillError:  # noqa: ANN001
+def _rebuild(kind: type[OfflineDistillError], what, where, got, expected, cure) -> OfflineDistillError:
     return kind(what, where=where, got=got, expected=expected, cure=cure)
 
 

@@ -16,20 +16,7 @@ from nuscenes.utils.splits import create_splits_scenes
 from pyquaternion import Quaternion
 
 from cache.errors import ConfigError, DataError
-
-CLASSES = (
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "barrier",
-    "motorcycle",
-    "bicycle",
-    "pedestrian",
-    "traffic_cone",
-)
-"""The ten detection classes in mmdet3d's order; a label is an index into it."""
+from cache.spec import CLASSES
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 
@@ -168,9 +155,7 @@ class Frames(Sequence[Frame]):
             size=(data["height"], data["width"]),
         )
 
-    def _boxes(
-        self, sample: dict, global_to_lidar: Matrix
-    ) -> tuple[Float[np.ndarray, "M 9"], Int[np.ndarray, "M"]]:
+    def _boxes(self, sample: dict, global_to_lidar: Matrix) -> tuple[Float[np.ndarray, "M 9"], Int[np.ndarray, "M"]]:
         boxes, labels = [], []
         for token in sample["anns"]:
             annotation = self.tables.get("sample_annotation", token)

@@ -4,21 +4,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
-from pydantic import NonNegativeInt
 
 from cache.errors import DataError
 from cache.frames import Frame
-from cache.strict import Strict
-
-
-class PointPipeline(Strict):
-    """How points are made of sweeps; part of the cache's identity. Names follow mmdet3d's LoadPointsFromMultiSweeps."""
-
-    past_sweeps: NonNegativeInt = 9
-    pad_empty_sweeps: bool = True
-    """Where a frame has no past sweep, repeat the key frame's points in their place."""
-    remove_close_m: float = 1.0
-    """Drop the points of past (and padded) sweeps nearer than this to the sensor, along x and along y."""
+from cache.spec import PointPipeline
 
 
 def load_points(frame: Frame, pipeline: PointPipeline) -> Float[np.ndarray, "N 5"]:
@@ -38,7 +27,9 @@ def load_points(frame: Frame, pipeline: PointPipeline) -> Float[np.ndarray, "N 5
     for sweep in past:
         points = _read_sweep(sweep.path)
         points = points[_is_far(points, pipeline.remove_close_m)]
-        points[:, :3] = points[:, :3] @ sweep.to_key[:3, :3].T.astype(np.float32) + sweep.to_key[:3, 3].astype(np.float32)
+        points[:, :3] = points[:, :3] @ sweep.to_key[:3, :3].T.astype(np.float32) + sweep.to_key[:3, 3].astype(
+            np.float32
+        )
         points[:, 4] = sweep.lag_s
         clouds.append(points)
     return np.concatenate(clouds)

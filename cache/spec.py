@@ -5,14 +5,37 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from cache.errors import MismatchError
 from cache.grid import BevGrid
-from cache.points import PointPipeline
 from cache.strict import Strict
 
 FORMAT_VERSION = 1
+
+CLASSES = (
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
+)
+"""The ten detection classes in mmdet3d's order; a label is an index into it."""
+
+
+class PointPipeline(Strict):
+    """How points are made of sweeps; part of the cache's identity. Names follow mmdet3d's LoadPointsFromMultiSweeps."""
+
+    past_sweeps: NonNegativeInt = 9
+    pad_empty_sweeps: bool = True
+    """Where a frame has no past sweep, repeat the key frame's points in their place."""
+    remove_close_m: float = 1.0
+    """Drop the points of past (and padded) sweeps nearer than this to the sensor, along x and along y."""
 
 
 class CodecSpec(Strict):
@@ -116,7 +139,9 @@ class CacheSpec(Strict):
             if layer.name == name:
                 return layer
         known = ", ".join(layer.name for layer in self.layers)
-        raise MismatchError("the cache lacks a layer", got=known, expected=name, cure="Dump it, or distil another layer")
+        raise MismatchError(
+            "the cache lacks a layer", got=known, expected=name, cure="Dump it, or distil another layer"
+        )
 
     def differences(self, expected: "CacheSpec | dict[str, Any]") -> list[str]:
         """One readable line for each leaf of `expected` (a whole spec or a part of one) that differs from this record."""

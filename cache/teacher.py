@@ -8,8 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cache.grid import BevGrid
-from cache.points import PointPipeline
-from cache.spec import TeacherIdentity
+from cache.spec import PointPipeline, TeacherIdentity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ class Batch:
     bev_matrix: current LiDAR -> augmented BEV, the augmentation that was realised (identity where there is none).
     depth_m: nearest LiDAR point in each image_stride x image_stride patch of the current images; 0 where there is none.
     boxes: x, y, z (bottom), dx, dy, dz, yaw_rad, vx, vy in the augmented BEV frame, one tensor a sample.
-    labels: index into cache.frames.CLASSES, one tensor a sample.
+    labels: index into cache.spec.CLASSES, one tensor a sample.
     teacher: the cached teacher's view of the same samples; None where the student trains alone.
     """
 
