@@ -182,7 +182,7 @@ def open_tables(root: Path, version: str) -> NuScenes:
             where=root,
             got=found or "a folder without tables",
             expected=f"{version}/",
-            cure="Give the folder that holds samples/, sweeps/ and the tables with --data, and its version in the config",
+            cure="Name the folder of samples/, sweeps/ and the tables with --data, and its version in the config",
         )
     try:
         return NuScenes(version, dataroot=str(root), verbose=False)

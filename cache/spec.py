@@ -120,7 +120,7 @@ class CacheSpec(Strict):
     layers: tuple[LayerSpec, ...]
     heatmap_grid: BevGrid
     canvas_grid: BevGrid
-    head_maps: dict[str, int] = {}
+    head_maps: dict[str, int] = Field(default_factory=dict)
     """Channels for each task of the head's other maps ("reg": 2, ...); empty where they are not kept."""
     views: tuple[Literal["canonical"], ...] = ("canonical",)
 
@@ -144,7 +144,7 @@ class CacheSpec(Strict):
         )
 
     def differences(self, expected: "CacheSpec | dict[str, Any]") -> list[str]:
-        """One readable line for each leaf of `expected` (a whole spec or a part of one) that differs from this record."""
+        """One readable line for each leaf of `expected`, a spec or a part of one, that differs from this record."""
         wanted = expected.model_dump(mode="json") if isinstance(expected, CacheSpec) else expected
         return list(_differences(self.model_dump(mode="json"), wanted, ""))
 
