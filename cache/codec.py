@@ -1,12 +1,18 @@
 """float32 features <-> what is stored, with a measured error."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cache.errors import ConfigError, TeacherError
 from cache.spec import CodecSpec
+from cache.strict import Strict
+
+FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +20,7 @@ class Encoded:
     """Features as they are stored: 8 bits wide until they are on the device that trains.
 
     values: uint8 (unsigned), int8 (signed) or float16, (..., C, H, W).
-    scale: float, (..., C); a value's meaning is `codec`'s.
+    scale: size of the largest code's step, (..., C): largest |value| of the channel / codec.levels; 1 for float16.
     """
 
     values: Tensor
@@ -29,6 +35,142 @@ class Encoded:
             scale=self.scale.to(device, non_blocking=non_blocking),
         )
 
+    def pin_memory(self) -> "Encoded":
+        """The same features in page-locked memory, from which a copy to a GPU does not block."""
+        return replace(self, values=self.values.pin_memory(), scale=self.scale.pin_memory())
+
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The features, (..., C, H, W), on the device where the values are."""
-        raise RuntimeError("written next, by the store")
+        """The features, (..., C, H, W), on the device where the values are.
+
+        With code q, levels L, scale s and companding g: sign(q) (|q| / L)^(1/g) L s, which is q s where g = 1.
+        """
+        if self.codec.kind == "float16":
+            return self.values.to(dtype)
+        scale = self.scale[..., None, None]
+        if self.codec.companding == 1:
+            return (self.values * scale).to(dtype)
+        levels = self.codec.levels
+        part = self.values.to(scale.dtype) / levels
+        return (part.sign() * part.abs() ** (1 / self.codec.companding) * (levels * scale)).to(dtype)
+
+
+class Distortion(Strict):
+    """What a codec did to some values; sums, so that those of two samples add up to that of both."""
+
+    signal: float = 0.0
+    """Sum of squares of the values."""
+    noise: float = 0.0
+    """Sum of squares of the errors."""
+    largest: float = 0.0
+    """Largest absolute error."""
+    saturated: int = 0
+    """Values beyond the code's range (float16: 65504; the other kinds scale to the largest value and have none)."""
+    values: int = 0
+
+    def __add__(self, other: "Distortion") -> "Distortion":
+        return Distortion(
+            signal=self.signal + other.signal,
+            noise=self.noise + other.noise,
+            largest=max(self.largest, other.largest),
+            saturated=self.saturated + other.saturated,
+            values=self.values + other.values,
+        )
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal-to-quantisation-noise ratio, 10 log10(signal / noise); infinite where nothing was lost."""
+        if self.noise == 0:
+            return math.inf
+        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+
+
+def encode(
+    features: Float[Tensor, "*n C H W"], codec: CodecSpec, *, layer: str = "features", tokens: Sequence[str] = ()
+) -> Encoded:
+    """Encode on the device where the features are; zeros stay exactly 0.
+
+    Args:
+        layer: named in errors.
+        tokens: of the first dimension's samples, named in errors.
+
+    Raises:
+        TeacherError: a value is NaN or infinite.
+        ConfigError: a value is negative and the codec is unsigned.
+    """
+    values = features.float()
+    low, high = values.flatten(-2).aminmax(dim=-1)
+    peak = torch.maximum(high, -low)
+    _require_finite(peak, layer, tokens)
+    if codec.kind == "float16":
+        stored = values.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
+        return Encoded(values=stored, scale=torch.ones_like(peak), codec=codec)
+    if codec.kind == "unsigned":
+        _require_positive(low, layer, tokens)
+    # |value| / peak <= 1; the smallest normal number stands in for the peak of an empty channel.
+    part = values / peak.clamp_min(torch.finfo(peak.dtype).tiny)[..., None, None]
+    if codec.companding != 1:
+        part = part.sign() * part.abs() ** codec.companding
+    codes = (part * codec.levels).round().to(getattr(torch, codec.dtype))
+    return Encoded(values=codes, scale=peak / codec.levels, codec=codec)
+
+
+def measure(features: Float[Tensor, "B C H W"], encoded: Encoded) -> list[Distortion]:
+    """What encoding did to each of B samples (in float64, where no square of a float32 overflows)."""
+    values = features.float()
+    error = values - encoded.decode()
+    axes = (-3, -2, -1)
+    signal, noise = (torch.linalg.vector_norm(x, dim=axes, dtype=torch.float64).square() for x in (values, error))
+    beyond = (
+        values.abs() > FLOAT16_MAX if encoded.codec.kind == "float16" else torch.zeros_like(values, dtype=torch.bool)
+    )
+    columns = (signal, noise, error.abs().amax(axes), beyond.sum(axes))
+    return [
+        Distortion(signal=s, noise=n, largest=largest, saturated=saturated, values=values[0].numel())
+        for s, n, largest, saturated in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+
+
+def require_budget(distortion: Distortion, codec: CodecSpec, where: str) -> None:
+    """Insist on the codec's declared fidelity.
+
+    Raises:
+        ConfigError: the measured ratio is below `codec.min_sqnr_db`.
+    """
+    if distortion.sqnr_db < codec.min_sqnr_db:
+        raise ConfigError(
+            "the codec loses more of a layer than its budget allows",
+            where=where,
+            got=f"an SQNR of {distortion.sqnr_db:.1f} dB with {codec.kind}, {codec.bits} bits",
+            expected=f"at least {codec.min_sqnr_db:g} dB (min_sqnr_db)",
+            cure="Give the layer more bits, codec kind float16, or a lower min_sqnr_db",
+        )
+
+
+def _require_finite(peak: Float[Tensor, "*n C"], layer: str, tokens: Sequence[str]) -> None:
+    finite = peak.isfinite()
+    if not finite.all():
+        raise TeacherError(
+            "the teacher's features are not finite",
+            where=_place(layer, tokens, ~finite),
+            got="NaN or infinity",
+            cure="Run the teacher in float32, and check its checkpoint and this frame's points",
+        )
+
+
+def _require_positive(low: Float[Tensor, "*n C"], layer: str, tokens: Sequence[str]) -> None:
+    negative = low < 0
+    if negative.any():
+        raise ConfigError(
+            "a layer with codec kind unsigned has a negative value",
+            where=_place(layer, tokens, negative),
+            got=f"{low.min().item():.4g}",
+            expected="0 or more, as after a ReLU",
+            cure="Set this layer's codec kind to signed (or float16)",
+        )
+
+
+def _place(layer: str, tokens: Sequence[str], bad: Tensor) -> str:
+    """The layer, token and channel of the first bad channel."""
+    first = bad.nonzero()[0].tolist()
+    token = f", token {tokens[first[0]]}" if tokens else ""
+    return f"layer {layer}{token}, channel {first[-1]}"

@@ -48,8 +48,22 @@ class CodecSpec(Strict):
 
     kind: Literal["unsigned", "signed", "float16"] = "unsigned"
     bits: int = Field(8, ge=4, le=8)
+    companding: float = Field(1.0, gt=0, le=1)
+    """Exponent on |value| / largest of its channel before rounding: 1 is uniform, 0.5 favours small values."""
     min_sqnr_db: float = 30.0
     """The budget: a layer whose signal-to-quantisation-noise ratio falls below it stops the dump."""
+
+    @property
+    def levels(self) -> int:
+        """The largest code: 255 for unsigned 8 bits, 127 for signed 8 bits; float16 has no codes."""
+        return 2 ** (self.bits - (self.kind == "signed")) - 1
+
+    @property
+    def dtype(self) -> Literal["uint8", "int8", "float16"]:
+        """What a value is stored as; codes of fewer than 8 bits still take a byte, which the compressor shrinks."""
+        stored: dict[str, Literal["uint8", "int8", "float16"]]
+        stored = {"unsigned": "uint8", "signed": "int8", "float16": "float16"}
+        return stored[self.kind]
 
 
 class LayerSpec(Strict):
