@@ -1,14 +1,17 @@
 """Strict configuration: YAML into frozen pydantic models, with unknown keys refused and the nearest known one named."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from cache.errors import ConfigError
+
+Model = TypeVar("Model", bound="Strict")
 
 
 class Strict(BaseModel):
@@ -17,7 +20,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
-    def parse(cls, values: Any, where: str | Path) -> Self:
+    def parse(cls: type[Model], values: Any, where: str | Path) -> Model:
         """Validate plain data.
 
         Raises:
@@ -30,23 +33,46 @@ class Strict(BaseModel):
             raise ConfigError(f"invalid configuration: {problems}", where=where) from None
 
 
-Model = TypeVar("Model", bound=Strict)
-
-
-def load_yaml(path: str | Path, model: type[Model]) -> Model:
+def load_yaml(path: str | Path, model: type[Model], overrides: Iterable[str] = ()) -> Model:
     """Read a YAML file into a model.
+
+    Args:
+        overrides: "dotted.key=value" each, with the value in YAML, laid over the file's.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or does not fit the model.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError("the configuration cannot be read", where=path, got=error.strerror) from None
+        raise ConfigError(
+            "the configuration cannot be read", where=path, got=error.strerror, cure="Check its path"
+        ) from None
+    values = _yaml(text, where=path) or {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError("not an override", where="--set", got=override, expected="dotted.key=value")
+        _lay_over(values, key.split("."), _yaml(value, where=f"--set {key}"))
+    return model.parse(values, where=path)
+
+
+def _yaml(text: str, where: str | Path) -> Any:
+    try:
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
-        raise ConfigError("the configuration is not YAML", where=path, got=problem) from None
-    return model.parse({} if values is None else values, where=path)
+        raise ConfigError("the configuration is not YAML", where=where, got=problem, cure="Mend it there") from None
+
+
+def _lay_over(values: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set the value at a path of keys, making the mappings on the way."""
+    *parents, last = path
+    for part in parents:
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
+    values[last] = value
 
 
 def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:

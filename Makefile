@@ -1,0 +1,22 @@
+# The doors. Each sets up first what it needs; `make setup` does nothing when nothing changed.
+python := .venv/bin/python
+
+.PHONY: setup demo test check clean
+
+setup:
+	@PYTHON="$(PYTHON)" .ci/setup
+
+demo: setup
+	@$(python) -m demo.pipeline demo-output
+
+test: setup
+	@$(python) -m pytest -q --durations=10
+
+check: setup
+	@$(python) -m ruff format --check .
+	@$(python) -m ruff check .
+	@$(python) -m mypy
+	@$(python) -m pytest -q tests/test_arrows.py
+
+clean:
+	rm -rf demo-output build .mypy_cache .pytest_cache .ruff_cache

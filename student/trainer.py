@@ -1,0 +1,233 @@
+"""The training: a Lightning module, its data, and what is left behind for the next command."""
+
+import json
+import resource
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from cache.errors import ConfigError, DataError, NotCachedError
+from cache.frames import Frames
+from cache.reader import TeacherCache
+from student.config import StudentConfig
+from student.dataset import Batch, SeededSampler, StudentDataset, collate
+from student.detectors import BevDetector, build_detector
+
+LAST = "last.ckpt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSummary:
+    """What a training cost; written to summary.json.
+
+    peak_memory_mb: of the training process: CUDA memory where a GPU trained, resident memory otherwise.
+    seconds_per_step: median over the steps after the first two, data loading included.
+    """
+
+    steps: int
+    seconds_per_step: float
+    peak_memory_mb: float
+    final_loss: float
+    checkpoint: str
+
+
+class StudentModule(lightning.LightningModule):
+    """A detector, and the distillation objective where there is a teacher's cache."""
+
+    def __init__(self, config: StudentConfig, cache: TeacherCache | None) -> None:
+        super().__init__()
+        self.config = config
+        # The detector is built first, so that it starts from the same weights with and without a teacher.
+        self.detector = build_detector(config.detector)
+        self.objective = None if cache is None else _objective(config, self.detector, cache)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        output = self.detector(batch)
+        terms = self.detector.losses(output, batch)
+        if self.objective is not None:
+            terms |= self.objective(
+                output.features, output.heatmap, batch.teacher, batch.boxes, batch.labels, self.current_epoch
+            )
+        total = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(total):
+            raise DataError(
+                "the loss is not finite",
+                where=f"step {self.global_step}, tokens {', '.join(batch.tokens)}",
+                got=", ".join(f"{name} {value.item():.3g}" for name, value in terms.items()),
+                cure="Lower training.learning_rate or training.gradient_clip, or look at these frames",
+            )
+        self.log("loss", total, prog_bar=True, batch_size=len(batch))
+        self.log_dict({f"loss/{name}": value for name, value in terms.items()}, batch_size=len(batch))
+        return total
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        training = self.config.training
+        optimizer = torch.optim.AdamW(self.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+        factor = partial(training.schedule_factor, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["student_config"] = self.config.model_dump(mode="json")
+
+
+def train_student(
+    config: StudentConfig, root: Path, cache_path: Path | None, out: Path, resume: bool = False
+) -> TrainingSummary:
+    """Train a student; with `config.distill`, from the teacher's cache.
+
+    Leaves in `out`: checkpoints/last.ckpt, csv/metrics.csv, tensorboard/, summary.json.
+
+    Raises:
+        ConfigError: distillation without a cache, nothing to resume, or an `out` that holds another training.
+        NotCachedError: a frame of the training split is not in the cache.
+        DataError: the data set lacks something, or the loss became not finite.
+    """
+    checkpoint = _checkpoint_to_resume(out, resume)
+    frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
+    cache = _open_cache(config, cache_path, frames)
+    lightning.seed_everything(config.training.seed, verbose=False)
+    module = StudentModule(config, cache)
+    cost = _Cost()
+    training = config.training
+    trainer = lightning.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        precision=training.precision,
+        gradient_clip_val=training.gradient_clip,
+        logger=[CSVLogger(out, name="", version="csv"), TensorBoardLogger(out, name="", version="tensorboard")],
+        callbacks=[
+            ModelCheckpoint(out / "checkpoints", filename=Path(LAST).stem, save_on_train_epoch_end=True),
+            RichProgressBar(),
+            cost,
+        ],
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(module, _loader(frames, config, cache, module), ckpt_path=checkpoint, weights_only=False)
+    summary = cost.summary(trainer, out / "checkpoints" / LAST)
+    (out / "summary.json").write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
+    return summary
+
+
+def load_student(checkpoint: Path) -> tuple[BevDetector, StudentConfig]:
+    """The detector of a training's checkpoint, in eval mode, and the configuration it was trained with.
+
+    Raises:
+        DataError: the file is missing or is not such a checkpoint.
+    """
+    cure = "Give the checkpoints/last.ckpt of a `train-student` run"
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        config = StudentConfig.parse(saved["student_config"], where=checkpoint)
+    except FileNotFoundError:
+        raise DataError("the student's checkpoint is missing", where=checkpoint, cure=cure) from None
+    except Exception as error:
+        raise DataError("not a student's checkpoint", where=checkpoint, got=error, cure=cure) from error
+    detector = build_detector(config.detector)
+    prefix = "detector."
+    state = {name.removeprefix(prefix): value for name, value in saved["state_dict"].items() if name.startswith(prefix)}
+    detector.load_state_dict(state)
+    return detector.eval(), config
+
+
+class _Cost(Callback):
+    """Seconds a step and peak memory."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+    def summary(self, trainer: lightning.Trainer, checkpoint: Path) -> TrainingSummary:
+        steps = [after - before for before, after in zip(self.ends[1:], self.ends[2:], strict=False)]
+        return TrainingSummary(
+            steps=trainer.global_step,
+            seconds_per_step=statistics.median(steps) if steps else float("nan"),
+            peak_memory_mb=_peak_memory_mb(),
+            final_loss=float(trainer.callback_metrics["loss"]),
+            checkpoint=str(checkpoint),
+        )
+
+
+def _peak_memory_mb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
+    checkpoint = out / "checkpoints" / LAST
+    if resume and not checkpoint.exists():
+        raise ConfigError("nothing to resume", where=checkpoint, cure="Leave --resume out, or name the run with --out")
+    if checkpoint.exists() and not resume:
+        raise ConfigError(
+            "a training is there already", where=out, cure="Continue it with --resume, or give another --out"
+        )
+    return checkpoint if resume else None
+
+
+def _open_cache(config: StudentConfig, path: Path | None, frames: Frames) -> TeacherCache | None:
+    if config.distill is None:
+        return None
+    if path is None:
+        raise ConfigError(
+            "distillation needs a teacher's cache",
+            where="distill",
+            cure="Give --cache STORE, or switch distillation off with --set distill=null",
+        )
+    cache = TeacherCache(path)
+    missing = [token for token in frames.tokens if token not in cache]
+    if missing:
+        raise NotCachedError(
+            "frames of the training split are not in the cache",
+            where=path,
+            got=f"{len(missing)} of {len(frames)} missing, the first is {missing[0]}",
+            expected=f"all of {config.data.version} {config.data.train_split}",
+            cure="Dump the teacher on this split, or train on the one that was dumped",
+        )
+    return cache
+
+
+def _loader(
+    frames: Frames, config: StudentConfig, cache: TeacherCache | None, module: StudentModule
+) -> DataLoader[Batch]:
+    batch_size, workers = config.training.batch_size, config.data.workers
+    if len(frames) < batch_size:
+        raise ConfigError(
+            "the batch is larger than the training split",
+            where="training.batch_size",
+            got=batch_size,
+            expected=f"at most {len(frames)}",
+            cure="Lower it",
+        )
+    layers = module.objective.teacher_layers if module.objective is not None else ()
+    return DataLoader(
+        StudentDataset(frames, config, times=module.detector.times),
+        batch_size=batch_size,
+        sampler=SeededSampler(len(frames), config.training.seed),
+        collate_fn=partial(collate, cache=cache, layers=layers),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        drop_last=True,
+    )

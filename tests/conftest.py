@@ -1,0 +1,27 @@
+"""What several rooms' tests share."""
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Shapes and types in signatures are checked while testing; an int is accepted as a float (PEP 484).
+install_import_hook(["cache", "student"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+from cache.frames import Frames  # noqa: E402
+
+ONE_FRAME = Path(__file__).parent.parent.parent / "shared" / "nuscenes-one-frame"
+
+
+@pytest.fixture(scope="session")
+def real_root() -> Path:
+    """The real nuScenes key frame, which is not part of the project."""
+    if not ONE_FRAME.is_dir():
+        pytest.skip("the real nuScenes frame is not here (non-commercial licence: it is not part of the project)")
+    return ONE_FRAME
+
+
+@pytest.fixture(scope="session")
+def real_frames(real_root: Path) -> Frames:
+    """The real key frame as the only frame of mini_train."""
+    return Frames(root=real_root, version="v1.0-mini", splits=("mini_train",))

@@ -1,0 +1,54 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from cache.errors import ConfigError
+from cache.strict import load_yaml
+from student.config import StudentConfig, TrainingConfig
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "student.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_an_empty_file_is_the_public_default(tmp_path: Path) -> None:
+    assert load_yaml(write(tmp_path, ""), StudentConfig) == StudentConfig()
+
+
+def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    path = write(tmp_path, "training: {learning_rat: 1.0e-3}")
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'training.learning_rat': did you mean 'learning_rate'\?"
+    ) as caught:
+        load_yaml(path, StudentConfig)
+    assert str(path) in str(caught.value)
+
+
+def test_a_value_out_of_range_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training.batch_size: .*greater than or equal to 1, got 0"):
+        load_yaml(write(tmp_path, "training: {batch_size: 0}"), StudentConfig)
+
+
+def test_overrides_lie_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "training: {batch_size: 3, seed: 5}")
+    config = load_yaml(path, StudentConfig, ["training.batch_size=2", "distill=null", "detector.head.min_radius=1"])
+    assert (config.training.batch_size, config.training.seed, config.distill) == (2, 5, None)
+    assert config.detector.head.min_radius == 1
+
+
+def test_an_override_without_a_value_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"not an override .*; got distill; expected dotted.key=value"):
+        load_yaml(write(tmp_path, ""), StudentConfig, ["distill"])
+
+
+def test_schedule() -> None:
+    cosine = TrainingConfig(schedule="cosine", warmup_steps=3)
+    factors = [cosine.schedule_factor(step, total_steps=13) for step in range(14)]
+    assert factors[:3] == [0.25, 0.5, 0.75]
+    assert factors[3] == 1.0
+    assert math.isclose(factors[8], 0.5)
+    assert math.isclose(factors[13], 0.0, abs_tol=1e-12)
+    assert TrainingConfig().schedule_factor(1000, total_steps=10) == 1.0
