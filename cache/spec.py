@@ -75,6 +75,9 @@ class LayerSpec(Strict):
     codec: CodecSpec
 
 
+NmsType = Literal["circle", "rotate"]
+
+
 class Decoding(Strict):
     """How a centre head's maps become boxes; the names are those of mmdet3d's CenterPoint `test_cfg`."""
 
@@ -82,8 +85,12 @@ class Decoding(Strict):
     max_per_frame: int = 500
     pre_max_size: int = 1000
     post_max_size: int = 83
-    nms_type: Literal["circle", "rotate"] = "circle"
-    nms_thr: float = 0.2
+    nms_type: NmsType | tuple[NmsType, ...] = "circle"
+    """For all tasks, or one for each."""
+    nms_thr: float | tuple[float, ...] = 0.2
+    """Rotated NMS: intersection over union, for all tasks or one for each."""
+    nms_scale: tuple[float, ...] = ()
+    """Rotated NMS: factor of each class's dx, dy while boxes are compared (BEVDet's Scale-NMS); all 1 where empty."""
     min_radius: tuple[float, ...] = (4.0, 12.0, 10.0, 1.0, 0.85, 0.175)
     """Circle NMS: metres for each task (mmdet3d compares it with the squared distance)."""
     post_center_range: tuple[float, float, float, float, float, float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
