@@ -11,16 +11,15 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from cache.errors import TeacherError
 from cache.spec import CLASSES, Decoding, PointPipeline
 
-if TYPE_CHECKING:
-    from mmengine.config import Config
-
+Config = Any
+"""mmengine's Config."""
 Detector = Any
 """An mmdet3d detector, an nn.Module: what parts it has is known at run time only."""
 
@@ -45,7 +44,7 @@ def mmdet3d_scope() -> Iterator[None]:
         yield
 
 
-def read_config(name: str) -> "Config":
+def read_config(name: str) -> Config:
     """An mmdet3d configuration, resolved.
 
     Args:
@@ -88,7 +87,7 @@ def _find_config(name: str) -> Path:
     )
 
 
-def build_detector(config: "Config") -> Detector:
+def build_detector(config: Config) -> Detector:
     """The detector of a configuration, its weights not yet loaded or initialised; checked to be fit for a teacher.
 
     Raises:
@@ -161,12 +160,12 @@ def initialise(detector: Detector, seed: int) -> None:
     logger.setLevel(level)
 
 
-def config_sha256(config: "Config") -> str:
+def config_sha256(config: Config) -> str:
     """SHA-256 of the canonical JSON of a configuration's resolved model."""
     return hashlib.sha256(json.dumps(config.model.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
 
 
-def point_pipeline(config: "Config") -> PointPipeline:
+def point_pipeline(config: Config) -> PointPipeline:
     """How the teacher's points are made of sweeps, from the configuration's test pipeline.
 
     Raises:
@@ -189,7 +188,7 @@ def point_pipeline(config: "Config") -> PointPipeline:
     )
 
 
-def transforms_of(config: "Config", loader: str) -> list:
+def transforms_of(config: Config, loader: str) -> list:
     """The steps of a data loader's pipeline; wrappers such as CBGSDataset are looked through."""
     dataset = config.get(loader, {}).get("dataset", {})
     while "dataset" in dataset:
