@@ -1,22 +1,27 @@
 """Detections -> the official nuScenes detection metrics."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.evaluate import DetectionEval
 from pyquaternion import Quaternion
+from torch.utils.data import DataLoader
 
 from cache.errors import DataError
 from cache.frames import Frame, Frames
 from cache.reader import TeacherCache
 from cache.spec import CLASSES
+from student.checkpoint import load_student
+from student.dataset import Batch, StudentDataset, collate
+from student.detectors import BevDetector
 from student.head import Detections, decode
 
 MOVING_MPS = 0.2
@@ -90,8 +95,59 @@ def evaluate(
     )
 
 
-def teacher_detections(cache: TeacherCache, tokens: Iterable[str]) -> Iterable[tuple[str, Detections]]:
-    """The teacher's boxes from the cache alone: its stored heatmaps and head maps, decoded as its config says.
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as samples are done."""
+
+
+def evaluate_student(
+    checkpoint: Path, root: Path, version: str | None, split: str | None, out: Path, progress: Progress
+) -> Metrics:
+    """Evaluate a student's checkpoint; version and split are those of its configuration where they are None.
+
+    Raises:
+        DataError: the checkpoint, the data set or an image cannot be read.
+    """
+    detector, config = load_student(checkpoint)
+    frames = Frames(
+        root=root,
+        version=version or config.data.version,
+        splits=(split or config.data.val_split,),
+        max_sweeps=0,
+    )
+    loader = DataLoader(
+        StudentDataset(frames, config, times=detector.times),
+        batch_size=config.training.batch_size,
+        num_workers=config.data.workers,
+        collate_fn=collate,
+    )
+    return evaluate(_watched(_student_detections(detector, loader), len(frames), progress), frames, out)
+
+
+def evaluate_teacher(
+    cache_path: Path, root: Path, version: str | None, split: str | None, out: Path, progress: Progress
+) -> Metrics:
+    """Evaluate the teacher from the cache alone; version and (last) split are the store's where they are None.
+
+    Raises:
+        DataError: the data set cannot be read.
+        StoreError: the store cannot, or lacks a frame of the split or the head's maps.
+    """
+    cache = TeacherCache(cache_path)
+    data = cache.spec.data
+    frames = Frames(root=root, version=version or data.version, splits=(split or data.splits[-1],), max_sweeps=0)
+    return evaluate(_watched(teacher_detections(cache, frames.tokens), len(frames), progress), frames, out, "lidar")
+
+
+@torch.inference_mode()
+def _student_detections(detector: BevDetector, loader: DataLoader[Batch]) -> Iterator[tuple[str, Detections]]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    detector.to(device)
+    for batch in loader:
+        yield from zip(batch.tokens, detector.detect(detector(batch.to(device))), strict=True)
+
+
+def teacher_detections(cache: TeacherCache, tokens: Iterable[str]) -> Iterator[tuple[str, Detections]]:
+    """The teacher's boxes from its stored heatmaps and head maps, decoded as its own configuration says.
 
     Raises:
         NotCachedError: a token or the head maps were not dumped.
@@ -103,6 +159,12 @@ def teacher_detections(cache: TeacherCache, tokens: Iterable[str]) -> Iterable[t
         heatmap = batch.heatmap.float() / 255
         (found,) = decode(heatmap, maps, cache.spec.heatmap_grid, teacher.tasks, teacher.decoding)
         yield token, found
+
+
+def _watched(detections: Iterable[tuple[str, Detections]], total: int, progress: Progress) -> Iterator:
+    for done, entry in enumerate(detections, start=1):
+        yield entry
+        progress(done, total)
 
 
 def _to_nuscenes(frame: Frame, found: Detections) -> list[dict]:

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader
 from cache.errors import ConfigError, DataError, NotCachedError
 from cache.frames import Frames
 from cache.reader import TeacherCache
+from student.checkpoint import CONFIG_KEY
 from student.config import StudentConfig
 from student.dataset import Batch, SeededSampler, StudentDataset, collate
-from student.detectors import BevDetector, build_detector
+from student.detectors import build_detector
 
 LAST = "last.ckpt"
 
@@ -51,7 +52,7 @@ class StudentModule(lightning.LightningModule):
         self.config = config
         # The detector is built first, so that it starts from the same weights with and without a teacher.
         self.detector = build_detector(config.detector)
-        self.objective = None if cache is None else _objective(config, self.detector, cache)
+        self.objective = None if cache is None else DistillObjective(config, cache)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self.detector(batch)
@@ -82,7 +83,7 @@ class StudentModule(lightning.LightningModule):
         return batch.to(device, non_blocking=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["student_config"] = self.config.model_dump(mode="json")
+        checkpoint[CONFIG_KEY] = self.config.model_dump(mode="json")
 
 
 def train_student(
@@ -125,27 +126,6 @@ def train_student(
     summary = cost.summary(trainer, out / "checkpoints" / LAST)
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
     return summary
-
-
-def load_student(checkpoint: Path) -> tuple[BevDetector, StudentConfig]:
-    """The detector of a training's checkpoint, in eval mode, and the configuration it was trained with.
-
-    Raises:
-        DataError: the file is missing or is not such a checkpoint.
-    """
-    cure = "Give the checkpoints/last.ckpt of a `train-student` run"
-    try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        config = StudentConfig.parse(saved["student_config"], where=checkpoint)
-    except FileNotFoundError:
-        raise DataError("the student's checkpoint is missing", where=checkpoint, cure=cure) from None
-    except Exception as error:
-        raise DataError("not a student's checkpoint", where=checkpoint, got=error, cure=cure) from error
-    detector = build_detector(config.detector)
-    prefix = "detector."
-    state = {name.removeprefix(prefix): value for name, value in saved["state_dict"].items() if name.startswith(prefix)}
-    detector.load_state_dict(state)
-    return detector.eval(), config
 
 
 class _Cost(Callback):

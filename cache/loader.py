@@ -1,0 +1,57 @@
+"""A DataLoader whose workers hand an error of ours back whole."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from cache.errors import OfflineDistillError
+
+
+class Loader(DataLoader):
+    """Like DataLoader, but an OfflineDistillError of a worker is raised in the parent as it was.
+
+    DataLoader itself would raise one whose message is the worker's traceback, which no user can read.
+    """
+
+    def __init__(self, dataset: Dataset, *, collate_fn: Callable[[list], Any], **options: Any) -> None:
+        super().__init__(_Handed(dataset=dataset), collate_fn=_Collate(function=collate_fn), **options)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            if isinstance(batch, OfflineDistillError):
+                raise batch
+            yield batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Handed(Dataset):
+    """A data set that returns its errors."""
+
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.dataset[key]
+        except OfflineDistillError as error:
+            return error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Collate:
+    """A collate function that passes errors on, and returns its own."""
+
+    function: Callable[[list], Any]
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        for sample in samples:
+            if isinstance(sample, OfflineDistillError):
+                return sample
+        try:
+            return self.function(list(samples))
+        except OfflineDistillError as error:
+            return error

@@ -1,0 +1,117 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache.errors import DataError
+from cache.frames import Camera, Frames
+from cache.points import load_points
+from student.config import StudentConfig
+from student.dataset import KEY_SWEEP_ONLY, Draw, SeededSampler, StudentDataset, collate, project_depth, read_image
+
+CONFIG = StudentConfig.model_validate({"image": {"size": (128, 352)}, "detector": {"image_stride": 16}})
+
+
+@pytest.fixture
+def camera(real_frames: Frames) -> Camera:
+    return real_frames[0].cameras[1]
+
+
+def test_a_batch_has_the_promised_shapes(real_frames: Frames) -> None:
+    dataset = StudentDataset(real_frames, CONFIG, times=2)
+    batch = collate([dataset[0], dataset[Draw(index=0, seed=(1, 2, 3))]])
+    assert batch.images.shape == (2, 2, 6, 3, 128, 352)
+    assert batch.images.dtype == torch.uint8
+    assert batch.depth_m.shape == (2, 6, 8, 22)
+    assert batch.tokens == real_frames.tokens * 2
+    assert batch.boxes[0].shape == (65, 9)
+    # The scene's first frame is its own history: no ego motion.
+    torch.testing.assert_close(batch.to_current, torch.eye(4).expand(2, 2, 4, 4), atol=1e-5, rtol=0)
+
+
+def test_a_seed_decides_every_draw(real_frames: Frames) -> None:
+    dataset = StudentDataset(real_frames, CONFIG)
+    same, again, other = (dataset[Draw(index=0, seed=(0, 0, seed))] for seed in (5, 5, 6))
+    assert torch.equal(same.images, again.images)
+    assert torch.equal(same.image_matrix, again.image_matrix)
+    assert not torch.equal(same.image_matrix, other.image_matrix)
+
+
+def test_depth_is_the_nearest_point_of_a_patch(real_frames: Frames) -> None:
+    frame, camera_index = real_frames[0], 1
+    sample = StudentDataset(real_frames, CONFIG)[0]
+    matrices = [matrix.double().numpy() for matrix in sample.image_matrix[0, 0]]
+    depth = project_depth(frame, matrices, CONFIG)[camera_index]
+    camera = frame.cameras[camera_index]
+    expected: dict[tuple[int, int], float] = {}
+    for point in load_points(frame, KEY_SWEEP_ONLY)[:, :3].astype(np.float64):
+        x, y, z = np.linalg.solve(camera.to_lidar, [*point, 1])[:3]
+        if z <= 1:
+            continue
+        u, v, _ = matrices[camera_index] @ camera.intrinsics @ (x / z, y / z, 1)
+        row, column = int((v + 0.5) // 16), int((u + 0.5) // 16)
+        if 0 <= row < 8 and 0 <= column < 22:
+            expected[row, column] = min(z, expected.get((row, column), np.inf))
+    assert len(expected) > 50
+    assert (depth > 0).sum() == len(expected)
+    for place, z in expected.items():
+        assert depth[place] == pytest.approx(z, rel=1e-5)
+
+
+def test_a_reduced_image_keeps_its_geometry(camera: Camera) -> None:
+    full, identity = read_image(camera, scale=1.0)
+    half, to_original = read_image(camera, scale=0.5)
+    np.testing.assert_allclose(identity, np.eye(3))
+    assert half.shape == (450, 800, 3)
+    np.testing.assert_allclose(to_original @ (0, 0, 1), (0.5, 0.5, 1))
+    blocks = full.reshape(450, 2, 800, 2, 3).mean(axis=(1, 3))
+    assert np.abs(blocks - half).mean() < 2
+
+
+def broken(camera: Camera, tmp_path: Path, content: bytes) -> Camera:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(content)
+    return replace(camera, path=path)
+
+
+def test_a_truncated_image_is_refused(camera: Camera, tmp_path: Path) -> None:
+    whole = camera.path.read_bytes()
+    with pytest.raises(DataError, match=r"a camera image is corrupt \(.*image.jpg\); got .*truncated"):
+        read_image(broken(camera, tmp_path, whole[: len(whole) // 2]), 0.5)
+
+
+def test_a_file_that_is_no_image_is_refused(camera: Camera, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a camera image is corrupt"):
+        read_image(broken(camera, tmp_path, b"not a picture"), 0.5)
+
+
+def test_a_missing_image_is_named(camera: Camera, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a camera image is missing \(.*gone.jpg\)"):
+        read_image(replace(camera, path=tmp_path / "gone.jpg"), 0.5)
+
+
+def test_an_image_of_another_size_is_refused(camera: Camera, tmp_path: Path) -> None:
+    shutil.copy(camera.path, tmp_path / "image.jpg")
+    with pytest.raises(DataError, match=r"got 1600 x 900; expected 800 x 450"):
+        read_image(replace(camera, path=tmp_path / "image.jpg", size=(450, 800)), 0.5)
+
+
+def test_the_sequence_is_one_for_any_number_of_ranks() -> None:
+    single = list(SeededSampler(13, seed=7))
+    assert sorted(draw.index for draw in single) == list(range(13))
+    for ranks in (2, 4):
+        parts = [list(SeededSampler(13, seed=7, rank=rank, ranks=ranks)) for rank in range(ranks)]
+        merged = [draw for together in zip(*parts, strict=True) for draw in together]
+        assert merged == single[: len(merged)]
+
+
+def test_epochs_differ_in_order_and_seed() -> None:
+    sampler = SeededSampler(20, seed=7)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert [draw.index for draw in first] != [draw.index for draw in second]
+    assert not {draw.seed for draw in first} & {draw.seed for draw in second}
