@@ -49,9 +49,8 @@ def train_teacher(
     split: Annotated[str, typer.Option(help="nuScenes split.")] = "train",
 ) -> None:
     """Train a LiDAR teacher with mmdet3d itself."""
-    from cache.teacher_training import train_teacher
-
     from cache.frames import Frames
+    from cache.teacher_training import train_teacher
 
     frames = Frames(root=data, version=version, splits=(split,))
     console.print(f"checkpoint: {train_teacher(config, frames, out)}")
@@ -92,7 +91,10 @@ def dump_teacher(
 def train_student(
     config: Annotated[Path, typer.Argument(help="YAML of a StudentConfig.")],
     data: Data,
-    cache: Annotated[Path | None, typer.Option(help="The teacher's store; needed unless distill is null.")] = None,
+    cache: Annotated[
+        list[Path] | None,
+        typer.Option(help="A teacher's store; several for several teachers, none if distill is null."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<config's name> without it.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
     overrides: Overrides = None,
@@ -102,7 +104,7 @@ def train_student(
     from student.trainer import train_student
 
     settings = load_yaml(config, StudentConfig, overrides or ())
-    summary = train_student(settings, data, cache, out or Path("runs") / config.stem, resume)
+    summary = train_student(settings, data, cache or [], out or Path("runs") / config.stem, resume)
     console.print(
         f"{summary.steps} steps, {summary.seconds_per_step:.2f} s a step, peak memory {summary.peak_memory_mb:.0f} MB, "
         f"final loss {summary.final_loss:.2f}\ncheckpoint: {summary.checkpoint}"

@@ -36,7 +36,7 @@ class Batch:
     depth_m: nearest LiDAR point in each image_stride x image_stride patch of the current images; 0 where there is none.
     boxes: x, y, z (bottom), dx, dy, dz, yaw_rad, vx, vy in the augmented BEV frame, one tensor a sample.
     labels: index into cache.spec.CLASSES, one tensor a sample.
-    teacher: the cached teacher's view of the same samples; None where the student trains alone.
+    teachers: what each teacher's cache holds of the same samples; empty where the student trains alone.
     """
 
     tokens: tuple[str, ...]
@@ -49,7 +49,7 @@ class Batch:
     depth_m: Float[Tensor, "B N hs ws"]
     boxes: tuple[Float[Tensor, "_ 9"], ...]
     labels: tuple[Int[Tensor, "_"], ...]
-    teacher: TeacherBatch | None = None
+    teachers: tuple[TeacherBatch, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
@@ -62,9 +62,7 @@ class Batch:
 def _move(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
     if isinstance(value, Tensor | TeacherBatch):
         return value.to(device, non_blocking=non_blocking)
-    if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
-        return tuple(item.to(device, non_blocking=non_blocking) for item in value)
-    return value
+    return tuple(_move(item, device, non_blocking) for item in value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +119,20 @@ class StudentDataset(Dataset[Batch]):
         return warp_image(image, matrix @ to_original, self.config.image.size), matrix
 
 
-def collate(samples: list[Batch], cache: TeacherCache | None = None, layers: tuple[str, ...] = ()) -> Batch:
-    """Join batches; with a cache, add the teacher's samples of the same tokens, still encoded."""
+@dataclass(frozen=True, kw_only=True)
+class TeacherSource:
+    """A teacher's cache, and the layers that the objective asks of it."""
+
+    cache: TeacherCache
+    layers: tuple[str, ...]
+
+
+def collate(samples: list[Batch], sources: tuple[TeacherSource, ...] = ()) -> Batch:
+    """Join batches, and add what each teacher's cache holds of the same tokens, still encoded."""
     joined = {name: torch.cat([getattr(s, name) for s in samples]) for name in _TENSORS}
     listed = {name: sum((getattr(s, name) for s in samples), ()) for name in ("tokens", "boxes", "labels")}
-    teacher = None if cache is None else cache.read(listed["tokens"], layers=layers)
-    return Batch(**joined, **listed, teacher=teacher)
+    teachers = tuple(source.cache.read(listed["tokens"], layers=source.layers) for source in sources)
+    return Batch(**joined, **listed, teachers=teachers)
 
 
 _TENSORS = ("images", "intrinsics", "image_matrix", "camera_to_lidar", "to_current", "bev_matrix", "depth_m")

@@ -13,14 +13,14 @@ from jaxtyping import Float
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.evaluate import DetectionEval
 from pyquaternion import Quaternion
-from torch.utils.data import DataLoader
 
 from cache.errors import DataError
 from cache.frames import Frame, Frames
+from cache.loader import Loader
 from cache.reader import TeacherCache
 from cache.spec import CLASSES
 from student.checkpoint import load_student
-from student.dataset import Batch, StudentDataset, collate
+from student.dataset import StudentDataset, collate
 from student.detectors import BevDetector
 from student.head import Detections, decode
 
@@ -114,7 +114,7 @@ def evaluate_student(
         splits=(split or config.data.val_split,),
         max_sweeps=0,
     )
-    loader = DataLoader(
+    loader = Loader(
         StudentDataset(frames, config, times=detector.times),
         batch_size=config.training.batch_size,
         num_workers=config.data.workers,
@@ -139,7 +139,7 @@ def evaluate_teacher(
 
 
 @torch.inference_mode()
-def _student_detections(detector: BevDetector, loader: DataLoader[Batch]) -> Iterator[tuple[str, Detections]]:
+def _student_detections(detector: BevDetector, loader: Loader) -> Iterator[tuple[str, Detections]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector.to(device)
     for batch in loader:

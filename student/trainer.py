@@ -5,6 +5,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,14 +17,15 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressB
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 
 from cache.errors import ConfigError, DataError, NotCachedError
 from cache.frames import Frames
+from cache.loader import Loader
 from cache.reader import TeacherCache
+from cache.spec import CacheSpec
 from student.checkpoint import CONFIG_KEY
 from student.config import StudentConfig
-from student.dataset import Batch, SeededSampler, StudentDataset, collate
+from student.dataset import Batch, SeededSampler, StudentDataset, TeacherSource, collate
 from student.detectors import build_detector
 
 LAST = "last.ckpt"
@@ -45,21 +47,26 @@ class TrainingSummary:
 
 
 class StudentModule(lightning.LightningModule):
-    """A detector, and the distillation objective where there is a teacher's cache."""
+    """A detector, and the distillation objective where there are teachers."""
 
-    def __init__(self, config: StudentConfig, cache: TeacherCache | None) -> None:
+    def __init__(self, config: StudentConfig, teachers: Sequence[CacheSpec] = ()) -> None:
         super().__init__()
         self.config = config
         # The detector is built first, so that it starts from the same weights with and without a teacher.
         self.detector = build_detector(config.detector)
-        self.objective = None if cache is None else DistillObjective(config, cache)
+        self.objective: DistillObjective | None = None
+        if config.distill is not None:
+            layers, detector = self.detector.layers, config.detector
+            self.objective = DistillObjective(config.distill, layers, detector.grid, detector.head.tasks, teachers)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self.detector(batch)
         terms = self.detector.losses(output, batch)
         if self.objective is not None:
+            weight = self.objective.detection_weight(self.current_epoch)
+            terms = {name: weight * value for name, value in terms.items()}
             terms |= self.objective(
-                output.features, output.heatmap, batch.teacher, batch.boxes, batch.labels, self.current_epoch
+                output.features, output.heatmap, batch.teachers, batch.boxes, batch.labels, self.current_epoch
             )
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
@@ -87,22 +94,24 @@ class StudentModule(lightning.LightningModule):
 
 
 def train_student(
-    config: StudentConfig, root: Path, cache_path: Path | None, out: Path, resume: bool = False
+    config: StudentConfig, root: Path, cache_paths: Sequence[Path], out: Path, resume: bool = False
 ) -> TrainingSummary:
-    """Train a student; with `config.distill`, from the teacher's cache.
+    """Train a student; with `config.distill`, from the caches of one or several teachers.
 
     Leaves in `out`: checkpoints/last.ckpt, csv/metrics.csv, tensorboard/, summary.json.
 
     Raises:
         ConfigError: distillation without a cache, nothing to resume, or an `out` that holds another training.
-        NotCachedError: a frame of the training split is not in the cache.
+        NotCachedError: a frame of the training split is not in a cache.
         DataError: the data set lacks something, or the loss became not finite.
     """
     checkpoint = _checkpoint_to_resume(out, resume)
     frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
-    cache = _open_cache(config, cache_path, frames)
+    sources = _open_sources(config, cache_paths, frames)
     lightning.seed_everything(config.training.seed, verbose=False)
-    module = StudentModule(config, cache)
+    module = StudentModule(config, [source.cache.spec for source in sources])
+    if config.distill is not None and config.distill.inherit_head:
+        inherit_head(module.detector.head, sources[0].cache.head_weights())
     cost = _Cost()
     training = config.training
     trainer = lightning.Trainer(
@@ -113,16 +122,12 @@ def train_student(
         precision=training.precision,
         gradient_clip_val=training.gradient_clip,
         logger=[CSVLogger(out, name="", version="csv"), TensorBoardLogger(out, name="", version="tensorboard")],
-        callbacks=[
-            ModelCheckpoint(out / "checkpoints", filename=Path(LAST).stem, save_on_train_epoch_end=True),
-            RichProgressBar(),
-            cost,
-        ],
+        callbacks=[ModelCheckpoint(out / "checkpoints", filename=Path(LAST).stem), RichProgressBar(), cost],
         use_distributed_sampler=False,
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    trainer.fit(module, _loader(frames, config, cache, module), ckpt_path=checkpoint, weights_only=False)
+    trainer.fit(module, _loader(frames, config, sources, module.detector.times), ckpt_path=checkpoint)
     summary = cost.summary(trainer, out / "checkpoints" / LAST)
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
     return summary
@@ -166,31 +171,36 @@ def _checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
     return checkpoint if resume else None
 
 
-def _open_cache(config: StudentConfig, path: Path | None, frames: Frames) -> TeacherCache | None:
+def _open_sources(config: StudentConfig, paths: Sequence[Path], frames: Frames) -> tuple[TeacherSource, ...]:
     if config.distill is None:
-        return None
-    if path is None:
+        return ()
+    if not paths:
         raise ConfigError(
             "distillation needs a teacher's cache",
             where="distill",
             cure="Give --cache STORE, or switch distillation off with --set distill=null",
         )
-    cache = TeacherCache(path)
+    sources = []
+    for index, path in enumerate(paths):
+        layers = {pair.teacher for pair in config.distill.pairs if pair.cache == index}
+        sources.append(TeacherSource(cache=TeacherCache(path), layers=tuple(sorted(layers))))
+        _require_tokens(sources[-1].cache, path, frames)
+    return tuple(sources)
+
+
+def _require_tokens(cache: TeacherCache, path: Path, frames: Frames) -> None:
     missing = [token for token in frames.tokens if token not in cache]
     if missing:
         raise NotCachedError(
             "frames of the training split are not in the cache",
             where=path,
             got=f"{len(missing)} of {len(frames)} missing, the first is {missing[0]}",
-            expected=f"all of {config.data.version} {config.data.train_split}",
+            expected=f"all of {frames.version} {', '.join(frames.splits)}",
             cure="Dump the teacher on this split, or train on the one that was dumped",
         )
-    return cache
 
 
-def _loader(
-    frames: Frames, config: StudentConfig, cache: TeacherCache | None, module: StudentModule
-) -> DataLoader[Batch]:
+def _loader(frames: Frames, config: StudentConfig, sources: tuple[TeacherSource, ...], times: int) -> Loader:
     batch_size, workers = config.training.batch_size, config.data.workers
     if len(frames) < batch_size:
         raise ConfigError(
@@ -200,14 +210,12 @@ def _loader(
             expected=f"at most {len(frames)}",
             cure="Lower it",
         )
-    layers = module.objective.teacher_layers if module.objective is not None else ()
-    return DataLoader(
-        StudentDataset(frames, config, times=module.detector.times),
+    return Loader(
+        StudentDataset(frames, config, times),
         batch_size=batch_size,
         sampler=SeededSampler(len(frames), config.training.seed),
-        collate_fn=partial(collate, cache=cache, layers=layers),
+        collate_fn=partial(collate, sources=sources),
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )
