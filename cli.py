@@ -1,11 +1,14 @@
 """The command line: one command for each stage; the work itself is in cache/, student/ and demo/."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cache.errors import OfflineDistillError
 from cache.strict import load_yaml
@@ -34,8 +37,8 @@ def make_world(
     """Make up a small world in nuScenes' format, with cameras and LiDAR."""
     from demo.world import WorldConfig, make_world
 
-    world = load_yaml(config, WorldConfig, overrides or ()) if config else WorldConfig.override(overrides or ())
-    with _progress("scenes") as advance:
+    world = load_yaml(config, WorldConfig, overrides or ())
+    with _progress("key frames") as advance:
         made = make_world(out, world, progress=advance)
     console.print(f"{out}: {'made' if made else 'was there already, made by the same configuration; nothing done'}")
 
@@ -135,6 +138,15 @@ def evaluate(
             metrics = evaluate_teacher(cache, data, version, split, out, progress=advance)
     console.print(metrics)
     console.print(f"details: {out}")
+
+
+@contextmanager
+def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal; yields what is to be called with (done, total)."""
+    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(unit, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def main() -> None:

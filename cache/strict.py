@@ -33,17 +33,18 @@ class Strict(BaseModel):
             raise ConfigError(f"invalid configuration: {problems}", where=where) from None
 
 
-def load_yaml(path: str | Path, model: type[Model], overrides: Iterable[str] = ()) -> Model:
+def load_yaml(path: str | Path | None, model: type[Model], overrides: Iterable[str] = ()) -> Model:
     """Read a YAML file into a model.
 
     Args:
+        path: None for the model's defaults.
         overrides: "dotted.key=value" each, with the value in YAML, laid over the file's.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or does not fit the model.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = "" if path is None else Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             "the configuration cannot be read", where=path, got=error.strerror, cure="Check its path"
@@ -54,7 +55,7 @@ def load_yaml(path: str | Path, model: type[Model], overrides: Iterable[str] = (
         if not equals:
             raise ConfigError("not an override", where="--set", got=override, expected="dotted.key=value")
         _lay_over(values, key.split("."), _yaml(value, where=f"--set {key}"))
-    return model.parse(values, where=path)
+    return model.parse(values, where=path or model.__name__)
 
 
 def _yaml(text: str, where: str | Path) -> Any:

@@ -24,7 +24,7 @@ from cache.loader import Loader
 from cache.reader import TeacherCache
 from cache.spec import CacheSpec
 from student.checkpoint import CONFIG_KEY
-from student.config import StudentConfig
+from student.config import DetectorConfig, StudentConfig
 from student.dataset import Batch, SeededSampler, StudentDataset, TeacherSource, collate
 from student.detectors import build_detector
 
@@ -56,8 +56,8 @@ class StudentModule(lightning.LightningModule):
         self.detector = build_detector(config.detector)
         self.objective: DistillObjective | None = None
         if config.distill is not None:
-            layers, detector = self.detector.layers, config.detector
-            self.objective = DistillObjective(config.distill, layers, detector.grid, detector.head.tasks, teachers)
+            grid, tasks = config.detector.grid, config.detector.head.tasks
+            self.objective = DistillObjective(config.distill, _layers(config.detector), grid, tasks, teachers)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self.detector(batch)
@@ -91,6 +91,15 @@ class StudentModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.config.model_dump(mode="json")
+
+
+def _layers(config: DetectorConfig) -> dict[str, FeatureLayer]:
+    """What the objective may compare: the student's layers by the names of StudentOutput.features."""
+    stages = {
+        f"backbone{stage}": FeatureLayer(channels=channels, grid=config.grid.coarser(2 ** (stage + 1)))
+        for stage, channels in enumerate(config.bev_channels)
+    }
+    return stages | {"head": FeatureLayer(channels=config.bev_neck_channels, grid=config.grid)}
 
 
 def train_student(
