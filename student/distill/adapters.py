@@ -1,0 +1,138 @@
+"""What feature maps go through before they are compared, and what that does to channels and grid."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import nn
+
+from cache.errors import MismatchError
+from cache.grid import BevGrid
+from student.distill.config import AdapterConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureLayer:
+    """A map of features, (B, channels, H, W) over a grid."""
+
+    channels: int
+    grid: BevGrid
+
+
+class Layered(nn.Sequential):
+    """`depth` times convolution, batch norm and ReLU; the first convolution may stride, the others are 1x1."""
+
+    def __init__(self, channels: int, out: int, depth: int, stride: int) -> None:
+        widths = [channels] * depth + [out]
+        layers: list[nn.Module] = []
+        for index, (before, after) in enumerate(pairwise(widths)):
+            size = stride if index == 0 else 1
+            layers += [nn.Conv2d(before, after, size, size), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+def _mlp(channels: int, out: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True), nn.Conv2d(channels, out, 1))
+
+
+CHANNELS: dict[str, Callable[[int, int], nn.Module]] = {
+    "1x1conv": lambda channels, out: nn.Conv2d(channels, out, 1),
+    "3x3conv": lambda channels, out: nn.Conv2d(channels, out, 3, padding=1),
+    "mlp": _mlp,
+    "2layer": lambda channels, out: Layered(channels, out, depth=2, stride=1),
+    "3layer": lambda channels, out: Layered(channels, out, depth=3, stride=1),
+}
+"""Adapters that change channels and keep the cells; all others keep the channels unless they end in one of these."""
+
+RESIZING: dict[str, Callable[[int], nn.Module]] = {
+    # Half-pixel centres: the fine map lies where the coarse one does in metres. (The public code aligns the corners.)
+    "upsample": lambda factor: nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False),
+    "avgpool": lambda factor: nn.AvgPool2d(factor),
+    "maxpool": lambda factor: nn.MaxPool2d(factor),
+}
+
+
+def build_adapter(config: AdapterConfig, channels: int, out: int) -> nn.Module:
+    """The module of a configuration, from `channels` to `out` (which only `changes_channels` kinds look at)."""
+    resizing, _, tail = config.kind.partition("_")
+    if resizing == "downsample":
+        return Layered(channels, out, depth=int(tail[0]), stride=config.factor)
+    if resizing in RESIZING:
+        resize = RESIZING[resizing](config.factor)
+        return nn.Sequential(resize, CHANNELS[tail](channels, out)) if tail else resize
+    return CHANNELS[config.kind](channels, out) if config.kind in CHANNELS else nn.Identity()
+
+
+def changes_channels(config: AdapterConfig) -> bool:
+    """Whether the adapter can give another number of channels than it gets."""
+    return config.kind.endswith(("conv", "layer", "mlp"))
+
+
+def adapted_grid(config: AdapterConfig, grid: BevGrid, where: str) -> BevGrid:
+    """The grid behind an adapter.
+
+    Raises:
+        MismatchError: the cells do not divide by the factor.
+    """
+    height, width = grid.shape
+    if config.kind.startswith("upsample"):
+        return grid.resized((height * config.factor, width * config.factor))
+    if height % config.factor or width % config.factor:
+        raise MismatchError(
+            f"the adapter {config.kind!r} cannot merge the cells",
+            where=where,
+            got=f"{height} x {width} cells",
+            expected=f"both divisible by the factor {config.factor}",
+            cure="Choose a factor that divides both",
+        )
+    return grid.resized((height // config.factor, width // config.factor))
+
+
+def require_same_grid(student: BevGrid, teacher: BevGrid, where: str) -> None:
+    """Insist that two adapted maps lie over the same metres, cell by cell.
+
+    Raises:
+        MismatchError: frame, range or number of cells differ.
+    """
+    require_same_range(student, teacher, where)
+    if student.shape != teacher.shape:
+        raise MismatchError(
+            "student and teacher have different cells after their adapters",
+            where=where,
+            got=f"student {describe(student)}",
+            expected=f"teacher {describe(teacher)}",
+            cure=_factor_advice(student.shape, teacher.shape),
+        )
+
+
+def require_same_range(student: BevGrid, teacher: BevGrid, where: str) -> None:
+    """Insist that two grids lie over the same metres of the same frame.
+
+    Raises:
+        MismatchError: frame or range differ.
+    """
+    ours, theirs = (grid.x_range_m + grid.y_range_m for grid in (student, teacher))
+    if student.frame == teacher.frame and all(abs(a - b) < 1e-3 for a, b in zip(ours, theirs, strict=True)):
+        return
+    raise MismatchError(
+        "student and teacher do not lie over the same ground",
+        where=where,
+        got=f"student {describe(student)}",
+        expected=f"teacher {describe(teacher)}",
+        cure="Set the student's detector.grid to the teacher's frame and range, or use another cache",
+    )
+
+
+def _factor_advice(student: tuple[int, int], teacher: tuple[int, int]) -> str:
+    (h, w), (height, width) = student, teacher
+    if height % h == 0 and width % w == 0 and height // h == width // w:
+        return f"Upsample the student by {height // h} more, or downsample the teacher by as much"
+    if h % height == 0 and w % width == 0 and h // height == w // width:
+        return f"Downsample the student by {h // height} more, or upsample the teacher by as much"
+    return "Choose layers whose numbers of cells are multiples of each other"
+
+
+def describe(grid: BevGrid) -> str:
+    """A grid in words."""
+    (x0, x1), (y0, y1), (height, width) = grid.x_range_m, grid.y_range_m, grid.shape
+    return f"{height} x {width} cells over x {x0:g} .. {x1:g} m, y {y0:g} .. {y1:g} m ({grid.frame} frame)"

@@ -1,0 +1,76 @@
+"""The terms on feature maps, unweighted: pure functions of moments and masks, each a scalar with a name.
+
+Every function is zero, not NaN, where a region is empty.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from cache.codec import Encoded
+from student.distill.attention import activation_map, spatial_attention
+from student.distill.config import Criterion
+from student.distill.moments import CRITERIA, Moments, decoded
+
+Map = Float[Tensor, "B H W"]
+Scalar = Float[Tensor, ""]
+Region = Bool[Tensor, "B H W"]
+
+
+def masked_sum(error: Map, weight: Map) -> Scalar:
+    """Sum of error times weight over cells, a sample: the foreground and background terms of fgd (equation 7)."""
+    return (error * weight).sum() / len(error)
+
+
+def all_cells(moments: Moments) -> Scalar:
+    """`all`: mean of the criterion over all elements."""
+    return moments.error.mean() / moments.channels
+
+
+def fitnet(moments: Moments) -> Scalar:
+    """`fitnet`: half the squared distance, a sample (FitNets, equation 3)."""
+    return moments.error.sum() / (2 * len(moments.error))
+
+
+def channel_term(moments: Moments, criterion: Criterion) -> Scalar:
+    """Distance of the channel means, summed over channels, a sample."""
+    cells = moments.error[0].numel()
+    difference = (moments.student_channels - moments.teacher_channels) / cells
+    return CRITERIA[criterion](difference).sum() / len(difference)
+
+
+def spatial_term(moments: Moments, adapter: nn.Module, criterion: Criterion) -> Scalar:
+    """Distance of the teacher's channel mean and the student's after a 3x3 convolution, summed over cells, a sample
+    (DistillBEV's attention imitation, equation 8)."""
+    student = adapter(moments.student_sum[:, None] / moments.channels)[:, 0]
+    return CRITERIA[criterion](student - moments.teacher_sum / moments.channels).sum() / len(student)
+
+
+def attention_transfer(
+    student: Float[Tensor, "B _ H W"], teacher: Float[Tensor, "B _ H W"] | Encoded, p: float = 2.0
+) -> Scalar:
+    """Mean squared difference of normalised activation maps (Zagoruyko and Komodakis 2017, equation 2 as in their
+    code). Channels may differ."""
+    target = activation_map(decoded(teacher), p)
+    return (activation_map(student.to(target.dtype), p) - target).square().mean()
+
+
+def attended_distance(moments: Moments, temperature: float) -> Scalar:
+    """`linfengzhang`, feature term: mean over samples of sqrt(sum of (S - T)^2 A_spatial A_channel), the teacher's
+    attentions (Zhang and Ma 2021, equation 4)."""
+    attention = spatial_attention(moments.teacher_energy / moments.channels, temperature)
+    squares = (moments.weighted_error * attention).sum(dim=(1, 2))
+    # The root has no slope at 0; below the floor there is nothing left to learn.
+    return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt().mean()
+
+
+def distance(student: Tensor, teacher: Tensor) -> Scalar:
+    """Euclidean distance over the whole batch, as `linfengzhang` has it."""
+    return torch.linalg.vector_norm(student - teacher)
+
+
+def mean_within(error: Map, region: Region, channels: int = 1) -> Scalar:
+    """Mean of the error over a region in each sample, then over the samples that have such cells (S2M2-SSD)."""
+    cells = region.sum(dim=(1, 2))
+    means = (error * region).sum(dim=(1, 2)) / (cells.clamp(min=1) * channels)
+    return means.sum() / (cells > 0).sum().clamp(min=1)
