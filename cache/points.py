@@ -9,6 +9,9 @@ from cache.errors import DataError
 from cache.frames import Frame
 from cache.spec import PointPipeline
 
+POINT_BYTES = 5 * 4
+"""x, y, z, intensity, ring as float32."""
+
 
 def load_points(frame: Frame, pipeline: PointPipeline) -> Float[np.ndarray, "N 5"]:
     """Points of a key frame and its past sweeps in the key frame's LiDAR.
@@ -38,17 +41,18 @@ def load_points(frame: Frame, pipeline: PointPipeline) -> Float[np.ndarray, "N 5
 def _read_sweep(path: Path) -> Float[np.ndarray, "N 5"]:
     """nuScenes' .pcd.bin: x, y, z, intensity, ring as float32; the ring is replaced by a lag of 0."""
     try:
-        values = np.fromfile(path, dtype=np.float32)
+        content = bytearray(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError("a LiDAR file is missing", where=path, cure="Unpack the data set's blobs again") from error
-    if values.size == 0 or values.size % 5:
+    if not content or len(content) % POINT_BYTES:
         raise DataError(
             "a LiDAR file is cut short",
             where=path,
-            got=f"{values.size} float32 values",
-            expected="5 for each point, and at least one point",
+            got=f"{len(content)} bytes",
+            expected=f"{POINT_BYTES} for each point, and at least one point",
             cure="Unpack the data set's blobs again",
         )
+    values = np.frombuffer(content, dtype=np.float32)
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0]) // 5
         raise DataError(
