@@ -1,0 +1,64 @@
+"""The parameters of the made-up world."""
+
+from pydantic import Field, model_validator
+
+from cache.errors import ConfigError
+from cache.spec import CLASSES
+from cache.strict import Strict
+
+KEY_PERIOD_S = 0.5
+"""nuScenes annotates at 2 Hz ..."""
+SWEEP_PERIOD_S = 0.05
+"""... and its LiDAR turns at 20 Hz."""
+
+
+class WorldConfig(Strict):
+    """A made-up world in nuScenes' format; the same values give the same bytes.
+
+    Raises:
+        ConfigError: values that no world can have together.
+    """
+
+    seed: int = Field(0, ge=0)
+    train_scenes: int = Field(8, ge=1, le=8)
+    """Scenes with names of mini_train, which has eight."""
+    val_scenes: int = Field(2, ge=1, le=2)
+    """Scenes with names of mini_val, which has two."""
+    key_frames: int = Field(8, ge=2, le=40)
+    """Annotated frames of a scene, two a second."""
+    past_sweeps: int = Field(3, ge=0, le=9)
+    """LiDAR rotations that are kept before each key frame, twenty a second."""
+    image_size: tuple[int, int] = (450, 800)
+    """(height, width) in pixels; the focal lengths scale with the width."""
+    jpeg_quality: int = Field(90, ge=1, le=100)
+    range_m: float = Field(25.6, ge=16, le=60)
+    """Objects stand and are annotated where |x| and |y| in the LiDAR's frame are at most this."""
+    objects: int = Field(36, ge=len(CLASSES))
+    """Objects of a scene; those that are in range vary from frame to frame."""
+    each_class: int = Field(2, ge=1)
+    """Objects of each class that a scene has at least."""
+    lidar_beams: int = Field(32, ge=2, le=128)
+    lidar_azimuths: int = Field(1000, ge=16, le=4000)
+    lidar_range_m: float = Field(70.0, gt=1)
+    lidar_noise_m: float = Field(0.005, ge=0, le=0.1)
+    """Standard deviation of a measured range."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "WorldConfig":
+        if self.objects < self.each_class * len(CLASSES):
+            raise ConfigError(
+                "a scene has too few objects for its classes",
+                where="objects",
+                got=self.objects,
+                expected=f"at least {self.each_class * len(CLASSES)}, {self.each_class} of each class",
+                cure="Raise objects or lower each_class",
+            )
+        if not all(32 <= side <= 4000 for side in self.image_size):
+            raise ConfigError(
+                "an image of that size cannot be drawn",
+                where="image_size",
+                got=self.image_size,
+                expected="(height, width), each between 32 and 4000 pixels",
+                cure="Change image_size",
+            )
+        return self

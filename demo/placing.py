@@ -1,0 +1,134 @@
+"""Where the objects of a scene stand and go, without touching each other."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from cache.errors import ConfigError
+from demo.actors import Actor, Kind, Motion
+from demo.config import KEY_PERIOD_S, SWEEP_PERIOD_S, WorldConfig
+from demo.road import EDGES_M, KERBS_M, LANES_M, PAVEMENT_M, Road
+
+CLEARANCE_M = 0.4
+EGO_SIZE_M = (4.6, 2.0)
+EGO_CENTRE_M = 1.3
+"""The ego frame's origin is the rear axle; the vehicle's centre lies ahead of it."""
+_TRIES = 400
+_STEP_S = 0.125
+
+Outline = Float[np.ndarray, "T 4 2"]
+
+
+@dataclass(kw_only=True)
+class Placing:
+    """A scene that is filled object by object; each keeps CLEARANCE_M to all others at all times."""
+
+    world: WorldConfig
+    road: Road
+    ego_mps: float
+    rng: np.random.Generator
+    actors: list[Actor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        last_s = (self.world.key_frames - 1) * KEY_PERIOD_S
+        first_s = -self.world.past_sweeps * SWEEP_PERIOD_S
+        self._times_s = np.append(np.arange(first_s, last_s, _STEP_S), last_s)
+        ego = Motion(s_m=EGO_CENTRE_M, d_m=0.0, s_mps=self.ego_mps)
+        self._outlines = [self._outline(ego, *EGO_SIZE_M)]
+
+    def add(self, kind: Kind) -> None:
+        """Place an object of the ten classes, in range at one key frame at least.
+
+        Raises:
+            ConfigError: no place was found.
+        """
+        if not self._place(kind, self._object_motion, _TRIES):
+            raise ConfigError(
+                "the objects don't fit into the range",
+                where=f"object {len(self.actors) + 1}, {kind.name}",
+                got=f"{self.world.objects} objects within +-{self.world.range_m} m",
+                expected=f"a free place in {_TRIES} tries",
+                cure="Lower objects or each_class, or raise range_m",
+            )
+
+    def add_scenery(self, kind: Kind, distance_m: tuple[float, float]) -> None:
+        """Place an object that is not annotated, off the road and that far from the ego vehicle, if there is room."""
+        self._place(kind, lambda kind: self._scenery_motion(kind, distance_m), 10)
+
+    def _place(self, kind: Kind, draw: Callable[[Kind], Motion | None], tries: int) -> bool:
+        length, width, height = (mean * float(np.clip(self.rng.normal(1, 0.04), 0.9, 1.1)) for mean in kind.size_m)
+        for _ in range(tries):
+            motion = draw(kind)
+            if motion is None:
+                continue
+            outline = self._outline(motion, length, width)
+            if not any(_overlap(outline, other) for other in self._outlines):
+                solid_m, shape = (length, width, height), kind.build(self.rng)
+                self.actors.append(Actor(kind=kind, solid_m=solid_m, shape=shape, motion=motion))
+                self._outlines.append(outline)
+                return True
+        return False
+
+    def _object_motion(self, kind: Kind) -> Motion:
+        """Draw a key frame and a place in range then; the kind decides what the object does there."""
+        time_s = KEY_PERIOD_S * float(self.rng.integers(self.world.key_frames))
+        s_m, d_m = self._spot(time_s, kind.range_m)
+        moving = self.rng.random() < kind.moving
+        turn_rad = float(self.rng.uniform(-np.pi, np.pi))
+        if kind.on_road and (moving or EDGES_M[0] < d_m < EDGES_M[1]):
+            d_m, turn_rad = _nearest_lane(d_m, LANES_M if moving else LANES_M + KERBS_M)
+        speed_mps = float(self.rng.uniform(*kind.speed_mps)) if moving else 0.0
+        s_mps, d_mps = speed_mps * float(np.cos(turn_rad)), speed_mps * float(np.sin(turn_rad))
+        return Motion(s_m=s_m - s_mps * time_s, d_m=d_m - d_mps * time_s, s_mps=s_mps, d_mps=d_mps, turn_rad=turn_rad)
+
+    def _spot(self, time_s: float, class_range_m: float) -> tuple[float, float]:
+        """Road coordinates of a place that is uniform over the square range, within the range of the class."""
+        while True:
+            ahead, left = self.rng.uniform(-self.world.range_m, self.world.range_m, 2)
+            if np.hypot(ahead, left) < class_range_m:
+                return self._from_ego(time_s, ahead, left)
+
+    def _scenery_motion(self, kind: Kind, distance_m: tuple[float, float]) -> Motion | None:
+        angle, distance = self.rng.uniform(-np.pi, np.pi), self.rng.uniform(*distance_m)
+        s_m, d_m = self._from_ego(self._times_s[-1] / 2, distance * np.cos(angle), distance * np.sin(angle))
+        beside = max(EDGES_M[0] - d_m, d_m - EDGES_M[1])
+        far_enough = beside > PAVEMENT_M + np.hypot(*kind.size_m[:2]) / 2
+        return Motion(s_m=s_m, d_m=d_m, turn_rad=float(self.rng.uniform(-np.pi, np.pi))) if far_enough else None
+
+    def _from_ego(self, time_s: float, ahead_m: float, left_m: float) -> tuple[float, float]:
+        ego = self.road.to_map(np.float64(self.ego_mps * time_s), np.float64(0.0))
+        s_m, d_m = self.road.from_vehicle(ego, np.float64(ahead_m), np.float64(left_m))
+        return float(s_m), float(d_m)
+
+    def _outline(self, motion: Motion, length_m: float, width_m: float) -> Outline:
+        """The corners of an object's footprint, widened by half the clearance, over time."""
+        x, y, yaw = motion.at(self.road, self._times_s)
+        half = (np.asarray([length_m, width_m]) + CLEARANCE_M) / 2
+        corners = np.asarray([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * half
+        cos, sin = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
+        return np.stack(
+            [
+                x[:, None] + cos * corners[:, 0] - sin * corners[:, 1],
+                y[:, None] + sin * corners[:, 0] + cos * corners[:, 1],
+            ],
+            axis=-1,
+        )
+
+
+def _nearest_lane(d_m: float, lanes: tuple[tuple[float, int], ...]) -> tuple[float, float]:
+    """The offset of the nearest lane and the heading there."""
+    offset_m, direction = min(lanes, key=lambda lane: abs(lane[0] - d_m))
+    return offset_m, 0.0 if direction > 0 else np.pi
+
+
+def _overlap(one: Outline, other: Outline) -> bool:
+    """Whether two rectangles overlap at any time: no side of either separates them (separating axis theorem)."""
+    apart = np.zeros(len(one), dtype=bool)
+    for rectangle in (one, other):
+        for start, end in ((0, 1), (1, 2)):
+            axis = (rectangle[:, end] - rectangle[:, start])[:, :, None]
+            ours, theirs = (one @ axis)[..., 0], (other @ axis)[..., 0]
+            apart |= (ours.max(axis=1) < theirs.min(axis=1)) | (theirs.max(axis=1) < ours.min(axis=1))
+    return not bool(apart.all())

@@ -1,0 +1,74 @@
+"""The road: a circular arc that the ego vehicle follows, its lanes, and what covers the ground."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+LANES_M = ((0.0, 1), (3.6, -1))
+"""(offset to the left of the ego's lane, direction of travel): right-hand traffic."""
+KERBS_M = ((-3.6, 1), (7.2, -1))
+"""Lanes of parked vehicles."""
+EDGES_M = (-5.4, 9.0)
+PAVEMENT_M = 3.0
+MARKINGS_M = (-1.8, 1.8, 5.4)
+
+ASPHALT, MARKING, PAVEMENT, YARD = range(4)
+
+Array = Float[np.ndarray, "..."]
+Pose2d = tuple[float, float, float]
+"""x, y in metres and yaw in radians, in the map frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Road:
+    """An arc in the map frame. Road coordinates: s along the ego's lane, d to its left, both in metres.
+
+    radius_m: positive for a bend to the left.
+    x_m, y_m, yaw_rad: where s = d = 0, and the direction of travel there.
+    """
+
+    radius_m: float
+    x_m: float
+    y_m: float
+    yaw_rad: float
+
+    def to_map(self, s_m: Array, d_m: Array) -> tuple[Array, Array, Array]:
+        """Road coordinates to x, y and the direction of the lane there, in the map frame."""
+        angle = s_m / self.radius_m
+        forward = (self.radius_m - d_m) * np.sin(angle)
+        left = self.radius_m - (self.radius_m - d_m) * np.cos(angle)
+        cos, sin = np.cos(self.yaw_rad), np.sin(self.yaw_rad)
+        return (
+            self.x_m + cos * forward - sin * left,
+            self.y_m + sin * forward + cos * left,
+            self.yaw_rad + angle,
+        )
+
+    def from_vehicle(self, vehicle: Pose2d, ahead_m: Array, left_m: Array) -> tuple[Array, Array]:
+        """Road coordinates of points that are given in the frame of a vehicle at this pose."""
+        x, y, yaw = np.asarray(vehicle, dtype=np.result_type(ahead_m))
+        cos, sin = np.cos(yaw), np.sin(yaw)
+        return self.from_map(x + cos * ahead_m - sin * left_m, y + sin * ahead_m + cos * left_m)
+
+    def from_map(self, x_m: Array, y_m: Array) -> tuple[Array, Array]:
+        """The inverse of `to_map`: s and d."""
+        cos, sin = np.cos(self.yaw_rad), np.sin(self.yaw_rad)
+        forward = cos * (x_m - self.x_m) + sin * (y_m - self.y_m)
+        left = cos * (y_m - self.y_m) - sin * (x_m - self.x_m)
+        sign = np.sign(self.radius_m)
+        to_centre = self.radius_m - left
+        angle = np.arctan2(sign * forward, sign * to_centre)
+        return self.radius_m * angle, self.radius_m - sign * np.hypot(forward, to_centre)
+
+
+def cover(s_m: Float[np.ndarray, "N"], d_m: Float[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
+    """What covers the ground: ASPHALT, MARKING, PAVEMENT or YARD at each point."""
+    right, left = EDGES_M
+    kind = np.full(d_m.shape, YARD, dtype=np.int8)
+    kind[(d_m > right - PAVEMENT_M) & (d_m < left + PAVEMENT_M)] = PAVEMENT
+    kind[(d_m > right) & (d_m < left)] = ASPHALT
+    dash = np.mod(s_m, 6.0) < 3.0
+    for line in MARKINGS_M:
+        kind[dash & (np.abs(d_m - line) < 0.1)] = MARKING
+    return kind
