@@ -1,0 +1,121 @@
+"""Depth nets, which give each image feature a distribution over depth bins and a context, and their loss."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+
+class DepthNet(nn.Module):
+    """Camera-aware depth and context (BEVDepth, figure 4): D logits, then the context's channels.
+
+    Tensors are those of the public BEVDet code's DepthNet without deformable convolution.
+    """
+
+    def __init__(self, channels: int, bins: int, context_channels: int, camera_channels: int = 27) -> None:
+        super().__init__()
+        self.reduce_conv = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        )
+        self.bn = nn.BatchNorm1d(camera_channels)
+        self.context_mlp = Mlp(camera_channels, channels)
+        self.context_se = SqueezeExcite(channels)
+        self.context_conv = nn.Conv2d(channels, context_channels, 1)
+        self.depth_mlp = Mlp(camera_channels, channels)
+        self.depth_se = SqueezeExcite(channels)
+        self.depth_conv = nn.Sequential(
+            *(BasicBlock(channels, channels) for _ in range(3)), Aspp(channels), nn.Conv2d(channels, bins, 1)
+        )
+
+    def forward(self, x: Float[Tensor, "n c h w"], parameters: Float[Tensor, "n p"]) -> Float[Tensor, "n _ h w"]:
+        parameters = self.bn(parameters)
+        x = self.reduce_conv(x)
+        context = self.context_conv(self.context_se(x, self.context_mlp(parameters)))
+        depth = self.depth_conv(self.depth_se(x, self.depth_mlp(parameters)))
+        return torch.cat([depth, context], dim=1)
+
+
+class PlainDepthNet(nn.Module):
+    """BEVDet's: a 1 x 1 convolution that knows nothing of the cameras."""
+
+    def __init__(self, channels: int, bins: int, context_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, bins + context_channels, 1)
+
+    def forward(self, x: Float[Tensor, "n c h w"], parameters: Float[Tensor, "n p"]) -> Float[Tensor, "n _ h w"]:
+        return self.conv(x)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a ReLU between."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(in_channels, channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Float[Tensor, "n _"]) -> Float[Tensor, "n c"]:
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+class SqueezeExcite(nn.Module):
+    """Gate the channels of a map by a vector (Hu et al. 2018, with the camera in place of the map's mean)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_reduce, self.conv_expand = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "n c h w"], gate: Float[Tensor, "n c"]) -> Float[Tensor, "n c h w"]:
+        return x * self.conv_expand(F.relu(self.conv_reduce(gate[..., None, None]))).sigmoid()
+
+
+class Aspp(nn.Module):
+    """Atrous spatial pyramid pooling (DeepLab v3): four dilations and the mean of the map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.aspp1 = AtrousConv(channels, kernel=1, dilation=1)
+        self.aspp2, self.aspp3, self.aspp4 = (AtrousConv(channels, kernel=3, dilation=d) for d in (6, 12, 18))
+        self.global_avg_pool = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+        )
+        self.conv1, self.bn1 = nn.Conv2d(5 * channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
+        self.dropout = nn.Dropout(0.5)
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.kaiming_normal_(conv.weight)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        branches = [self.aspp1(x), self.aspp2(x), self.aspp3(x), self.aspp4(x), self.global_avg_pool(x).expand_as(x)]
+        return self.dropout(F.relu(self.bn1(self.conv1(torch.cat(branches, dim=1)))))
+
+
+class AtrousConv(nn.Module):
+    """Convolution with a dilation, batch norm and ReLU."""
+
+    def __init__(self, channels: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.atrous_conv = nn.Conv2d(channels, channels, kernel, padding=padding, dilation=dilation, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return F.relu(self.bn(self.atrous_conv(x)))
+
+
+def depth_loss(
+    logits: Float[Tensor, "B N D h w"], depth_m: Float[Tensor, "B N h w"], bins_m: tuple[float, float, float]
+) -> Float[Tensor, ""]:
+    """Binary cross-entropy of the bins' probabilities against the bin of the LiDAR's depth (BEVDepth, equation 3).
+
+    Only patches whose depth lies in a bin count (0 marks those without a point); summed over bins, averaged over
+    those patches; 0 where there is none.
+    """
+    nearest, _, size = bins_m
+    bins = logits.shape[2]
+    target = ((depth_m - nearest) / size).floor().long()
+    known = (depth_m > 0) & (target >= 0) & (target < bins)
+    with torch.autocast(logits.device.type, enabled=False):
+        probability = logits.float().movedim(2, -1)[known].softmax(dim=-1)
+        one_hot = F.one_hot(target[known], bins).to(probability)
+        return F.binary_cross_entropy(probability, one_hot, reduction="sum") / known.sum().clamp(min=1)
