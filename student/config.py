@@ -4,8 +4,9 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from cache.errors import ConfigError
 from cache.grid import BevGrid
 from cache.spec import Decoding
 from cache.strict import Strict
@@ -19,6 +20,13 @@ TASKS = (
     ("motorcycle", "bicycle"),
     ("pedestrian", "traffic_cone"),
 )
+
+SCALE_NMS = Decoding(
+    nms_type=("rotate", "rotate", "rotate", "circle", "rotate", "rotate"),
+    nms_thr=(0.2, 0.2, 0.2, 0.2, 0.2, 0.5),
+    nms_scale=(1.0, 0.7, 0.7, 0.4, 0.55, 1.1, 1.0, 1.0, 4.5, 9.0),
+)
+"""BEVDet's, for the six tasks above."""
 
 
 class DataConfig(Strict):
@@ -60,20 +68,21 @@ class HeadConfig(Strict):
 
     tasks: tuple[tuple[str, ...], ...] = TASKS
     shared_channels: int = 64
-    max_objects: int = 500
     gaussian_overlap: float = 0.1
     min_radius: int = 2
     code_weights: tuple[float, ...] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2)
     """Of x, y offset, z, log dx, log dy, log dz, sin yaw, cos yaw, vx, vy."""
     heatmap_weight: float = 1.0
     boxes_weight: float = 0.25
-    decoding: Decoding = Decoding()
+    decoding: Decoding = SCALE_NMS
 
 
 class DetectorConfig(Strict):
     """A multi-camera BEV detector; the defaults are the public BEVDepth R50 of DistillBEV's tables."""
 
     name: Literal["bevdet", "bevdet4d", "bevdepth", "bevdepth4d"] = "bevdepth"
+    history: int = Field(1, ge=1)
+    """Key frames before the current one that a 4D detector sees; the others see none."""
     image_backbone: str = "resnet50"
     """A torchvision ResNet's name."""
     image_weights: Path | None = None
@@ -89,6 +98,29 @@ class DetectorConfig(Strict):
     bev_neck_channels: int = 256
     depth_weight: float = 3.0
     head: HeadConfig = HeadConfig()
+
+    @property
+    def times(self) -> int:
+        """Key frames that the detector sees, the current one included."""
+        return 1 + self.history if self.name.endswith("4d") else 1
+
+    @property
+    def depth_bins(self) -> int:
+        """How many depth bins there are."""
+        nearest, farthest, size = self.depth_m
+        return round((farthest - nearest) / size)
+
+    @model_validator(mode="after")
+    def _grid_survives_three_halvings(self) -> "DetectorConfig":
+        if any(side % 8 for side in self.grid.shape):
+            raise ConfigError(
+                "the BEV grid does not fit the BEV encoder, which halves it three times",
+                where="detector.grid",
+                got="{} x {} cells".format(*self.grid.shape),
+                expected="multiples of 8",
+                cure="Change the grid's range or its cell size",
+            )
+        return self
 
 
 class TrainingConfig(Strict):
@@ -126,3 +158,15 @@ class StudentConfig(Strict):
     detector: DetectorConfig = DetectorConfig()
     training: TrainingConfig = TrainingConfig()
     distill: DistillConfig | None = None
+
+    @model_validator(mode="after")
+    def _canonical_cache(self) -> "StudentConfig":
+        if self.distill is not None and self.bev_augment != BevAugmentConfig():
+            raise ConfigError(
+                "distillation from a canonical cache and BEV augmentation do not go together",
+                where="bev_augment",
+                got=self.bev_augment,
+                expected="no rotation, scale or flip: the cached features would stay where they are",
+                cure="Leave bev_augment out, or set distill to null",
+            )
+        return self
