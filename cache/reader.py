@@ -1,12 +1,57 @@
-"""token -> TeacherSample; safe after fork; fast."""
+"""token -> TeacherSample; safe after fork; fast.
 
-from dataclasses import dataclass
+A read is one `os.pread` for each sample, view and array, a checksum and a decompression straight into the result. No
+file stays open and no thread or event loop exists, so a cache may be forked, pickled and used from several threads.
+"""
 
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from cache.codec import Encoded
+from cache.errors import CorruptStoreError, NotCachedError, StoreError, UnsealedError
+from cache.shards import (
+    REPAIR,
+    checked,
+    checksum_of,
+    index_bytes,
+    read_signed,
+    unpack_chunk,
+    unpack_index,
+)
+from cache.spec import CacheSpec, LayerSpec
+from cache.store import (
+    HEAD_WEIGHTS,
+    ROOT,
+    SampleArray,
+    ShardRecord,
+    parse_root,
+    record_key,
+    sample_arrays,
+    scale_of,
+    whole_key,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSample:
+    """All that the store holds of one sample: V views, as in `TeacherBatch` otherwise."""
+
+    token: str
+    features: dict[str, Encoded]
+    heatmap: UInt8[Tensor, "V K H W"]
+    canvas_mask: Bool[Tensor, "V h w"]
+    head_maps: dict[str, Tensor]
+    view_matrix: Float[Tensor, "V 4 4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,4 +74,311 @@ class TeacherBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TeacherBatch":
         """The same batch on another device, still encoded."""
-        raise RuntimeError("written next, by the store")
+        return replace(
+            self,
+            features={name: layer.to(device, non_blocking) for name, layer in self.features.items()},
+            heatmap=self.heatmap.to(device, non_blocking=non_blocking),
+            canvas_mask=self.canvas_mask.to(device, non_blocking=non_blocking),
+            head_maps={name: maps.to(device, non_blocking=non_blocking) for name, maps in self.head_maps.items()},
+            view_matrix=self.view_matrix.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> "TeacherBatch":
+        """The same batch in page-locked memory, from which a copy to a GPU does not block; DataLoader calls it."""
+        return replace(
+            self,
+            features={name: layer.pin_memory() for name, layer in self.features.items()},
+            heatmap=self.heatmap.pin_memory(),
+            canvas_mask=self.canvas_mask.pin_memory(),
+            head_maps={name: maps.pin_memory() for name, maps in self.head_maps.items()},
+            view_matrix=self.view_matrix.pin_memory(),
+        )
+
+
+class Tokens(Sequence[str]):
+    """The tokens of a store in dump order, searched where they lie on disk: opening costs nothing for each sample."""
+
+    def __init__(self, names: np.ndarray, order: Int[np.ndarray, "N"]) -> None:
+        self._names, self._order = names, order
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            return tuple(name.decode() for name in self._names[key].tolist())
+        return self._names[key].decode()
+
+    def __contains__(self, token: object) -> bool:
+        return isinstance(token, str) and self.find(token) is not None
+
+    def find(self, token: str) -> int | None:
+        """The position of a token; None where there is no such token."""
+        name = token.encode()
+        if len(name) > self._names.itemsize:
+            return None
+        key = np.array(name, dtype=self._names.dtype)
+        place = int(np.searchsorted(self._names, key, sorter=self._order))
+        if place == len(self) or self._names[self._order[place]] != name:
+            return None
+        return int(self._order[place])
+
+
+class TeacherCache:
+    """A store of teacher features, opened for reading.
+
+    Args:
+        path: The store's folder.
+        allow_partial: Read what is committed of a dump that has not finished.
+        expect: A spec, or a part of one as nested dicts, that the store must agree with.
+
+    Raises:
+        StoreError: there is no store.
+        UnsealedError: the dump has not finished.
+        MismatchError: the store differs from `expect` (with one line for each difference), or is of another version.
+        CorruptStoreError: a checksum fails.
+    """
+
+    def __init__(
+        self, path: str | Path, *, allow_partial: bool = False, expect: CacheSpec | dict[str, Any] | None = None
+    ) -> None:
+        self.path, self._allow_partial = Path(path), allow_partial
+        self.attributes = parse_root(self._root(), str(self.path / ROOT))
+        self.spec = self.attributes.spec
+        if expect is not None:
+            self.spec.require(expect, self.path)
+        self._arrays = sample_arrays(self.spec)
+        self._per_shard = self.attributes.layout.samples_per_shard
+        self._records: dict[int, ShardRecord] = {}
+        self._indexes: dict[tuple[str, int], Int[np.ndarray, "_ 2"]] = {}
+        self._all_tokens = self._read_tokens()
+        self.tokens: Sequence[str] = self._all_tokens if self.attributes.sealed else self._committed_tokens()
+        self._view_matrix = torch.from_numpy(self._whole("view_matrix", "<f4", (len(self.spec.views), 4, 4)).copy())
+
+    def __reduce__(self) -> tuple:
+        """Travel as a path: a worker process opens the store again."""
+        return _reopen, (self.path, self._allow_partial)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __contains__(self, token: object) -> bool:
+        return token in self.tokens
+
+    def __getitem__(self, token: str) -> TeacherSample:
+        """All views and layers of one sample.
+
+        Raises:
+            NotCachedError: the token was not dumped.
+            CorruptStoreError: a checksum fails.
+        """
+        views = tuple(range(len(self.spec.views)))
+        batch = self.read((token,) * len(views), views=views, head_maps=True)
+        return TeacherSample(
+            token=token,
+            features=batch.features,
+            heatmap=batch.heatmap,
+            canvas_mask=batch.canvas_mask,
+            head_maps=batch.head_maps,
+            view_matrix=batch.view_matrix,
+        )
+
+    def read(
+        self,
+        tokens: Sequence[str],
+        layers: Sequence[str] | None = None,
+        views: Sequence[int] | None = None,
+        head_maps: bool = False,
+    ) -> TeacherBatch:
+        """Read one view of each token, in their order; tokens may repeat.
+
+        Args:
+            layers: Which layers; all by default.
+            views: An index into `spec.views` for each token; the first view by default.
+            head_maps: Read the head's other maps too.
+
+        Raises:
+            NotCachedError: a token, layer or view was not dumped.
+            CorruptStoreError: a checksum fails.
+        """
+        where = self._chunks(tokens, views)
+        names = [layer.name for layer in self.spec.layers] if layers is None else layers
+        canvas = self._read(self._arrays["canvas_mask"], where)
+        width = self.spec.canvas_grid.shape[1]
+        kept = self.spec.head_maps if head_maps else {}
+        return TeacherBatch(
+            tokens=tuple(tokens),
+            features={name: self._features(name, where) for name in names},
+            heatmap=torch.from_numpy(self._read(self._arrays["heatmap"], where)),
+            canvas_mask=torch.from_numpy(np.unpackbits(canvas, axis=-1, count=width).view(np.bool_)),
+            head_maps={name: torch.from_numpy(self._read(self._arrays[f"boxes_{name}"], where)) for name in kept},
+            view_matrix=self._view_matrix[[chunk.view for chunk in where]],
+        )
+
+    def head_weights(self) -> dict[str, Tensor]:
+        """The state dict of the teacher's head, for students that inherit it.
+
+        Raises:
+            CorruptStoreError: the file is missing or does not match its SHA-256.
+        """
+        data = self._file(HEAD_WEIGHTS)
+        if hashlib.sha256(data).hexdigest() != self.attributes.head_weights_sha256:
+            raise CorruptStoreError(
+                "the head's weights do not match their SHA-256", where=self.path / HEAD_WEIGHTS, cure=REPAIR
+            )
+        return safetensors.torch.load(data)
+
+    def _features(self, name: str, where: list["_Chunk"]) -> Encoded:
+        layer = self._layer(name)
+        values = torch.from_numpy(self._read(self._arrays[f"features/{name}"], where))
+        if layer.codec.kind == "float16":
+            scale = torch.ones(values.shape[:2])
+        else:
+            scale = torch.from_numpy(self._read(self._arrays[scale_of(f"features/{name}")], where))
+        return Encoded(values=values, scale=scale, codec=layer.codec)
+
+    def _layer(self, name: str) -> LayerSpec:
+        for layer in self.spec.layers:
+            if layer.name == name:
+                return layer
+        raise NotCachedError(
+            "the store does not hold this layer",
+            where=self.path,
+            got=name,
+            expected=" or ".join(layer.name for layer in self.spec.layers),
+            cure="Dump it, or ask for another layer",
+        )
+
+    def _chunks(self, tokens: Sequence[str], views: Sequence[int] | None) -> list["_Chunk"]:
+        """Where each sample and view lies."""
+        count = len(self.spec.views)
+        chunks = []
+        for token, view in zip(tokens, views or (0,) * len(tokens), strict=True):
+            if not 0 <= view < count:
+                raise NotCachedError("the store does not hold this view", where=self.path, got=view, expected=count)
+            shard, row = divmod(self._position(token), self._per_shard)
+            chunks.append(_Chunk(token=token, shard=shard, view=view, number=row * count + view))
+        return chunks
+
+    def _position(self, token: str) -> int:
+        position = self._all_tokens.find(token)
+        if position is None or (self.tokens is not self._all_tokens and token not in self.tokens):
+            raise NotCachedError(
+                "the store does not hold this token",
+                where=self.path,
+                got=token,
+                expected=f"one of {len(self.tokens)} of {self.spec.data.version}, {', '.join(self.spec.data.splits)}",
+                cure="Train on the splits that were dumped, or dump these",
+            )
+        return position
+
+    def _read(self, array: SampleArray, where: list["_Chunk"]) -> np.ndarray:
+        out = np.empty((len(where), *array.shape), dtype=array.dtype)
+        for chunk, row in zip(where, out, strict=True):
+            self._read_chunk(array, chunk, row)
+        return out
+
+    def _read_chunk(self, array: SampleArray, chunk: "_Chunk", out: np.ndarray) -> None:
+        place = f"{self.path}, {array.name}, token {chunk.token}"
+        offset, size = self._index(array, chunk.shard)[chunk.number].tolist()
+        if offset < 0:
+            raise CorruptStoreError("a committed sample has no bytes", where=place, cure=REPAIR)
+        unpack_chunk(self._pread(array.key(chunk.shard), offset, size, place), out, place)
+
+    def _index(self, array: SampleArray, shard: int) -> Int[np.ndarray, "_ 2"]:
+        """Where a shard's chunks lie, read once and compared with what the manifest says of the file."""
+        index = self._indexes.get((array.name, shard))
+        if index is None:
+            place = f"{self.path}, {array.name}, shard {shard}"
+            file = self._record(shard).files[array.name]
+            size = index_bytes(self._per_shard * len(self.spec.views))
+            stored = self._pread(array.key(shard), file.bytes - size, size, place)
+            if checksum_of(stored) != file.index_crc32c:
+                raise CorruptStoreError("a shard is not the one that was committed", where=place, cure=REPAIR)
+            index = self._indexes[array.name, shard] = unpack_index(stored, place)
+        return index
+
+    def _record(self, shard: int) -> ShardRecord:
+        if shard not in self._records:
+            data = self._file(record_key(shard))
+            place = str(self.path / record_key(shard))
+            self._records[shard] = ShardRecord.parse(read_signed(data, place), place)
+        return self._records[shard]
+
+    def _pread(self, key: str, offset: int, size: int, place: str) -> UInt8[np.ndarray, "_"]:
+        try:
+            file = os.open(self.path / key, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CorruptStoreError("a shard cannot be read", where=place, got=error.strerror, cure=REPAIR) from error
+        try:
+            data = os.pread(file, size, offset)
+        except OSError as error:
+            raise CorruptStoreError("a shard cannot be read", where=place, got=error.strerror, cure=REPAIR) from error
+        finally:
+            os.close(file)
+        if len(data) != size:
+            raise CorruptStoreError(
+                "a shard is cut short", where=place, got=f"{len(data)} bytes", expected=size, cure=REPAIR
+            )
+        return np.frombuffer(data, np.uint8)
+
+    def _root(self) -> bytes:
+        try:
+            data = (self.path / ROOT).read_bytes()
+        except OSError as error:
+            raise StoreError(
+                "there is no store here",
+                where=self.path,
+                got=error.strerror,
+                cure="Point to the folder that `cli dump-teacher` wrote",
+            ) from None
+        return data
+
+    def _file(self, key: str) -> bytes:
+        try:
+            return (self.path / key).read_bytes()
+        except OSError as error:
+            raise CorruptStoreError(
+                "a file of the store cannot be read", where=self.path / key, got=error.strerror, cure=REPAIR
+            ) from error
+
+    def _read_tokens(self) -> Tokens:
+        samples = self.spec.data.samples
+        names = self._whole("token", "u1", (samples, -1))
+        width = names.shape[1]
+        return Tokens(names.reshape(-1).view(f"S{width}"), self._whole("token_order", "<i8", (samples,)))
+
+    def _whole(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A small array, mapped into memory: the pages are shared by all processes that read it."""
+        path = self.path / whole_key(name, len(shape))
+        try:
+            stored = np.memmap(path, dtype=np.uint8, mode="r")
+            return checked(stored, str(path)).view(dtype).reshape(shape).view(np.ndarray)
+        except (OSError, ValueError) as error:
+            raise CorruptStoreError("a small array cannot be read", where=path, got=error, cure=REPAIR) from error
+
+    def _committed_tokens(self) -> tuple[str, ...]:
+        """The tokens of the shards that the manifest names now."""
+        if not self._allow_partial:
+            raise UnsealedError(
+                "the dump has not finished",
+                where=self.path,
+                cure="Run `cli dump-teacher` again to resume it, or open the store with allow_partial=True",
+            )
+        starts = range(0, len(self._all_tokens), self._per_shard)
+        committed = (start for start in starts if (self.path / record_key(start // self._per_shard)).exists())
+        return tuple(token for start in committed for token in self._all_tokens[start : start + self._per_shard])
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """One view of a sample: its place is chunk `number` of `shard`, in every array."""
+
+    token: str
+    shard: int
+    view: int
+    number: int
+
+
+def _reopen(path: Path, allow_partial: bool) -> TeacherCache:
+    return TeacherCache(path, allow_partial=allow_partial)

@@ -1,0 +1,380 @@
+"""Whole shards, committed once; resume; seal.
+
+A shard's files are written beside their final names, made durable, renamed, and only then named by a record in the
+manifest: whatever moment the process dies at, a record means that its bytes are there.
+"""
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import safetensors.torch
+from torch import Tensor
+
+from cache.codec import Distortion, require_budget
+from cache.durable import Leases, explained, fsync_folder, write_durably
+from cache.errors import ConfigError, DataError, MismatchError, StoreError
+from cache.shards import checksum_of, pack_chunk, pack_index, read_signed, sign, with_checksum
+from cache.spec import CacheSpec, DataIdentity
+from cache.store import (
+    HEAD_WEIGHTS,
+    LOCK,
+    MANIFEST,
+    ROOT,
+    LayerReport,
+    Layout,
+    SampleArray,
+    ShardFile,
+    ShardRecord,
+    StoreAttributes,
+    StoredSample,
+    documents,
+    parse_root,
+    record_key,
+    sample_arrays,
+    whole_key,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which shards a process writes: block `index` of `count`, so that processes share a dump without talking."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(
+                "no such part",
+                got=f"{self.index}/{self.count}",
+                expected="i/n with 0 <= i < n",
+                cure="Count parts from 0",
+            )
+
+    def shards(self, total: int) -> range:
+        """This part's of `total` shards."""
+        return range(total * self.index // self.count, total * (self.index + 1) // self.count)
+
+
+WHOLE = Part()
+
+
+class StoreWriter:
+    """Creates or resumes a store, and holds the leases of its part's shards until it is closed.
+
+    A store that is sealed already is left alone: `sealed` is true and no shard is missing.
+
+    Args:
+        tokens: of all samples, in dump order, whatever the part.
+        head_weights: kept beside the arrays when the store is created.
+        software: versions to record when the store is created.
+
+    Raises:
+        MismatchError: the store there has another spec or layout; nothing was touched.
+        StoreBusyError: another process holds one of the part's shards.
+        StoreError: the folder holds something else, or cannot be written.
+        DataError: a token is empty, doubled or not what the spec says.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        spec: CacheSpec,
+        tokens: Sequence[str],
+        *,
+        head_weights: Mapping[str, Tensor],
+        software: Mapping[str, str],
+        layout: Layout,
+        part: Part = WHOLE,
+    ) -> None:
+        _check_tokens(spec, tokens)
+        self.path, self.spec, self.layout = Path(path), spec, layout
+        self.arrays = sample_arrays(spec)
+        self._shards = part.shards(-(-len(tokens) // layout.samples_per_shard))
+        self._open: dict[int, ShardWriter] = {}
+        self._leases: Leases | None = None
+        with explained(self.path):
+            if not self._finished():
+                self._take_leases(tokens, head_weights, software)
+        self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="compress")
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def sealed(self) -> bool:
+        """The store is complete."""
+        return self._attributes().sealed
+
+    def missing_shards(self) -> list[int]:
+        """The part's shards that are not committed."""
+        return [shard for shard in self._shards if not (self.path / record_key(shard)).exists()]
+
+    def positions(self, shard: int) -> range:
+        """Which samples belong to a shard."""
+        size = self.layout.samples_per_shard
+        return range(shard * size, min((shard + 1) * size, self.spec.data.samples))
+
+    def begin(self, shard: int) -> "ShardWriter":
+        """Start (again) with one of the missing shards."""
+        with explained(self.path):
+            self._open[shard] = ShardWriter(self, shard)
+        return self._open[shard]
+
+    def seal(self) -> bool:
+        """Mark the store as complete; false where other parts still have shards to commit."""
+        if self._leases is None:
+            return True
+        with explained(self.path), self._leases.root():
+            records = self._all_records()
+            if records is None:
+                return False
+            report = _codec_report(self.spec, records)
+            self._write_root(self._attributes().model_copy(update={"sealed": True, "codec_report": report}))
+            return True
+
+    def close(self) -> None:
+        """Discard shards that were not committed and give the leases back."""
+        for shard in list(self._open.values()):
+            shard.discard()
+        self.pool.shutdown()
+        if self._leases:
+            self._leases.close()
+            self._leases = None
+
+    def forget(self, shard: int) -> None:
+        """A shard was committed or discarded."""
+        self._open.pop(shard, None)
+
+    def _attributes(self) -> StoreAttributes:
+        return parse_root((self.path / ROOT).read_bytes(), str(self.path / ROOT))
+
+    def _finished(self) -> bool:
+        """Whether there is a sealed store; insists that a store there is the one that is asked for."""
+        if not (self.path / ROOT).exists():
+            return False
+        attributes = self._attributes()
+        attributes.spec.require(self.spec, self.path)
+        if attributes.layout != self.layout:
+            raise MismatchError(
+                "the store is cut into files in another way",
+                where=self.path,
+                got=f"stored {attributes.layout}",
+                expected=self.layout,
+                cure="Resume with the layout that the dump began with, or dump to another folder",
+            )
+        return attributes.sealed
+
+    def _take_leases(
+        self, tokens: Sequence[str], head_weights: Mapping[str, Tensor], software: Mapping[str, str]
+    ) -> None:
+        _require_free_folder(self.path)
+        (self.path / MANIFEST).mkdir(parents=True, exist_ok=True)
+        self._leases = Leases(self.path / LOCK)
+        try:
+            with self._leases.root():
+                self._clean_documents()
+                if not self._finished() and not (self.path / ROOT).exists():  # another may have been faster
+                    self._create(tokens, head_weights, software)
+            self._leases.take(self._shards)
+        except BaseException:
+            self._leases.close()
+            raise
+        self._clean_shards()
+
+    def _create(self, tokens: Sequence[str], head_weights: Mapping[str, Tensor], software: Mapping[str, str]) -> None:
+        weights = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in head_weights.items()})
+        attributes = StoreAttributes(
+            spec=self.spec,
+            fingerprint=self.spec.fingerprint,
+            classes=self.spec.teacher.classes,
+            tasks=self.spec.teacher.tasks,
+            layout=self.layout,
+            software=dict(software),
+            head_weights_sha256=hashlib.sha256(weights).hexdigest(),
+        )
+        names = np.array([token.encode() for token in tokens])
+        whole = {
+            "token": names.view(np.uint8).reshape(len(names), -1),
+            "token_order": np.argsort(names, kind="stable").astype("<i8"),
+            "view_matrix": np.stack([np.eye(4, dtype="<f4") for _ in self.spec.views]),
+        }
+        files = {whole_key(name, values.ndim): with_checksum(values.tobytes()) for name, values in whole.items()}
+        files = {HEAD_WEIGHTS: weights, **files, **documents(attributes, names.dtype.itemsize)}
+        for key, data in files.items():  # the root comes last: a store without one has yet to be created
+            (self.path / key).parent.mkdir(parents=True, exist_ok=True)
+            write_durably(self.path / key, data)
+            fsync_folder((self.path / key).parent.parent)
+
+    def _write_root(self, attributes: StoreAttributes) -> None:
+        document = read_signed((self.path / ROOT).read_bytes(), str(self.path / ROOT))
+        write_durably(self.path / ROOT, sign({**document, "attributes": attributes.model_dump(mode="json")}))
+
+    def _all_records(self) -> list[ShardRecord] | None:
+        paths = [self.path / record_key(s) for s in Part().shards(self._total())]
+        if not all(path.exists() for path in paths):
+            return None
+        return [ShardRecord.parse(read_signed(path.read_bytes(), str(path)), path) for path in paths]
+
+    def _total(self) -> int:
+        return -(-self.spec.data.samples // self.layout.samples_per_shard)
+
+    def _clean_shards(self) -> None:
+        """Remove what a killed process left of this part's shards."""
+        for folder in (MANIFEST, *self.arrays):
+            for path in (self.path / folder).glob("*.partial"):
+                shard = re.match(r"c\.(\d+)\.|(\d+)\.json", path.name)
+                if shard and int(shard[1] or shard[2]) in self._shards:
+                    path.unlink()
+
+    def _clean_documents(self) -> None:
+        """Remove what a killed process left of a document; only the holder of the root's lease writes them."""
+        for path in self.path.rglob("*.partial"):
+            of_shard = str(path.parent.relative_to(self.path)) in (MANIFEST, *self.arrays)
+            if not of_shard or path.name.startswith(ROOT):
+                path.unlink()
+
+
+class ShardWriter:
+    """One shard on its way to disk, sample after sample: memory holds no more than what is being added."""
+
+    def __init__(self, store: StoreWriter, shard: int) -> None:
+        self._store, self._shard = store, shard
+        self._files: dict[str, BinaryIO] = {}
+        self._sizes: dict[str, list[int]] = {name: [] for name in store.arrays}
+        self._distortion = {layer.name: Distortion() for layer in store.spec.layers}
+        try:
+            for name, array in store.arrays.items():
+                self._files[name] = self._partial(array).open("wb")
+        except BaseException:
+            self.discard()
+            raise
+
+    def add(self, samples: Sequence[StoredSample]) -> None:
+        """Compress and append samples, in the order of `StoreWriter.positions`."""
+        work = [
+            (name, view)
+            for sample in samples
+            for name, array in self._store.arrays.items()
+            for view in _views(sample, array, len(self._store.spec.views))
+        ]
+        level = self._store.layout.zstd_level
+        with explained(self._store.path):
+            packed = self._store.pool.map(lambda item: pack_chunk(item[1], level), work)
+            for (name, _), chunk in zip(work, packed, strict=True):
+                self._files[name].write(chunk)
+                self._sizes[name].append(len(chunk))
+        for sample in samples:
+            for layer, distortion in sample.distortion.items():
+                self._distortion[layer] += distortion
+
+    def commit(self) -> int:
+        """Make the shard durable, then name it in the manifest; returns its bytes.
+
+        Raises:
+            ConfigError: a layer's loss exceeds its budget.
+            StoreError: the disk refused.
+        """
+        for layer in self._store.spec.layers:
+            require_budget(self._distortion[layer.name], layer.codec, f"layer {layer.name}, shard {self._shard}")
+        with explained(self._store.path):
+            files = {name: self._finish(array) for name, array in self._store.arrays.items()}
+            for name in files:
+                fsync_folder(self._store.path / name)
+            record = ShardRecord(shard=self._shard, files=files, distortion=self._distortion)
+            write_durably(self._store.path / record_key(self._shard), sign(record.model_dump(mode="json")))
+        self._store.forget(self._shard)
+        return sum(file.bytes for file in files.values())
+
+    def discard(self) -> None:
+        """Leave nothing of an uncommitted shard."""
+        for name, file in self._files.items():
+            with suppress(OSError):  # A full disk fails the flush; these bytes are thrown away.
+                file.close()
+            self._partial(self._store.arrays[name]).unlink(missing_ok=True)
+        self._store.forget(self._shard)
+
+    def _partial(self, array: SampleArray) -> Path:
+        return self._store.path / f"{array.key(self._shard)}.{os.getpid()}.partial"
+
+    def _finish(self, array: SampleArray) -> ShardFile:
+        """Close a file with its index, make it durable and give it its name."""
+        sizes = self._sizes[array.name]
+        views = len(self._store.spec.views)
+        if len(sizes) != len(self._store.positions(self._shard)) * views:
+            raise StoreError(
+                "a shard is committed before all its samples were added",
+                where=f"{self._store.path}, {array.name}, shard {self._shard}",
+                got=f"{len(sizes)} chunks",
+            )
+        index = pack_index(sizes, self._store.layout.samples_per_shard * views)
+        with self._files[array.name] as file:
+            file.write(index)
+            file.flush()
+            os.fsync(file.fileno())
+        self._partial(array).rename(self._store.path / array.key(self._shard))
+        checksum = checksum_of(np.frombuffer(index, np.uint8))
+        return ShardFile(bytes=sum(sizes) + len(index), index_crc32c=checksum)
+
+
+def _require_free_folder(path: Path) -> None:
+    """Refuse to mix a store with something else; a killed creation has left a manifest folder first of all."""
+    if not path.exists() or (path / MANIFEST).is_dir():
+        return
+    if not path.is_dir() or any(path.iterdir()):
+        raise StoreError(
+            "the place of the store is taken by something else",
+            where=path,
+            expected="a store, an empty folder, or nothing",
+            cure="Dump to another path",
+        )
+
+
+def _check_tokens(spec: CacheSpec, tokens: Sequence[str]) -> None:
+    bad = [token for token in tokens if not token or "\0" in token]
+    if bad or len(set(tokens)) != len(tokens) or not tokens:
+        raise DataError(
+            "the tokens cannot name samples",
+            got=f"{len(tokens)} tokens, {len(set(tokens))} different, {len(bad)} empty or with a zero byte",
+            cure="Check sample.json",
+        )
+    identity = DataIdentity.of(spec.data.version, spec.data.splits, tuple(tokens))
+    if identity != spec.data:
+        raise DataError("the tokens are not those of the spec", got=identity, expected=spec.data)
+
+
+def _views(sample: StoredSample, array: SampleArray, views: int) -> np.ndarray:
+    values = sample.arrays[array.name]
+    if values.shape != (views, *array.shape) or values.dtype != array.dtype:
+        raise StoreError(
+            "a sample does not fit its array",
+            where=array.name,
+            got=f"{values.dtype} {values.shape}",
+            expected=f"{array.dtype} {(views, *array.shape)}",
+        )
+    return values
+
+
+def _codec_report(spec: CacheSpec, records: list[ShardRecord]) -> dict[str, LayerReport]:
+    report = {}
+    for name in (layer.name for layer in spec.layers):
+        total = sum((record.distortion[name] for record in records), start=Distortion())
+        report[name] = LayerReport(
+            sqnr_db=total.sqnr_db if math.isfinite(total.sqnr_db) else None,
+            largest_error=total.largest,
+            saturated_fraction=total.saturated / total.values,
+        )
+    return report
