@@ -186,9 +186,13 @@ def open_tables(root: Path, version: str) -> NuScenes:
         )
     try:
         return NuScenes(version, dataroot=str(root), verbose=False)
-    except (OSError, ValueError, KeyError, AssertionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        # The devkit checks no table: what is amiss shows wherever its reverse indices first stumble.
         raise DataError(
-            "a nuScenes table cannot be read", where=folder, got=error, cure="Unpack the tables again"
+            "a nuScenes table cannot be read",
+            where=folder,
+            got=f"{type(error).__name__}: {error}",
+            cure="Unpack the tables again",
         ) from error
 
 
