@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from demo import shapes
-from demo.road import LANES_M, Road
+from demo.road import LANES, Road
 from demo.shapes import Build, Shape
 
 MARGIN_M = 0.02
@@ -168,7 +168,7 @@ class Actor:
         attributes = self.kind.attributes
         if self.motion.moves:
             return attributes.moving
-        in_lane = any(self.motion.d_m == offset_m for offset_m, _ in LANES_M)
+        in_lane = any(self.motion.d_m == offset_m for offset_m, _ in LANES)
         return attributes.stopped if in_lane else attributes.parked
 
     @property

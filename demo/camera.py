@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from demo.paint import ground_colours, hazy, object_colours, sky_colours
-from demo.rays import GROUND, SKY, Corners, Hits, Rays, Solids, Window, cast, surface, trace, turned
+from demo.rays import Corners, Hits, Rays, Solids, Window, cast, surface, trace, turned
 from demo.scene import Scene
 
 NEAR_M = 0.1
@@ -93,34 +93,47 @@ class Picture:
 
 def take_picture(scene: Scene, time_s: float, camera: Camera, size: tuple[int, int]) -> Picture:
     """What a camera sees of a scene; `size` is (height, width)."""
-    rays, ego = camera_rays(camera, size), scene.ego_pose(time_s)
-    solids = Solids.of(scene.actors, scene.poses_in_ego(time_s))
-    hits, sun = trace(rays, solids), scene.light.sun_in(ego[2])
-    colours = np.empty((*size, 3), dtype=np.float32)
-    sky, ground, objects = hits.part == SKY, hits.part == GROUND, hits.part >= 0
-    colours[sky] = sky_colours(rays.directions[:, sky], scene.light)
-    in_sun = ~_shadows(rays, solids, hits, sun)[ground]
-    colours[ground] = ground_colours(hits.points(rays, ground), in_sun, ego, scene.road, scene.light)
-    parts = hits.part[objects]
+    rays, ego, light = camera_rays(camera, size), scene.ego_pose(time_s), scene.light
+    solids, sun = Solids.of(scene.actors, scene.poses_in_ego(time_s)), light.sun_in(ego[2])
+    hits = trace(rays, solids)
+    # The cameras look along the horizon: the ground fills the rows below it.
+    sky_rows = int(np.isinf(rays.ground_depth[:, 0]).sum())
+    ground = rays.origin[:, None, None] + rays.ground_depth[sky_rows:] * rays.directions[:, sky_rows:]
+    in_sun, ground = ~_shadows(ground, rays, solids, sun).ravel(), ground.reshape(3, -1)
+    painted = ground_colours(ground, in_sun, ego, scene.road, light)
+    colours = np.concatenate(
+        [
+            sky_colours(rays.directions[:, :sky_rows].reshape(3, -1), light),
+            hazy(painted, np.hypot(ground[0], ground[1]), light),
+        ],
+        axis=1,
+    )
+    objects = np.flatnonzero(hits.part >= 0)
+    parts = hits.part.ravel()[objects]
     faces = surface(hits.points(rays, objects), parts, solids)
-    colours[objects] = object_colours(scene.materials, parts, faces, scene.light, sun)
-    colours[~sky] = hazy(colours[~sky], hits.depth[~sky], scene.light)
-    return Picture(image=np.clip(colours + 0.5, 0, 255).astype(np.uint8), hits=hits)
+    painted = object_colours(scene.materials, parts, faces, light, sun)
+    colours[:, objects] = hazy(painted, hits.depth.ravel()[objects], light)
+    image = np.clip(colours + 0.5, 0, 255).astype(np.uint8).reshape(3, *size)
+    return Picture(image=np.ascontiguousarray(image.transpose(1, 2, 0)), hits=hits)
 
 
-def _shadows(rays: Rays, solids: Solids, hits: Hits, sun: Float[np.ndarray, "3"]) -> Bool[np.ndarray, "H W"]:
-    """Ground pixels from which a solid hides the sun."""
-    shadow = np.zeros(hits.part.shape, dtype=bool)
+def _shadows(
+    ground: Float[np.ndarray, "3 R W"], rays: Rays, solids: Solids, sun: Float[np.ndarray, "3"]
+) -> Bool[np.ndarray, "R W"]:
+    """Points of the ground, those of the lowest R rows of pixels, from which a solid hides the sun."""
+    shadow = np.zeros(ground.shape[1:], dtype=bool)
+    sky_rows = rays.directions.shape[1] - len(shadow)
     for actor, (x, y, yaw) in enumerate(solids.poses):
-        corners = solids.corners(actor)
+        corners, parts = solids.corners(actor), solids.parts_of(actor)
         fallen = corners - sun * (corners[:, 2:] / sun[2])
         window = rays.window(np.concatenate([corners, fallen]))
-        if window is None:
+        if window is None or window[0].stop <= sky_rows:
             continue
-        ground = hits.part[window] == GROUND
-        points = rays.origin[:, None] + hits.depth[window][ground] * rays.directions[:, *window][:, ground]
-        local = turned(points - np.asarray([[x], [y], [0.0]], dtype=np.float32), -yaw)
-        to_sun, parts = turned(sun, -yaw).astype(np.float32)[:, None], solids.parts_of(actor)
-        hidden, _ = cast(local, to_sun, solids.low[parts], solids.high[parts])
-        shadow[window][ground] |= np.isfinite(hidden)
+        window = slice(max(window[0].start - sky_rows, 0), window[0].stop - sky_rows), window[1]
+        points: Float[np.ndarray, "3 N"] = ground[:, *window].reshape(3, -1) - np.asarray(
+            [[x], [y], [0.0]], dtype=np.float32
+        )
+        to_sun = turned(sun, -yaw).astype(np.float32)[:, None]
+        depth, _ = cast(turned(points, -yaw), to_sun, solids.low[parts], solids.high[parts])
+        shadow[window] |= np.isfinite(depth).reshape(shadow[window].shape)
     return shadow

@@ -43,11 +43,9 @@ class Observation:
 
 def write_frame(folder: Path, world: WorldConfig, scene: Scene, frame: int) -> Observation:
     """Write the images and sweeps of a key frame below `folder`."""
-    images, sweeps = [], []
-    for shot in shots_of(scene, frame, world.past_sweeps):
-        (sweeps if shot.is_lidar else images).append(shot)
-    hits = [_write_image(folder, world, scene, shot) for shot in images]
-    points = [_write_sweep(folder, world, scene, shot) for shot in sweeps][-1]
+    shots = shots_of(scene, frame, world.past_sweeps)
+    hits = [_write_image(folder, world, scene, shot) for shot in shots if not shot.is_lidar]
+    points = [_write_sweep(folder, world, scene, shot) for shot in shots if shot.is_lidar][-1]
     in_ego = scene.poses_in_ego(frame * KEY_PERIOD_S)
     boxes = np.asarray([actor.box_m for actor in scene.actors])
     return Observation(
@@ -66,7 +64,8 @@ def write_map(path: Path, road: Road) -> None:
     right, left = (np.stack(road.to_map(along, np.full_like(along, edge))[:2], axis=-1) for edge in EDGES_M)
     outline = np.concatenate([right, left[::-1]]) / _MAP_CELL_M
     outline[:, 1] = side - outline[:, 1]
-    picture = cv2.fillPoly(np.zeros((side, side), dtype=np.uint8), [outline.round().astype(np.int32)], 255)
+    picture = np.zeros((side, side), dtype=np.uint8)
+    cv2.fillPoly(picture, [outline.round().astype(np.int32)], (255,))
     path.write_bytes(_encoded(".png", picture))
 
 

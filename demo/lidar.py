@@ -82,14 +82,13 @@ def lidar_rays(world: WorldConfig) -> Rays:
 
 def _intensity(scene: Scene, time_s: float, rays: Rays, solids: Solids, hits: Hits) -> Float[np.ndarray, "H W"]:
     """255 times the reflectivity and the cosine of incidence (Lambert)."""
-    share = np.zeros(hits.depth.shape)
-    ground, objects = hits.part == GROUND, hits.part >= 0
-    parts = hits.part[objects]
+    directions, part, share = rays.directions.reshape(3, -1), hits.part.ravel(), np.zeros(hits.part.size)
+    ground, objects = np.flatnonzero(part == GROUND), np.flatnonzero(part >= 0)
     reflectivity = np.asarray([material.reflectivity for material in scene.materials])
-    normal = surface(hits.points(rays, objects), parts, solids).normal
-    facing = -(rays.directions[:, objects] * normal).sum(axis=0)
-    share[objects] = reflectivity[parts] * np.clip(facing, 0, 1)
+    normal = surface(hits.points(rays, objects), part[objects], solids).normal
+    facing = -(directions[:, objects] * normal).sum(axis=0)
+    share[objects] = reflectivity[part[objects]] * np.clip(facing, 0, 1)
     x, y, _ = hits.points(rays, ground)
     place = scene.road.from_vehicle(scene.ego_pose(time_s), x, y)
-    share[ground] = np.asarray(_GROUND_REFLECTIVITY)[cover(*place)] * -rays.directions[2, ground]
-    return 255 * share
+    share[ground] = np.asarray(_GROUND_REFLECTIVITY)[cover(*place)] * -directions[2, ground]
+    return 255 * share.reshape(hits.part.shape)

@@ -1,4 +1,4 @@
-"""Colours: materials and ground under the light of a scene. All colours are RGB, 0 .. 255, as float32 rows."""
+"""Colours: materials and ground under the light of a scene. All are RGB planes, 0 .. 255, in float32."""
 
 from functools import lru_cache
 
@@ -14,7 +14,7 @@ _HAZE_M = 250.0
 _COVERS: tuple[Rgb, ...] = ((88, 88, 92), (226, 226, 218), (158, 154, 148))
 """Asphalt, markings, pavement; the yard's colour is the scene's."""
 
-Colours = Float[np.ndarray, "N 3"]
+Colours = Float[np.ndarray, "3 N"]
 Values = Float[np.ndarray, "N"]
 
 
@@ -26,18 +26,17 @@ def object_colours(
     sun: Float[np.ndarray, "3"],
 ) -> Colours:
     """Points on objects; `materials` are those of all parts, `sun` is in the ego frame."""
-    base = np.asarray([m.base for m in materials], dtype=np.float32)
-    accent = np.asarray([m.accent for m in materials], dtype=np.float32)
-    accented = np.zeros(len(parts), dtype=bool)
-    period = np.asarray([m.period_m for m in materials], dtype=np.float32)[parts]
-    names = np.asarray([m.pattern for m in materials])[parts]
+    palette = _palette([material.base for material in materials] + [material.accent for material in materials])
+    colour = parts.copy()
+    patterns = np.asarray([material.pattern for material in materials])
+    periods = np.asarray([material.period_m for material in materials], dtype=np.float32)
     for name, pattern in _PATTERNS.items():
-        chosen = (names == name) & (surface.axis != 2)
+        chosen = np.flatnonzero((patterns == name)[parts] & (surface.axis != 2))
         along, up, height = surface.along[chosen], surface.up[chosen], surface.height[chosen]
-        accented[chosen] = pattern(along / period[chosen], up / period[chosen], up / height)
-    albedo = np.where(accented[:, None], accent[parts], base[parts])
-    towards = (sun[:, None].astype(np.float32) * surface.normal).sum(axis=0)
-    return _lit(albedo, np.maximum(towards, 0), light)
+        period = periods[parts[chosen]]
+        colour[chosen] += len(materials) * pattern(along / period, up / period, up / height)
+    towards = (sun.astype(np.float32)[:, None] * surface.normal).sum(axis=0)
+    return _lit(palette.take(colour, axis=1), np.maximum(towards, 0), light)
 
 
 _PATTERNS = {
@@ -53,31 +52,32 @@ def ground_colours(
 ) -> Colours:
     """Points on the ground, given in the ego frame; its grain fades with the distance."""
     s_m, d_m = road.from_vehicle(ego, points[0], points[1])
-    albedo = np.asarray([*_COVERS, light.yard], dtype=np.float32)[cover(s_m, d_m)]
+    albedo = _palette([*_COVERS, light.yard]).take(cover(s_m, d_m), axis=1)
     cells = [np.floor(axis * 12).astype(np.int32) & 255 for axis in (s_m, d_m)]
-    fade = 20 / (1 + 0.02 * (points[0] ** 2 + points[1] ** 2))
-    grain = _grain()[cells[0], cells[1]] * fade
-    return _lit(albedo + grain[:, None], in_sun * np.float32(light.sun[2]), light)
+    fade = 20 / (1 + np.float32(0.02) * (points[0] ** 2 + points[1] ** 2))
+    return _lit(albedo + _grain()[cells[0], cells[1]] * fade, in_sun * np.float32(light.sun[2]), light)
 
 
 def sky_colours(directions: Float[np.ndarray, "3 N"], light: Light) -> Colours:
     """From the horizon's colour to the zenith's."""
-    rise = directions[2] / np.hypot(directions[0], directions[1])
-    share = np.clip(2 * rise, 0, 1)[:, None]
-    horizon, zenith = np.asarray(light.horizon, dtype=np.float32), np.asarray(light.zenith, dtype=np.float32)
+    share = np.clip(2 * directions[2] / np.hypot(directions[0], directions[1]), 0, 1)
+    horizon, zenith = _palette([light.horizon]), _palette([light.zenith])
     return horizon + share * (zenith - horizon)
 
 
 def hazy(colours: Colours, distance_m: Values, light: Light) -> Colours:
     """Distance blends a colour into the horizon's (Koschmieder's law)."""
-    share = np.exp(distance_m * np.float32(-1 / _HAZE_M))[:, None]
-    horizon = np.asarray(light.horizon, dtype=np.float32)
-    return horizon + share * (colours - horizon)
+    horizon = _palette([light.horizon])
+    return horizon + np.exp(distance_m * np.float32(-1 / _HAZE_M)) * (colours - horizon)
 
 
 def _lit(albedo: Colours, towards_sun: Values, light: Light) -> Colours:
-    strength = np.float32(light.ambient) + np.float32(light.diffuse) * towards_sun.astype(np.float32)
-    return albedo * strength[:, None] * np.asarray(light.tint, dtype=np.float32)
+    strength = np.float32(light.ambient) + np.float32(light.diffuse) * towards_sun
+    return albedo * strength * np.asarray(light.tint, dtype=np.float32)[:, None]
+
+
+def _palette(colours: list[Rgb]) -> Float[np.ndarray, "3 K"]:
+    return np.ascontiguousarray(np.asarray(colours, dtype=np.float32).T)
 
 
 @lru_cache(maxsize=1)

@@ -4,17 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from cache.errors import ConfigError
 from demo.actors import Actor, Kind, Motion
 from demo.config import KEY_PERIOD_S, SWEEP_PERIOD_S, WorldConfig
-from demo.road import EDGES_M, KERBS_M, LANES_M, PAVEMENT_M, Road
+from demo.road import EDGES_M, KERBS, LANES, OPEN_LANES, PAVEMENT_M, Lane, Road
 
 CLEARANCE_M = 0.4
 EGO_SIZE_M = (4.6, 2.0)
 EGO_CENTRE_M = 1.3
 """The ego frame's origin is the rear axle; the vehicle's centre lies ahead of it."""
+_LONG_M = 6.0
 _TRIES = 400
 _STEP_S = 0.125
 
@@ -78,7 +79,7 @@ class Placing:
         moving = self.rng.random() < kind.moving
         turn_rad = float(self.rng.uniform(-np.pi, np.pi))
         if kind.on_road and (moving or EDGES_M[0] < d_m < EDGES_M[1]):
-            d_m, turn_rad = _nearest_lane(d_m, LANES_M if moving else LANES_M + KERBS_M)
+            d_m, turn_rad = _nearest_lane(d_m, _lanes(kind, moving))
         speed_mps = float(self.rng.uniform(*kind.speed_mps)) if moving else 0.0
         s_mps, d_mps = speed_mps * float(np.cos(turn_rad)), speed_mps * float(np.sin(turn_rad))
         return Motion(s_m=s_m - s_mps * time_s, d_m=d_m - d_mps * time_s, s_mps=s_mps, d_mps=d_mps, turn_rad=turn_rad)
@@ -98,8 +99,8 @@ class Placing:
         return Motion(s_m=s_m, d_m=d_m, turn_rad=float(self.rng.uniform(-np.pi, np.pi))) if far_enough else None
 
     def _from_ego(self, time_s: float, ahead_m: float, left_m: float) -> tuple[float, float]:
-        ego = self.road.to_map(np.float64(self.ego_mps * time_s), np.float64(0.0))
-        s_m, d_m = self.road.from_vehicle(ego, np.float64(ahead_m), np.float64(left_m))
+        ego = self.road.pose(self.ego_mps * time_s)
+        s_m, d_m = self.road.from_vehicle(ego, np.asarray(ahead_m), np.asarray(left_m))
         return float(s_m), float(d_m)
 
     def _outline(self, motion: Motion, length_m: float, width_m: float) -> Outline:
@@ -117,7 +118,13 @@ class Placing:
         )
 
 
-def _nearest_lane(d_m: float, lanes: tuple[tuple[float, int], ...]) -> tuple[float, float]:
+def _lanes(kind: Kind, moving: bool) -> tuple[Lane, ...]:
+    if not moving:
+        return OPEN_LANES + KERBS
+    return OPEN_LANES if kind.size_m[0] > _LONG_M else LANES
+
+
+def _nearest_lane(d_m: float, lanes: tuple[Lane, ...]) -> tuple[float, float]:
     """The offset of the nearest lane and the heading there."""
     offset_m, direction = min(lanes, key=lambda lane: abs(lane[0] - d_m))
     return offset_m, 0.0 if direction > 0 else np.pi

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from demo.actors import Actor
 
@@ -28,6 +28,13 @@ class Rays:
     origin: Float[np.ndarray, "3"]
     directions: Float[np.ndarray, "3 H W"]
     window: ToWindow
+
+    @cached_property
+    def ground_depth(self) -> Float[np.ndarray, "H W"]:
+        """Where each ray meets the ground, infinite for those that never do."""
+        depth = np.full(self.directions.shape[1:], np.inf, dtype=self.directions.dtype)
+        np.divide(-self.origin[2], self.directions[2], out=depth, where=self.directions[2] < -_TINY)
+        return depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ class Solids:
         low, high = self.low[parts].min(axis=0), self.high[parts].max(axis=0)
         pick = np.asarray([[i >> axis & 1 for axis in range(3)] for i in range(8)])
         x, y, yaw = self.poses[actor]
-        return turned(np.where(pick, high, low).T, yaw).T + (x, y, 0.0)
+        return turned(np.where(pick, high, low).T, yaw).T + np.asarray([x, y, 0.0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +93,10 @@ class Hits:
     seen: Int[np.ndarray, "A"]
     alone: Int[np.ndarray, "A"]
 
-    def points(self, rays: Rays, mask: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "3 N"]:
-        """Where some of the rays end."""
-        return rays.origin[:, None] + self.depth[mask] * rays.directions[:, mask]
+    def points(self, rays: Rays, chosen: Int[np.ndarray, "N"]) -> Float[np.ndarray, "3 N"]:
+        """Where some of the rays end; a ray's index is that in the flattened rows and columns."""
+        directions = rays.directions.reshape(3, -1).take(chosen, axis=1)
+        return rays.origin[:, None] + self.depth.ravel().take(chosen) * directions
 
 
 def turned(vectors: Float[np.ndarray, "3 *n"], yaw_rad: float) -> Float[np.ndarray, "3 *n"]:
@@ -100,10 +108,8 @@ def turned(vectors: Float[np.ndarray, "3 *n"], yaw_rad: float) -> Float[np.ndarr
 
 def trace(rays: Rays, solids: Solids) -> Hits:
     """The first hit of every ray, on solids or on the ground."""
-    down = rays.directions[2] < -_TINY
-    depth = np.full(down.shape, np.inf, dtype=rays.directions.dtype)
-    np.divide(-rays.origin[2], rays.directions[2], out=depth, where=down)
-    part = np.where(down, GROUND, SKY).astype(np.int32)
+    depth = rays.ground_depth.copy()
+    part = np.where(np.isfinite(depth), GROUND, SKY).astype(np.int32)
     alone = np.zeros(len(solids.poses), dtype=np.int64)
     for actor, (x, y, yaw) in enumerate(solids.poses):
         window = rays.window(solids.corners(actor))
@@ -164,16 +170,12 @@ class Surface:
 
 def surface(points: Float[np.ndarray, "3 N"], parts: Int[np.ndarray, "N"], solids: Solids) -> Surface:
     """The faces on which points of parts lie; the face is the one that a point is closest to."""
-    kind = points.dtype
-    owner = solids.owner[parts]
-    x, y, yaw = solids.poses[owner].T.astype(kind)
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    local = np.stack(
-        [cos * (points[0] - x) + sin * (points[1] - y), cos * (points[1] - y) - sin * (points[0] - x), points[2]]
-    )
-    low, high = solids.low[parts].T.astype(kind), solids.high[parts].T.astype(kind)
-    inward = np.concatenate([np.abs(local - low), np.abs(high - local)])
-    face = inward.argmin(axis=0)
+    kind, poses = points.dtype, solids.poses[solids.owner]
+    table = [poses[:, :2], np.cos(poses[:, 2:]), np.sin(poses[:, 2:]), solids.low, solids.high]
+    x, y, cos, sin, *walls = np.ascontiguousarray(np.concatenate(table, axis=1).T, dtype=kind).take(parts, axis=1)
+    ahead, left = points[0] - x, points[1] - y
+    local = (cos * ahead + sin * left, cos * left - sin * ahead, points[2])
+    face = np.stack([np.abs(local[i % 3] - wall) for i, wall in enumerate(walls)]).argmin(axis=0)
     axis, sign = face % 3, np.where(face >= 3, 1, -1).astype(kind)
     flat = np.where(axis == 2, 0, sign)
     normal = np.stack(
@@ -181,8 +183,8 @@ def surface(points: Float[np.ndarray, "3 N"], parts: Int[np.ndarray, "N"], solid
     )
     return Surface(
         along=np.where(axis == 0, local[1], local[0]),
-        up=local[2] - low[2],
-        height=high[2] - low[2],
+        up=local[2] - walls[2],
+        height=walls[5] - walls[2],
         axis=axis,
         normal=normal,
     )

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-LANES_M = ((0.0, 1), (3.6, -1))
-"""(offset to the left of the ego's lane, direction of travel): right-hand traffic."""
-KERBS_M = ((-3.6, 1), (7.2, -1))
-"""Lanes of parked vehicles."""
-EDGES_M = (-5.4, 9.0)
+Lane = tuple[float, int]
+"""Offset to the left of the ego's lane in metres, and direction of travel."""
+LANES: tuple[Lane, ...] = ((-3.6, 1), (0.0, 1), (3.6, -1), (7.2, -1))
+"""Right-hand traffic."""
+OPEN_LANES: tuple[Lane, ...] = ((0.0, 1), (7.2, -1))
+"""Those that are not beside the ego's, where a bus, or anything that stands, would fill its view for long."""
+KERBS: tuple[Lane, ...] = ((-7.2, 1), (10.8, -1))
+"""Where vehicles are parked."""
+EDGES_M = (-9.0, 12.6)
 PAVEMENT_M = 3.0
-MARKINGS_M = (-1.8, 1.8, 5.4)
+MARKINGS_M = (-5.4, -1.8, 1.8, 5.4, 9.0)
 
 ASPHALT, MARKING, PAVEMENT, YARD = range(4)
 
@@ -44,6 +48,11 @@ class Road:
             self.y_m + sin * forward + cos * left,
             self.yaw_rad + angle,
         )
+
+    def pose(self, s_m: float) -> Pose2d:
+        """The pose of a vehicle that follows the ego's lane."""
+        x, y, yaw = self.to_map(np.asarray(s_m), np.asarray(0.0))
+        return float(x), float(y), float(yaw)
 
     def from_vehicle(self, vehicle: Pose2d, ahead_m: Array, left_m: Array) -> tuple[Array, Array]:
         """Road coordinates of points that are given in the frame of a vehicle at this pose."""

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from nuscenes.utils.splits import mini_train, mini_val
 
 from cache.spec import CLASSES
-from demo.actors import BUILDING, KINDS, TREE, Actor, Kind, Motion
+from demo.actors import BUILDING, KINDS, TREE, Actor, Kind
 from demo.config import WorldConfig
 from demo.light import Light, draw_light
 from demo.placing import Placing
@@ -37,12 +37,11 @@ class Scene:
 
     def ego_pose(self, time_s: float) -> Pose2d:
         """x, y and yaw of the ego vehicle's rear axle in the map frame, whose ground is flat at z = 0."""
-        x, y, yaw = Motion(s_m=0.0, d_m=0.0, s_mps=self.ego_mps).at(self.road, np.float64(time_s))
-        return float(x), float(y), float(yaw)
+        return self.road.pose(self.ego_mps * time_s)
 
     def poses(self, time_s: float) -> Float[np.ndarray, "A 3"]:
         """x, y and yaw of every actor in the map frame."""
-        return np.asarray([actor.motion.at(self.road, np.float64(time_s)) for actor in self.actors])
+        return np.asarray([actor.motion.at(self.road, np.asarray(time_s)) for actor in self.actors])
 
     def poses_in_ego(self, time_s: float) -> Float[np.ndarray, "A 3"]:
         """x, y and yaw of every actor in the ego frame of that time."""

@@ -13,7 +13,7 @@ _SCENE_PERIOD_US = 60_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """One file of a sensor; it belongs to the key frame `frame` and was taken `age` rotations of the LiDAR before it."""
+    """One file of a sensor; taken `age` rotations of the LiDAR before the key frame `frame`, to which it belongs."""
 
     scene: str
     scene_index: int
