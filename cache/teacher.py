@@ -98,7 +98,7 @@ def load_teacher(
         tasks=tuple(tuple(names) for names in head.class_names),
         decoding=decoding_of(head),
     )
-    return Mmdet3dTeacher(network.to(device), identity, point_pipeline(resolved))
+    return Mmdet3dTeacher(network, identity, point_pipeline(resolved), device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,15 +131,17 @@ class Mmdet3dTeacher(nn.Module):
     Layers are the BEV neck's output (`head`) and the stages of the BEV backbone (`backbone0..`), row = y, column = x.
     """
 
-    def __init__(self, network: Detector, identity: TeacherIdentity, points: PointPipeline) -> None:
+    def __init__(
+        self, network: Detector, identity: TeacherIdentity, points: PointPipeline, device: torch.device | str
+    ) -> None:
         super().__init__()
         super().train(False)
         self.network: Detector = network.eval().requires_grad_(False)
         self.identity = identity
         self.points = points
-        self.prepare = Voxelise(preprocessor=copy.deepcopy(network.data_preprocessor).cpu())
+        self.prepare = Voxelise(preprocessor=copy.deepcopy(network.data_preprocessor))
         self.canvas_grid = _canvas_grid(self.prepare.preprocessor.voxel_layer)
-        produced = self._try_out()
+        produced = self._try_out(device)
         self.layer_grids = {name: self.canvas_grid.resized(_size(layer)) for name, layer in produced.layers.items()}
         self.heatmap_grid = self.canvas_grid.resized(_size(produced.heatmap))
 
@@ -167,19 +169,19 @@ class Mmdet3dTeacher(nn.Module):
         """The CenterHead's state dict, on the CPU."""
         return {name: tensor.cpu() for name, tensor in self.network.pts_bbox_head.state_dict().items()}
 
-    def _try_out(self) -> TeacherOutput:
+    def _try_out(self, device: torch.device | str) -> TeacherOutput:
         """Run a made-up frame: only the network knows the shapes of its maps, and whether its operators are there."""
         low, high = np.split(np.asarray(self.prepare.preprocessor.voxel_layer.point_cloud_range), 2)
         points = np.zeros((64, 5), np.float32)
         points[:, :3] = np.linspace(low, high, len(points), endpoint=False)
         try:
+            self.network.to(device)
             return self([self.prepare(points)])
-        except (RuntimeError, NotImplementedError) as error:
-            device = next(self.network.parameters()).device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise TeacherError(
-                f"the teacher cannot run on {device}",
+                "the teacher cannot run on this device",
                 where=self.identity.name,
-                got=str(error).strip().splitlines()[0],
+                got=f"{device}: {str(error).strip().splitlines()[0]}",
                 cure="Try another device; sparse and deformable convolutions need spconv, or an mmcv built with CUDA",
             ) from error
 

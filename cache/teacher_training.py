@@ -18,12 +18,13 @@ from cache.spec import CLASSES, PointPipeline
 
 LOADING = ("LoadPointsFromFile", "LoadPointsFromMultiSweeps", "LoadAnnotations3D")
 """Steps of mmdet3d's pipelines that our frames have already done."""
+CHECKPOINT = "teacher.pth"
 
 
 def train_teacher(config: str, frames: Sequence[Frame], out: Path, seed: int = 0) -> Path:
     """Train a centre detector as its mmdet3d configuration says: augmentation, batches, optimiser, schedule.
 
-    Logs and the checkpoint after the latest epoch are kept in `out`.
+    mmengine's logs and the weights after the latest epoch are kept in `out`.
 
     Args:
         config: a .py file, or a name of mmdet3d's model zoo.
@@ -32,7 +33,7 @@ def train_teacher(config: str, frames: Sequence[Frame], out: Path, seed: int = 0
         seed: of weights, order and augmentation.
 
     Returns:
-        The checkpoint's path, for `load_teacher`.
+        The checkpoint's path, out/teacher.pth, for `load_teacher`.
 
     Raises:
         TeacherError: mmdet3d is missing, the configuration is no centre detector's or describes no training.
@@ -50,7 +51,7 @@ def train_teacher(config: str, frames: Sequence[Frame], out: Path, seed: int = 0
         loader = _loader(resolved, frames, _classes_of(detector), seed)
         runner = _runner(resolved, detector, loader, out, seed)
         runner.train()
-    return Path((out / "last_checkpoint").read_text())
+    return out / CHECKPOINT
 
 
 def _loader(config: Config, frames: Sequence[Frame], classes: Sequence[str], seed: int) -> DataLoader:
@@ -90,7 +91,12 @@ def _runner(config: Config, detector: Detector, loader: DataLoader, out: Path, s
         param_scheduler=config.get("param_scheduler"),
         default_hooks={
             "logger": {"type": "LoggerHook", "interval": len(loader)},
-            "checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1, "save_optimizer": False},
+            "checkpoint": {
+                "type": "CheckpointHook",
+                "filename_tmpl": CHECKPOINT,
+                "interval": 1,
+                "save_optimizer": False,
+            },
         },
         custom_hooks=config.get("custom_hooks"),
         randomness={"seed": seed},
