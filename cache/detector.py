@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cache.errors import TeacherError
 from cache.spec import CLASSES, Decoding, PointPipeline
 
@@ -88,7 +86,7 @@ def _find_config(name: str) -> Path:
 
 
 def build_detector(config: Config) -> Detector:
-    """The detector of a configuration, its weights not yet loaded or initialised; checked to be fit for a teacher.
+    """The detector of a configuration, checked to be fit for a teacher; its weights are still to be had.
 
     Raises:
         TeacherError: it cannot be built, has no BEV neck or no CenterHead, knows a class that nuScenes does not, or
@@ -106,6 +104,11 @@ def build_detector(config: Config) -> Detector:
             ) from error
         _check_parts(detector, config.filename)
         _check_sparse(detector, config.filename)
+        # mmengine does not look for init_weights() in a ModuleList, so mmdet3d's heads would start without theirs:
+        # heatmaps of 0.5 everywhere in place of `init_bias`, and a first loss of thousands.
+        with _quiet():
+            for task in detector.pts_bbox_head.task_heads:
+                task.init_weights()
     return detector
 
 
@@ -147,17 +150,24 @@ def _check_sparse(detector: Detector, where: str) -> None:
         )
 
 
-def initialise(detector: Detector, seed: int) -> None:
-    """Random weights, as the configuration asks for; the process's own random state stays as it was."""
+def initialise(detector: Detector) -> None:
+    """Random weights, as the configuration asks for."""
+    with _quiet():
+        detector.init_weights()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without mmengine's four lines for each parameter that is initialised."""
     from mmengine.logging import MMLogger
 
     logger = MMLogger.get_current_instance()
     level = logger.level
-    logger.setLevel(logging.WARNING)  # At INFO it prints four lines for each parameter.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        detector.init_weights()
-    logger.setLevel(level)
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def config_sha256(config: Config) -> str:

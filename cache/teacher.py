@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ class TeacherOutput:
     canvas_mask: Bool[Tensor, "B _ _"]
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """A LiDAR detector in eval mode, none of whose parameters requires a gradient."""
 
@@ -84,11 +85,13 @@ def load_teacher(
             unsafe, another detector's or not finite; the network cannot run on the device.
     """
     resolved = read_config(config)
-    network = build_detector(resolved)
-    if checkpoint is None:
-        initialise(network, random_seed)
-    else:
-        load_weights(network, checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_seed)
+        network = build_detector(resolved)
+        if checkpoint is None:
+            initialise(network)
+        else:
+            load_weights(network, checkpoint)
     head = network.pts_bbox_head
     identity = TeacherIdentity(
         name=Path(resolved.filename).stem,
