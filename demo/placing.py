@@ -75,7 +75,7 @@ class Placing:
     def _object_motion(self, kind: Kind) -> Motion:
         """Draw a key frame and a place in range then; the kind decides what the object does there."""
         time_s = KEY_PERIOD_S * float(self.rng.integers(self.world.key_frames))
-        s_m, d_m = self._spot(time_s, kind.range_m)
+        s_m, d_m = self._spot(time_s, kind)
         moving = self.rng.random() < kind.moving
         turn_rad = float(self.rng.uniform(-np.pi, np.pi))
         if kind.on_road and (moving or EDGES_M[0] < d_m < EDGES_M[1]):
@@ -84,11 +84,15 @@ class Placing:
         s_mps, d_mps = speed_mps * float(np.cos(turn_rad)), speed_mps * float(np.sin(turn_rad))
         return Motion(s_m=s_m - s_mps * time_s, d_m=d_m - d_mps * time_s, s_mps=s_mps, d_mps=d_mps, turn_rad=turn_rad)
 
-    def _spot(self, time_s: float, class_range_m: float) -> tuple[float, float]:
-        """Road coordinates of a place that is uniform over the square range, within the range of the class."""
+    def _spot(self, time_s: float, kind: Kind) -> tuple[float, float]:
+        """Road coordinates of a place that is uniform over the square range, within the range of the class.
+
+        Long vehicles keep to its outer half: near the ego they hide all the rest.
+        """
+        nearest_m = self.world.range_m / 2 if _is_long(kind) else 0.0
         while True:
             ahead, left = self.rng.uniform(-self.world.range_m, self.world.range_m, 2)
-            if np.hypot(ahead, left) < class_range_m:
+            if nearest_m <= np.hypot(ahead, left) < kind.range_m:
                 return self._from_ego(time_s, ahead, left)
 
     def _scenery_motion(self, kind: Kind, distance_m: tuple[float, float]) -> Motion | None:
@@ -118,10 +122,14 @@ class Placing:
         )
 
 
+def _is_long(kind: Kind) -> bool:
+    return kind.size_m[0] > _LONG_M
+
+
 def _lanes(kind: Kind, moving: bool) -> tuple[Lane, ...]:
     if not moving:
         return OPEN_LANES + KERBS
-    return OPEN_LANES if kind.size_m[0] > _LONG_M else LANES
+    return OPEN_LANES if _is_long(kind) else LANES
 
 
 def _nearest_lane(d_m: float, lanes: tuple[Lane, ...]) -> tuple[float, float]:

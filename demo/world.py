@@ -5,17 +5,19 @@ import multiprocessing
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import cv2
 
 from cache.errors import DataError
-from cache.strict import Strict
 from demo.config import WorldConfig
 from demo.files import Observation, write_frame, write_map
 from demo.scene import Scene, build_scene, scene_names
@@ -24,16 +26,12 @@ from demo.tables import build_tables, map_file
 
 VERSION = "v1.0-mini"
 RECORD = "world.json"
+"""In the world's folder: what made it."""
+GENERATOR = 1
+"""To be raised when the same parameters give other bytes."""
 
 Task = tuple[Scene, int]
 Progress = Callable[[int, int], None]
-
-
-class WorldRecord(Strict):
-    """What made a world: `world.json` in its folder, written last."""
-
-    generator: int = 1
-    world: WorldConfig
 
 
 def make_world(
@@ -43,76 +41,78 @@ def make_world(
 
     Args:
         out: A folder that is absent, empty, or holds the same world already.
-        processes: All processor cores where it is None; the bytes don't depend on it.
+        processes: As many as there are processor cores where it is None; the bytes don't depend on it.
         progress: Called with the number of key frames that are done and that there are.
 
     Returns:
         Whether it was made now; False where the folder holds it already.
 
     Raises:
-        DataError: the folder holds something else, or cannot be written.
+        DataError: the folder holds something else or cannot be written, or a process was killed.
         ConfigError: the objects don't fit into the range.
     """
-    out = Path(out)
-    if _is_made(out, world):
+    out = Path(out).resolve()
+    record = {"generator": GENERATOR, "world": world.model_dump(mode="json")}
+    if _is_made(out, record):
         return False
     scenes = [build_scene(world, index) for index in range(len(scene_names(world)))]
     try:
         with _renamed_when_done(out) as folder:
             _fill(folder, world, scenes, processes or os.cpu_count() or 1, progress)
+            (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     except OSError as error:
-        raise DataError(
-            "the world cannot be written", where=out, got=error.strerror, cure="Free space, or choose another folder"
-        ) from error
+        cure = "Free space, or choose another folder"
+        raise DataError("the world cannot be written", where=out, got=error.strerror, cure=cure) from error
+    except BrokenProcessPool as error:
+        cure = "Make it again with fewer processes; each takes up to half a gigabyte"
+        raise DataError("a process that made the world was killed", where=out, cure=cure) from error
     return True
 
 
-def _is_made(out: Path, world: WorldConfig) -> bool:
-    """Whether the folder holds this world; an absent or empty one doesn't, and any other is refused."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file()):
-        raise DataError(
-            "there is something else where the world should go",
-            where=out,
-            got="a file" if out.is_file() else f"{len(list(out.iterdir()))} entries, without {RECORD}",
-            expected="no folder, or an empty one",
-            cure="Choose another folder; nothing was overwritten",
-        )
-    if not (out / RECORD).is_file():
+def _is_made(out: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the folder holds the world of this record; an absent or empty one doesn't, and any other is refused."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    wanted, found = WorldRecord(world=world), _read_record(out / RECORD)
+    found = _read_record(out)
     if found != wanted:
         raise DataError(
             "there is another world",
             where=out,
-            got=_differences(found, wanted),
+            got=", ".join(_differences(found, wanted)),
             cure="Choose another folder, or remove this one; nothing was overwritten",
         )
     return True
 
 
-def _read_record(path: Path) -> WorldRecord:
+def _read_record(out: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads((out / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(
-            "the record of a world cannot be read", where=path, got=error, cure="Choose another folder"
+            "there is something else where the world should go",
+            where=out,
+            got=f"no {RECORD} that can be read" if out.is_dir() else "a file",
+            expected="no folder, an empty one, or the same world",
+            cure="Choose another folder; nothing was overwritten",
         ) from error
-    return WorldRecord.parse(values, where=path)
 
 
-def _differences(found: WorldRecord, wanted: WorldRecord) -> str:
-    ours, theirs = (record.world.model_dump() | {"generator": record.generator} for record in (wanted, found))
-    return ", ".join(f"{key} {theirs[key]} instead of {value}" for key, value in ours.items() if theirs[key] != value)
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    for key, value in wanted.items():
+        other = found.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from _differences(other, value)
+        elif other != value:
+            yield f"{key} {other} instead of {value}"
 
 
 @contextmanager
 def _renamed_when_done(out: Path) -> Iterator[Path]:
     """A new folder beside `out` that takes its place at the end, or disappears."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    folder = out.with_name(f".{out.name}-{uuid4().hex}")
+    folder.mkdir(parents=True)
     try:
         yield folder
-        folder.chmod(0o755)
         folder.rename(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -135,7 +135,6 @@ def _fill(folder: Path, world: WorldConfig, scenes: list[Scene], processes: int,
     (folder / "maps").mkdir()
     for scene in scenes:
         write_map(folder / map_file(scene), scene.road)
-    (folder / RECORD).write_text(WorldRecord(world=world).model_dump_json(indent=1), encoding="utf-8")
 
 
 def _observe(folder: Path, world: WorldConfig, tasks: list[Task], processes: int) -> Iterator[Observation]:
@@ -145,8 +144,9 @@ def _observe(folder: Path, world: WorldConfig, tasks: list[Task], processes: int
         yield from map(make, tasks)
         return
     # A fork would inherit the threads of torch and OpenCV in the middle of whatever they do.
-    with multiprocessing.get_context("spawn").Pool(processes, _start_worker) as pool:
-        yield from pool.imap(make, tasks)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _start_worker) as pool:
+        yield from pool.map(make, tasks)
 
 
 def _write_task(folder: Path, world: WorldConfig, task: Task) -> Observation:
