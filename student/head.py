@@ -130,6 +130,7 @@ class Suppression:
     scale: Float[Tensor, "classes"]
 
 
+@torch.no_grad()
 def decode(
     heatmap: Float[Tensor, "B K H W"],
     head_maps: dict[str, Float[Tensor, "B T _ H W"]],

@@ -152,7 +152,7 @@ class LargestTensor(TorchDispatchMode):
         super().__init__()
         self.elements = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         self.elements = max([self.elements, *(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor))])
         return result
@@ -182,7 +182,7 @@ def test_pooling_costs_at_most_twice_a_plain_index_add() -> None:
         volume = (probability[..., None] * context[..., None, :])[inside]
         return torch.zeros(128 * 128, 64).index_add(0, cells[inside], volume)
 
-    def seconds(run) -> float:  # noqa: ANN001
+    def seconds(run) -> float:
         start = time.process_time()
         run().sum().backward()
         return time.process_time() - start
