@@ -128,10 +128,11 @@ class StoreWriter:
         size = self.layout.samples_per_shard
         return range(shard * size, min((shard + 1) * size, self.spec.data.samples))
 
-    def begin(self, shard: int) -> "ShardWriter":
-        """Start (again) with one of the missing shards."""
-        with explained(self.path):
-            self._open[shard] = ShardWriter(self, shard)
+    def shard(self, shard: int) -> "ShardWriter":
+        """One of the missing shards, begun if it was not."""
+        if shard not in self._open:
+            with explained(self.path):
+                self._open[shard] = ShardWriter(self, shard)
         return self._open[shard]
 
     def seal(self) -> bool:
@@ -263,8 +264,8 @@ class ShardWriter:
             self.discard()
             raise
 
-    def add(self, samples: Sequence[StoredSample]) -> None:
-        """Compress and append samples, in the order of `StoreWriter.positions`."""
+    def add(self, samples: Sequence[StoredSample]) -> int:
+        """Compress and append samples, in the order of `StoreWriter.positions`; returns their bytes."""
         work = [
             (name, view)
             for sample in samples
@@ -273,16 +274,17 @@ class ShardWriter:
         ]
         level = self._store.layout.zstd_level
         with explained(self._store.path):
-            packed = self._store.pool.map(lambda item: pack_chunk(item[1], level), work)
+            packed = list(self._store.pool.map(lambda item: pack_chunk(item[1], level), work))
             for (name, _), chunk in zip(work, packed, strict=True):
                 self._files[name].write(chunk)
                 self._sizes[name].append(len(chunk))
         for sample in samples:
             for layer, distortion in sample.distortion.items():
                 self._distortion[layer] += distortion
+        return sum(map(len, packed))
 
-    def commit(self) -> int:
-        """Make the shard durable, then name it in the manifest; returns its bytes.
+    def commit(self) -> None:
+        """Make the shard durable, then name it in the manifest.
 
         Raises:
             ConfigError: a layer's loss exceeds its budget.
@@ -297,7 +299,6 @@ class ShardWriter:
             record = ShardRecord(shard=self._shard, files=files, distortion=self._distortion)
             write_durably(self._store.path / record_key(self._shard), sign(record.model_dump(mode="json")))
         self._store.forget(self._shard)
-        return sum(file.bytes for file in files.values())
 
     def discard(self) -> None:
         """Leave nothing of an uncommitted shard."""

@@ -1,6 +1,9 @@
 """A small store and what it is made of; tests reach the functions here through the fixture `kit`."""
 
+import os
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -9,9 +12,12 @@ import pytest
 import torch
 
 from cache.codec import Distortion, encode, measure
+from cache.dump import DumpConfig
+from cache.frames import Frame, Frames, Sweep
 from cache.grid import BevGrid
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
 from cache.store import Layout, StoredSample, sample_arrays
+from cache.teacher import TeacherOutput
 from cache.writer import WHOLE, Part, StoreWriter
 
 CANVAS = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-6.0, 6.0), cell_m=(1.0, 1.0))
@@ -80,9 +86,79 @@ def open_writer(path: Path, count: int = 10, part: Part = WHOLE, size: int = 4, 
 def fill(writer: StoreWriter, shards: list[int] | None = None) -> None:
     """Write and commit shards; all missing ones by default."""
     for shard in writer.missing_shards() if shards is None else shards:
-        opened = writer.begin(shard)
+        opened = writer.shard(shard)
         opened.add([make_sample(writer.spec, position) for position in writer.positions(shard)])
         opened.commit()
+
+
+class SmallTeacher(torch.nn.Module):
+    """A convolution on a canvas of point counts, with the maps of a centre detector; `Teacher` in small."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.backbone = torch.nn.Conv2d(1, 4, 3, padding=1)
+        self.neck = torch.nn.Conv2d(4, 6, 2, stride=2)
+        self.head = torch.nn.ModuleDict({"heatmap": torch.nn.Conv2d(6, 3, 1), "reg": torch.nn.Conv2d(6, 4, 1)})
+        self.eval().requires_grad_(False)
+        self.identity = TeacherIdentity(name="small", weights_sha256=f"{seed:064}", config_sha256="b" * 64, tasks=TASKS)
+        self.points = PointPipeline(past_sweeps=1)
+        self.canvas_grid, self.heatmap_grid = CANVAS, CANVAS.coarser(2)
+        self.layer_grids = {"backbone0": CANVAS, "head": CANVAS.coarser(2)}
+
+    def prepare(self, points: np.ndarray) -> torch.Tensor:
+        cells = np.floor(CANVAS.to_cells(points[:, :2])).astype(int)
+        counts = np.zeros(CANVAS.shape, np.float32)
+        height, width = CANVAS.shape
+        inside = ((cells >= 0) & (cells < (width, height))).all(axis=1)
+        np.add.at(counts, (cells[inside, 1], cells[inside, 0]), 1)
+        return torch.from_numpy(counts)
+
+    def forward(self, prepared: list[torch.Tensor]) -> TeacherOutput:
+        counts = torch.stack(prepared)[:, None]
+        backbone = self.backbone(counts).relu()
+        head = self.neck(backbone).relu()
+        return TeacherOutput(
+            layers={"backbone0": backbone, "head": head},
+            heatmap=self.head["heatmap"](head).sigmoid(),
+            head_maps={"reg": self.head["reg"](head).unflatten(1, (2, 2))},
+            canvas_mask=counts[:, 0] > 0,
+        )
+
+    def head_weights(self) -> dict[str, torch.Tensor]:
+        return self.head.state_dict()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallFrames(Frames):
+    """Frames of made-up sweeps, without nuScenes' tables."""
+
+    version: str = "v1.0-mini"
+    splits: tuple[str, ...] = ("mini_train",)
+    count: int = 10
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", make_tokens(self.count))
+        self.root.mkdir(exist_ok=True)
+        for position, token in enumerate(self.tokens):
+            points = np.random.default_rng(position).uniform(-9, 9, (50, 5)).astype(np.float32)
+            points.tofile(self.root / f"{token}.bin")
+
+    def __getitem__(self, key: int | str) -> Frame:
+        token = self.tokens[key] if isinstance(key, int) else key
+        sweep = Sweep(path=self.root / f"{token}.bin", to_key=np.eye(4), lag_s=0.0)
+        eye = np.eye(4)
+        return Frame(
+            token=token, scene="scene-0001", timestamp_us=0, sweeps=(sweep,), cameras=(), boxes=np.zeros((0, 9)),
+            labels=np.zeros(0, int), lidar_to_ego=eye, ego_to_global=eye, previous=None,
+        )  # fmt: skip
+
+
+def make_config(**changes: object) -> DumpConfig:
+    """A dump of SmallTeacher."""
+    layers = {"head": CodecSpec(), "backbone0": CodecSpec()}
+    values = {"teacher": "small", "layers": layers, "samples_per_shard": 4, "batch_size": 3, "workers": 0}
+    return DumpConfig(**{**values, **changes})
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -98,6 +174,14 @@ def make_store(path: Path, **changes: object) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """No test cuts the power, and fsync takes most of a small store's time; test_writer counts the calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def kit() -> ModuleType:
     """The functions above."""
@@ -105,6 +189,6 @@ def kit() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def sealed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sealed_store(tmp_path_factory: pytest.TempPathFactory, no_fsync: None) -> Path:
     """A finished store of 10 samples in shards of 4, not to be written to."""
     return make_store(tmp_path_factory.mktemp("store") / "teacher.zarr")

@@ -1,7 +1,9 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,12 @@ from cache.reader import TeacherCache
 @pytest.fixture
 def cache(sealed_store) -> TeacherCache:
     return TeacherCache(sealed_store)
+
+
+@pytest.fixture
+def store(sealed_store, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(sealed_store, tmp_path / "teacher.zarr")
 
 
 def damage(path, offset: int = 10) -> None:
@@ -141,46 +149,43 @@ def test_head_weights(cache):
     assert torch.equal(cache.head_weights()["heatmap.weight"], torch.arange(6.0).reshape(2, 3))
 
 
-def test_damaged_head_weights(kit, tmp_path):
-    path = kit.make_store(tmp_path / "teacher.zarr")
-    damage(path / "teacher_head.safetensors")
+def test_damaged_head_weights(kit, store):
+    damage(store / "teacher_head.safetensors")
     with pytest.raises(CorruptStoreError, match="SHA-256"):
-        TeacherCache(path).head_weights()
+        TeacherCache(store).head_weights()
 
 
 @pytest.mark.parametrize("array", ["features/head", "features/head_scale", "heatmap", "canvas_mask", "boxes_vel"])
-def test_a_damaged_chunk_names_store_array_and_token(kit, tmp_path, array):
-    path, tokens = kit.make_store(tmp_path / "teacher.zarr"), kit.make_tokens(10)
-    (file,) = (path / array).glob("c.1.*")
+def test_a_damaged_chunk_names_store_array_and_token(kit, store, array):
+    tokens = kit.make_tokens(10)
+    (file,) = (store / array).glob("c.1.*")
     damage(file)
-    cache = TeacherCache(path)
+    cache = TeacherCache(store)
     assert cache[tokens[0]].token == tokens[0]
     with pytest.raises(CorruptStoreError) as caught:
         cache[tokens[4]]
-    assert f"({path}, {array}, token {tokens[4]})" in str(caught.value)
+    assert f"({store}, {array}, token {tokens[4]})" in str(caught.value)
     assert "cli verify" in str(caught.value)
 
 
-def test_a_damaged_index(kit, tmp_path):
-    path, tokens = kit.make_store(tmp_path / "teacher.zarr"), kit.make_tokens(10)
-    damage(path / "heatmap" / "c.0.0.0.0.0", offset=-20)
+def test_a_damaged_index(kit, store):
+    tokens = kit.make_tokens(10)
+    damage(store / "heatmap" / "c.0.0.0.0.0", offset=-20)
     with pytest.raises(CorruptStoreError, match="heatmap, shard 0"):
-        TeacherCache(path)[tokens[0]]
+        TeacherCache(store)[tokens[0]]
 
 
-def test_a_shard_cut_short(kit, tmp_path):
-    path = kit.make_store(tmp_path / "teacher.zarr")
-    os.truncate(path / "heatmap" / "c.0.0.0.0.0", 100)
+def test_a_shard_cut_short(kit, store):
+    os.truncate(store / "heatmap" / "c.0.0.0.0.0", 100)
     with pytest.raises(CorruptStoreError, match="cut short"):
-        TeacherCache(path)[kit.make_tokens(10)[0]]
+        TeacherCache(store)[kit.make_tokens(10)[0]]
 
 
 @pytest.mark.parametrize("key", ["heatmap/c.0.0.0.0.0", "manifest/0.json"])
-def test_a_missing_file_is_never_read_as_zeros(kit, tmp_path, key):
-    path = kit.make_store(tmp_path / "teacher.zarr")
-    (path / key).unlink()
+def test_a_missing_file_is_never_read_as_zeros(kit, store, key):
+    (store / key).unlink()
     with pytest.raises(CorruptStoreError, match="cannot be read"):
-        TeacherCache(path)[kit.make_tokens(10)[0]]
+        TeacherCache(store)[kit.make_tokens(10)[0]]
 
 
 def test_a_shard_of_another_store_is_not_taken(kit, tmp_path):
@@ -192,14 +197,13 @@ def test_a_shard_of_another_store_is_not_taken(kit, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["zarr.json", "token/c.0.0", "token_order/c.0", "view_matrix/c.0.0.0"])
-def test_damage_is_seen_when_the_store_is_opened(kit, tmp_path, key):
-    path = kit.make_store(tmp_path / "teacher.zarr")
-    damage(path / key)
+def test_damage_is_seen_when_the_store_is_opened(kit, store, key):
+    damage(store / key)
     with pytest.raises(CorruptStoreError, match=key):
-        TeacherCache(path)
-    (path / key).write_bytes(b"")
+        TeacherCache(store)
+    (store / key).write_bytes(b"")
     with pytest.raises(CorruptStoreError, match=key):
-        TeacherCache(path)
+        TeacherCache(store)
 
 
 def test_pickling_opens_the_store_again(kit, cache):
@@ -243,10 +247,10 @@ def test_threads_read_the_same(kit, cache):
 def test_no_file_stays_open(kit, cache):
     tokens = kit.make_tokens(10)
     cache.read(tokens)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         cache.read(tokens)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_to_moves_everything(kit, cache):

@@ -1,0 +1,108 @@
+"""What a store will hold, learnt from the teacher and one frame, before anything is written."""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cache.errors import ConfigError, OfflineDistillError, TeacherError
+from cache.frames import Frames
+from cache.grid import BevGrid
+from cache.points import load_points
+from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline
+from cache.teacher import Teacher, TeacherOutput
+
+LIBRARIES = ("offline-distillbev", "torch", "numpy", "numcodecs", "nuscenes-devkit", "mmdet3d", "mmcv", "spconv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedFrames(Dataset):
+    """Frames as the teacher takes them; indexed in loader workers."""
+
+    frames: Frames
+    points: PointPipeline
+    prepare: Callable[[Float[np.ndarray, "N 5"]], Any]
+
+    @classmethod
+    def of(cls, frames: Frames, teacher: Teacher) -> "PreparedFrames":
+        """Without the teacher's network, which workers do not need."""
+        return cls(frames=frames, points=teacher.points, prepare=teacher.prepare)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, position: int) -> Any:
+        frame = self.frames[position]
+        try:
+            return self.prepare(load_points(frame, self.points))
+        except OfflineDistillError as error:
+            error.where = ", ".join(str(part) for part in (error.where, f"token {frame.token}") if part)
+            raise
+
+
+def software_versions() -> dict[str, str]:
+    """Python's version and those of the installed libraries that decide a store's content."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def spec_of(layers: Mapping[str, CodecSpec], head_maps: bool, frames: Frames, teacher: Teacher) -> CacheSpec:
+    """What the store will hold; the first frame is run to learn the maps' channels.
+
+    Raises:
+        ConfigError: a layer is unknown, or the frames list fewer sweeps than the teacher wants.
+        TeacherError: a map does not fit its grid.
+    """
+    if teacher.points.past_sweeps > frames.max_sweeps:
+        raise ConfigError(
+            "the frames list fewer sweeps than the teacher was trained with",
+            got=f"{frames.max_sweeps} past sweeps",
+            expected=teacher.points.past_sweeps,
+            cure="Open the frames with a larger max_sweeps",
+        )
+    output = teacher([PreparedFrames.of(frames, teacher)[0]])
+    _require_layers(layers, teacher, output)
+    for name in layers:
+        _require_shape(output.layers[name], teacher.layer_grids[name], f"layer {name}")
+    _require_shape(output.heatmap, teacher.heatmap_grid, "heatmap")
+    _require_shape(output.canvas_mask, teacher.canvas_grid, "canvas mask")
+    return CacheSpec(
+        teacher=teacher.identity,
+        data=DataIdentity.of(frames.version, frames.splits, frames.tokens),
+        points=teacher.points,
+        layers=tuple(
+            LayerSpec(name=name, channels=output.layers[name].shape[1], grid=teacher.layer_grids[name], codec=codec)
+            for name, codec in layers.items()
+        ),
+        heatmap_grid=teacher.heatmap_grid,
+        canvas_grid=teacher.canvas_grid,
+        head_maps={name: maps.shape[2] for name, maps in output.head_maps.items()} if head_maps else {},
+    )
+
+
+def _require_layers(layers: Mapping[str, CodecSpec], teacher: Teacher, output: TeacherOutput) -> None:
+    unknown = [name for name in layers if name not in output.layers]
+    if unknown:
+        raise ConfigError(
+            "the teacher has no such layer",
+            where=teacher.identity.name,
+            got=", ".join(unknown),
+            expected=f"some of {', '.join(output.layers)}",
+            cure="Change `layers`",
+        )
+
+
+def _require_shape(maps: Tensor, grid: BevGrid, where: str) -> None:
+    shape = tuple(maps.shape[-2:])
+    if shape != grid.shape:
+        raise TeacherError("a map of the teacher does not fit its grid", where=where, got=shape, expected=grid.shape)
