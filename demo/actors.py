@@ -2,17 +2,12 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Float
-
 from demo import shapes
-from demo.road import LANES, Road
+from demo.road import LANES, Road, Values
 from demo.shapes import Build, Shape
 
 MARGIN_M = 0.02
 """Between a solid and each side of its annotated box, and above it: the LiDAR's noise stays within."""
-
-Array = Float[np.ndarray, "..."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +142,7 @@ class Motion:
         """Whether it changes place."""
         return self.s_mps != 0 or self.d_mps != 0
 
-    def at(self, road: Road, time_s: Array) -> tuple[Array, Array, Array]:
+    def at(self, road: Road, time_s: Values) -> tuple[Values, Values, Values]:
         """x, y and yaw in the map frame."""
         x, y, lane_rad = road.to_map(self.s_m + self.s_mps * time_s, self.d_m + self.d_mps * time_s)
         return x, y, lane_rad + self.turn_rad

@@ -1,5 +1,6 @@
 """A key frame's images and sweeps, and a scene's map, as files."""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from demo.road import EDGES_M, Road
 from demo.scene import Scene
 from demo.shots import Shot, shots_of
 
+Task = tuple[Scene, int]
+"""A scene and the number of a key frame."""
 _MAP_M, _MAP_CELL_M = 512, 0.1
 """A map's lower left corner is the origin of its frame; the resolution is nuScenes'."""
 
@@ -41,8 +44,16 @@ class Observation:
         return str(1 + int(np.searchsorted((0.4, 0.6, 0.8), share, side="right")))
 
 
-def write_frame(folder: Path, world: WorldConfig, scene: Scene, frame: int) -> Observation:
-    """Write the images and sweeps of a key frame below `folder`."""
+def start_worker() -> None:
+    """To be called first in a process that writes frames: the processes share the cores already."""
+    cv2.setNumThreads(1)
+    # An interrupt is the parent's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def write_frame(folder: Path, world: WorldConfig, task: Task) -> Observation:
+    """Write the images and sweeps of a scene's key frame below `folder`."""
+    scene, frame = task
     shots = shots_of(scene, frame, world.past_sweeps)
     hits = [_write_image(folder, world, scene, shot) for shot in shots if not shot.is_lidar]
     points = [_write_sweep(folder, world, scene, shot) for shot in shots if shot.is_lidar][-1]

@@ -104,8 +104,8 @@ class Placing:
 
     def _from_ego(self, time_s: float, ahead_m: float, left_m: float) -> tuple[float, float]:
         ego = self.road.pose(self.ego_mps * time_s)
-        s_m, d_m = self.road.from_vehicle(ego, np.asarray(ahead_m), np.asarray(left_m))
-        return float(s_m), float(d_m)
+        s_m, d_m = self.road.from_vehicle(ego, np.asarray([ahead_m]), np.asarray([left_m]))
+        return float(s_m[0]), float(d_m[0])
 
     def _outline(self, motion: Motion, length_m: float, width_m: float) -> Outline:
         """The corners of an object's footprint, widened by half the clearance, over time."""

@@ -61,8 +61,8 @@ class Solids:
         return cls(poses=poses, low=metres[..., 0], high=metres[..., 1], owner=owner)
 
     @cached_property
-    def first(self) -> Int[np.ndarray, "A+1"]:
-        """Index of each actor's first part, and the number of parts."""
+    def first(self) -> Int[np.ndarray, "_"]:
+        """Index of each actor's first part and, last, the number of parts."""
         return np.searchsorted(self.owner, np.arange(len(self.poses) + 1))
 
     def parts_of(self, actor: int) -> slice:

@@ -19,7 +19,7 @@ MARKINGS_M = (-5.4, -1.8, 1.8, 5.4, 9.0)
 
 ASPHALT, MARKING, PAVEMENT, YARD = range(4)
 
-Array = Float[np.ndarray, "..."]
+Values = Float[np.ndarray, "N"]
 Pose2d = tuple[float, float, float]
 """x, y in metres and yaw in radians, in the map frame."""
 
@@ -37,7 +37,7 @@ class Road:
     y_m: float
     yaw_rad: float
 
-    def to_map(self, s_m: Array, d_m: Array) -> tuple[Array, Array, Array]:
+    def to_map(self, s_m: Values, d_m: Values) -> tuple[Values, Values, Values]:
         """Road coordinates to x, y and the direction of the lane there, in the map frame."""
         angle = s_m / self.radius_m
         forward = (self.radius_m - d_m) * np.sin(angle)
@@ -51,16 +51,16 @@ class Road:
 
     def pose(self, s_m: float) -> Pose2d:
         """The pose of a vehicle that follows the ego's lane."""
-        x, y, yaw = self.to_map(np.asarray(s_m), np.asarray(0.0))
-        return float(x), float(y), float(yaw)
+        x, y, yaw = self.to_map(np.asarray([s_m]), np.zeros(1))
+        return float(x[0]), float(y[0]), float(yaw[0])
 
-    def from_vehicle(self, vehicle: Pose2d, ahead_m: Array, left_m: Array) -> tuple[Array, Array]:
+    def from_vehicle(self, vehicle: Pose2d, ahead_m: Values, left_m: Values) -> tuple[Values, Values]:
         """Road coordinates of points that are given in the frame of a vehicle at this pose."""
-        x, y, yaw = np.asarray(vehicle, dtype=np.result_type(ahead_m))
+        x, y, yaw = np.asarray(vehicle, dtype=ahead_m.dtype)
         cos, sin = np.cos(yaw), np.sin(yaw)
         return self.from_map(x + cos * ahead_m - sin * left_m, y + sin * ahead_m + cos * left_m)
 
-    def from_map(self, x_m: Array, y_m: Array) -> tuple[Array, Array]:
+    def from_map(self, x_m: Values, y_m: Values) -> tuple[Values, Values]:
         """The inverse of `to_map`: s and d."""
         cos, sin = np.cos(self.yaw_rad), np.sin(self.yaw_rad)
         forward = cos * (x_m - self.x_m) + sin * (y_m - self.y_m)
@@ -71,7 +71,7 @@ class Road:
         return self.radius_m * angle, self.radius_m - sign * np.hypot(forward, to_centre)
 
 
-def cover(s_m: Float[np.ndarray, "N"], d_m: Float[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
+def cover(s_m: Values, d_m: Values) -> Int[np.ndarray, "N"]:
     """What covers the ground: ASPHALT, MARKING, PAVEMENT or YARD at each point."""
     right, left = EDGES_M
     kind = np.full(d_m.shape, YARD, dtype=np.int8)

@@ -5,7 +5,6 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
-from nuscenes.utils.splits import mini_train, mini_val
 
 from cache.spec import CLASSES
 from demo.actors import BUILDING, KINDS, TREE, Actor, Kind
@@ -41,7 +40,7 @@ class Scene:
 
     def poses(self, time_s: float) -> Float[np.ndarray, "A 3"]:
         """x, y and yaw of every actor in the map frame."""
-        return np.asarray([actor.motion.at(self.road, np.asarray(time_s)) for actor in self.actors])
+        return np.asarray([actor.motion.at(self.road, np.asarray([time_s])) for actor in self.actors]).reshape(-1, 3)
 
     def poses_in_ego(self, time_s: float) -> Float[np.ndarray, "A 3"]:
         """x, y and yaw of every actor in the ego frame of that time."""
@@ -51,13 +50,8 @@ class Scene:
         return np.stack([cos * x + sin * y, cos * y - sin * x, yaw], axis=1)
 
 
-def scene_names(world: WorldConfig) -> tuple[str, ...]:
-    """The names of the world's scenes, those of mini_train first."""
-    return (*mini_train[: world.train_scenes], *mini_val[: world.val_scenes])
-
-
-def build_scene(world: WorldConfig, index: int) -> Scene:
-    """The scene of that index.
+def build_scene(world: WorldConfig, index: int, name: str) -> Scene:
+    """The scene of that index; its name decides nothing.
 
     Raises:
         ConfigError: the objects don't fit into the range.
@@ -77,7 +71,7 @@ def build_scene(world: WorldConfig, index: int) -> Scene:
         placing.add_scenery(BUILDING, (1.5 * world.range_m + 20, 2 * world.range_m + 20))
         placing.add_scenery(TREE, (0.0, 1.5 * world.range_m))
     return Scene(
-        name=scene_names(world)[index],
+        name=name,
         index=index,
         road=road,
         ego_mps=ego_mps,

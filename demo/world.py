@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import cv2
+from nuscenes.utils.splits import mini_train, mini_val
 
 from cache.errors import DataError
 from demo.config import WorldConfig
-from demo.files import Observation, write_frame, write_map
-from demo.scene import Scene, build_scene, scene_names
+from demo.files import Observation, Task, start_worker, write_frame, write_map
+from demo.scene import Scene, build_scene
 from demo.shots import shots_of
 from demo.tables import build_tables, map_file
 
@@ -30,7 +29,6 @@ RECORD = "world.json"
 GENERATOR = 1
 """To be raised when the same parameters give other bytes."""
 
-Task = tuple[Scene, int]
 Progress = Callable[[int, int], None]
 
 
@@ -55,7 +53,7 @@ def make_world(
     record = {"generator": GENERATOR, "world": world.model_dump(mode="json")}
     if _is_made(out, record):
         return False
-    scenes = [build_scene(world, index) for index in range(len(scene_names(world)))]
+    scenes = [build_scene(world, index, name) for index, name in enumerate(scene_names(world))]
     try:
         with _renamed_when_done(out) as folder:
             _fill(folder, world, scenes, processes or os.cpu_count() or 1, progress)
@@ -67,6 +65,11 @@ def make_world(
         cure = "Make it again with fewer processes; each takes up to half a gigabyte"
         raise DataError("a process that made the world was killed", where=out, cure=cure) from error
     return True
+
+
+def scene_names(world: WorldConfig) -> tuple[str, ...]:
+    """The names of the world's scenes, those of mini_train first."""
+    return (*mini_train[: world.train_scenes], *mini_val[: world.val_scenes])
 
 
 def _is_made(out: Path, wanted: dict[str, Any]) -> bool:
@@ -139,21 +142,11 @@ def _fill(folder: Path, world: WorldConfig, scenes: list[Scene], processes: int,
 
 def _observe(folder: Path, world: WorldConfig, tasks: list[Task], processes: int) -> Iterator[Observation]:
     """Write all key frames; results come in the order of the tasks."""
-    make, processes = partial(_write_task, folder, world), min(processes, len(tasks))
+    make, processes = partial(write_frame, folder, world), min(processes, len(tasks))
     if processes == 1:
         yield from map(make, tasks)
         return
     # A fork would inherit the threads of torch and OpenCV in the middle of whatever they do.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker) as pool:
+    with ProcessPoolExecutor(processes, context, start_worker) as pool:
         yield from pool.map(make, tasks)
-
-
-def _write_task(folder: Path, world: WorldConfig, task: Task) -> Observation:
-    return write_frame(folder, world, *task)
-
-
-def _start_worker() -> None:
-    """An interrupt is the parent's to handle; the processes share the cores already."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
