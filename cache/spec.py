@@ -147,8 +147,12 @@ class CacheSpec(Strict):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical JSON of this record."""
-        return _sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")))
+        """SHA-256 of the canonical JSON of this record.
+
+        Fields at their defaults are left out: one added later leaves the fingerprints of older stores as they are.
+        """
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return _sha256(json.dumps(values, sort_keys=True, separators=(",", ":")))
 
     def layer(self, name: str) -> LayerSpec:
         """The layer of that name.
