@@ -1,4 +1,4 @@
-"""Where a network looks: attention over cells (DistillBEV, equations 5 and 6) and the maps of attention transfer."""
+"""Where a network looks: attention over cells (docs/objective.md, equation 4) and the maps of attention transfer."""
 
 import torch
 from jaxtyping import Float

@@ -191,7 +191,8 @@ class AffinityTerm(FeatureTerm):
 
 
 class FgdTerm(FeatureTerm):
-    """`fgd`: DistillBEV's own objective (ICCV 2023, equations 1 to 7), after focal and global distillation."""
+    """`fgd`: DistillBEV's own objective (ICCV 2023; docs/objective.md, equations 1 to 9), after focal and global
+    distillation (FGD, CVPR 2022)."""
 
     kind: Literal["fgd"]
     feature_criterion: Criterion = "mse"

@@ -18,7 +18,7 @@ Region = Bool[Tensor, "B H W"]
 
 
 def masked_sum(error: Map, weight: Map) -> Scalar:
-    """Sum of error times weight over cells, a sample: the foreground and background terms of fgd (equation 7)."""
+    """Sum of error times weight over cells, a sample: a region's term of fgd (docs/objective.md, equation 6)."""
     return (error * weight).sum() / len(error)
 
 
@@ -41,7 +41,7 @@ def channel_term(moments: Moments, criterion: Criterion) -> Scalar:
 
 def spatial_term(moments: Moments, adapter: nn.Module, criterion: Criterion) -> Scalar:
     """Distance of the teacher's channel mean and the student's after a 3x3 convolution, summed over cells, a sample
-    (DistillBEV's attention imitation, equation 8)."""
+    (DistillBEV's attention imitation; docs/objective.md, equation 8)."""
     student = adapter(moments.student_sum[:, None] / moments.channels)[:, 0]
     return CRITERIA[criterion](student - moments.teacher_sum / moments.channels).sum() / len(student)
 
@@ -57,7 +57,7 @@ def attention_transfer(
 
 def attended_distance(moments: Moments, temperature: float) -> Scalar:
     """`linfengzhang`, feature term: mean over samples of sqrt(sum of (S - T)^2 A_spatial A_channel), the teacher's
-    attentions (Zhang and Ma 2021, equation 4)."""
+    attentions (Zhang and Ma 2021; docs/objective.md, equation 12)."""
     attention = spatial_attention(moments.teacher_energy / moments.channels, temperature)
     squares = (moments.weighted_error * attention).sum(dim=(1, 2))
     # The root has no slope at 0; below the floor there is nothing left to learn.

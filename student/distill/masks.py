@@ -1,4 +1,6 @@
-"""Which cells count, and how much: foreground, background and scale masks (DistillBEV, section 3.2 and equation 4).
+"""Which cells count, and how much: DistillBEV's region decomposition and adaptive scaling.
+
+Equations are numbered as in docs/objective.md: masks are equation 1, scales equation 3.
 
 All masks are maps (B, H, W) of float32 without gradient, on the device of the boxes they come from.
 """
@@ -141,7 +143,7 @@ def _inverse(count: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
 
 
 def scales(kind: ScaleMask, fg_scale: Map, extended: Map | None, bg_scale: Map) -> tuple[Map, Map]:
-    """The scales of foreground and background (equation 4; `combine_gt` is the paper's).
+    """The scales of foreground and background (equation 3; `combine_gt` is the recipe's).
 
     Args:
         fg_scale: `BoxMasks.fg_scale`.

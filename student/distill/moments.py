@@ -194,10 +194,12 @@ class _OnePass(torch.autograd.Function):
         ctx.stored, ctx.criterion = stored, criterion
         ctx.set_materialize_grads(False)
         student_sum, teacher_sum, student_energy, teacher_energy, error = maps
-        energies = student_energy, teacher_sum.clone() if blocks.positive else teacher_energy
-        ctx.mark_non_differentiable(*energies)
-        found = error, attended.total(), student_sum, teacher_sum, *energies
-        return *(part.view(blocks.batch, *student.shape[2:]) for part in found), sums[0], sums[1] * scale
+        if blocks.positive:
+            teacher_energy.copy_(teacher_sum)
+        flat = error, attended.total(), student_sum, teacher_sum, student_energy, teacher_energy
+        shaped = [part.view(blocks.batch, *student.shape[2:]) for part in flat]
+        ctx.mark_non_differentiable(*shaped[4:])
+        return *shaped, sums[0], sums[1] * scale
 
     @staticmethod
     @once_differentiable

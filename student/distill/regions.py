@@ -36,7 +36,7 @@ def region_decomposition(
     threshold: float = 0.1,
     truth_threshold: float | None = None,
 ) -> Regions:
-    """Sort the cells of heatmaps into TP, FP, FN and TN (S2M2-SSD, section 3.3; DistillBEV, figure 3).
+    """Sort the cells of heatmaps into TP, FP, FN and TN (S2M2-SSD and DistillBEV; docs/objective.md, equation 13).
 
     A cell is predicted where the largest class is above `threshold`; it is true where the ground truth's largest class
     is above `truth_threshold` (left out: the same), false where it is below. Cells that equal a threshold count as not
@@ -64,7 +64,7 @@ def strongest(heatmap: Shaped[Tensor, "B *K H W"]) -> Shaped[Tensor, "B H W"]:
 def false_positives(
     kind: FalsePositives, teacher: Map, student: Map, truth: Map, threshold: float, gt_threshold: float | None = None
 ) -> Region:
-    """Cells without an object that a network takes for one (DistillBEV, equation 3).
+    """Cells without an object that a network takes for one (docs/objective.md, equation 2).
 
     Args:
         teacher, student, truth: the strongest class's probability in each cell.
