@@ -70,8 +70,8 @@ def dump_teacher(
 ) -> None:
     """Run the teacher once over the data set and write its features to a store."""
     import torch
-    from cache.dump import DumpConfig, dump
 
+    from cache.dump import DumpConfig, dump
     from cache.errors import ConfigError
     from cache.frames import Frames
     from cache.teacher import load_teacher
@@ -86,7 +86,17 @@ def dump_teacher(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_teacher(settings.teacher, checkpoint, device)
     with _progress("samples") as advance:
-        report = dump(settings, frames, teacher, out, progress=advance)
+        report = dump(
+            settings,
+            frames,
+            teacher,
+            out,
+            progress=lambda state: advance(
+                state.done,
+                state.total,
+                f"{state.samples_per_s:.1f} samples/s, {state.bytes_per_sample / 1e6:.2f} MB/sample",
+            ),
+        )
     console.print(str(report))
 
 
@@ -141,12 +151,18 @@ def evaluate(
 
 
 @contextmanager
-def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal; yields what is to be called with (done, total)."""
-    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def _progress(unit: str) -> Iterator[Callable[..., None]]:
+    """A bar on the terminal; yields what is to be called with (done, total) and perhaps a remark."""
+    columns = (
+        TextColumn(unit),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[remark]}"),
+    )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(unit, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(unit, total=None, remark="")
+        yield lambda done, total, remark="": bar.update(task, completed=done, total=total, remark=remark)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ class Loader(DataLoader):
     def __init__(self, dataset: Dataset, *, collate_fn: Callable[[list], Any], **options: Any) -> None:
         super().__init__(_Handed(dataset=dataset), collate_fn=_Collate(function=collate_fn), **options)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
             if isinstance(batch, OfflineDistillError):
                 raise batch

@@ -129,10 +129,10 @@ class TeacherSource:
 
 def collate(samples: list[Batch], sources: tuple[TeacherSource, ...] = ()) -> Batch:
     """Join batches, and add what each teacher's cache holds of the same tokens, still encoded."""
-    joined = {name: torch.cat([getattr(s, name) for s in samples]) for name in _TENSORS}
-    listed = {name: sum((getattr(s, name) for s in samples), ()) for name in ("tokens", "boxes", "labels")}
-    teachers = tuple(source.cache.read(listed["tokens"], layers=source.layers) for source in sources)
-    return Batch(**joined, **listed, teachers=teachers)
+    joined: dict[str, Any] = {name: torch.cat([getattr(s, name) for s in samples]) for name in _TENSORS}
+    joined |= {name: sum((getattr(s, name) for s in samples), ()) for name in ("tokens", "boxes", "labels")}
+    teachers = tuple(source.cache.read(joined["tokens"], layers=source.layers) for source in sources)
+    return Batch(**joined, teachers=teachers)
 
 
 _TENSORS = ("images", "intrinsics", "image_matrix", "camera_to_lidar", "to_current", "bev_matrix", "depth_m")

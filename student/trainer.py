@@ -15,6 +15,7 @@ import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -27,6 +28,9 @@ from student.checkpoint import CONFIG_KEY
 from student.config import DetectorConfig, StudentConfig
 from student.dataset import Batch, SeededSampler, StudentDataset, TeacherSource, collate
 from student.detectors import build_detector
+from student.distill.adapters import FeatureLayer
+from student.distill.inherit import inherit_head
+from student.distill.objective import DistillObjective
 
 LAST = "last.ckpt"
 
@@ -80,7 +84,7 @@ class StudentModule(lightning.LightningModule):
         self.log_dict({f"loss/{name}": value for name, value in terms.items()}, batch_size=len(batch))
         return total
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         training = self.config.training
         optimizer = torch.optim.AdamW(self.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
         factor = partial(training.schedule_factor, total_steps=int(self.trainer.estimated_stepping_batches))

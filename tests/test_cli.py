@@ -1,0 +1,319 @@
+"""The main job through the command line, at a tiny size, and what bad input gets."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from demo.config import WorldConfig
+from demo.world import make_world
+
+ROOT = Path(__file__).parent.parent
+TEACHER = ROOT / "configs" / "demo" / "teacher_model.py"
+
+STUDENT = {
+    "data": {"version": "v1.0-mini", "train_split": "mini_train", "val_split": "mini_val", "workers": 0},
+    "image": {"size": [64, 160]},
+    "detector": {
+        "image_backbone": "resnet18",
+        "image_neck_channels": 32,
+        "depth_m": [1.0, 31.0, 2.0],
+        "grid": {"x_range_m": [-25.6, 25.6], "y_range_m": [-25.6, 25.6], "cell_m": [0.8, 0.8]},
+        "lift_channels": 16,
+        "bev_channels": [16, 32, 64],
+        "bev_neck_channels": 32,
+        "head": {"shared_channels": 16},
+    },
+    "training": {"epochs": 1, "max_steps": 2, "batch_size": 1},
+    "distill": {
+        "pairs": [{"student": "head", "teacher": "head", "student_adapter": "1x1conv"}],
+        "terms": [{"kind": "fgd", "fg_weight": 6.0e-3, "bg_weight": 4.0e-2}],
+    },
+}
+
+DUMP = {
+    "teacher": str(TEACHER),
+    "version": "v1.0-mini",
+    "splits": ["mini_train", "mini_val"],
+    "samples_per_shard": 2,
+    "batch_size": 2,
+    "workers": 0,
+}
+
+
+def cli(*arguments: object, block: tuple[str, ...] = (), cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, in which importing a module of `block` is an error."""
+    program = f"import sys; sys.modules.update(dict.fromkeys({block!r})); import cli; cli.main()"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def refused(*arguments: object, saying: str, block: tuple[str, ...] = ()) -> str:
+    """Run a command that must fail with one message, and return it."""
+    run = cli(*arguments, block=block)
+    assert run.returncode == 1, run.stdout + run.stderr
+    message = run.stderr.strip().splitlines()[-1]
+    assert message.startswith("error: "), run.stderr
+    assert "Traceback" not in run.stderr
+    assert saying in message
+    return message
+
+
+TEACHER_LIBRARIES = ("mmdet3d", "mmdet", "mmcv", "mmengine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """A tiny world, a store of a teacher with random weights, and a student's configuration."""
+
+    world: Path
+    store: Path
+    student: Path
+    dump: Path
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed (make setup)")
+    base = tmp_path_factory.mktemp("workshop")
+    made = Workshop(
+        world=base / "world", store=base / "teacher.zarr", student=base / "student.yaml", dump=base / "dump.yaml"
+    )
+    size = WorldConfig(
+        train_scenes=1, val_scenes=1, key_frames=2, past_sweeps=1, image_size=(144, 256), lidar_azimuths=360
+    )
+    make_world(made.world, size)
+    made.student.write_text(yaml.safe_dump(STUDENT))
+    made.dump.write_text(yaml.safe_dump(DUMP))
+    run = cli("dump-teacher", made.dump, "--data", made.world, "--random-weights", "--out", made.store)
+    assert run.returncode == 0, run.stderr
+    assert "4 of 4 samples written" in run.stdout
+    return made
+
+
+@pytest.fixture
+def copy_world(workshop: Workshop, tmp_path: Path) -> Callable[[], Path]:
+    """A copy of the world that a test may break."""
+    return lambda: Path(shutil.copytree(workshop.world, tmp_path / "broken-world"))
+
+
+@pytest.fixture(scope="session")
+def trained(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two distilled steps, made where the teacher's libraries cannot be imported."""
+    out = tmp_path_factory.mktemp("runs") / "distilled"
+    run = cli(
+        *("train-student", workshop.student, "--data", workshop.world, "--cache", workshop.store, "--out", out),
+        block=TEACHER_LIBRARIES,
+    )
+    assert run.returncode == 0, run.stderr
+    return out
+
+
+def test_help_names_every_command() -> None:
+    run = cli("--help")
+    assert run.returncode == 0
+    for command in ("make-world", "train-teacher", "dump-teacher", "train-student", "evaluate"):
+        assert command in run.stdout
+
+
+def test_a_second_dump_does_nothing(workshop: Workshop) -> None:
+    before = {path: path.stat().st_mtime_ns for path in workshop.store.rglob("*")}
+    run = cli("dump-teacher", workshop.dump, "--data", workshop.world, "--random-weights", "--out", workshop.store)
+    assert run.returncode == 0
+    assert "all 4 samples were there already, nothing to do" in run.stdout
+    assert {path: path.stat().st_mtime_ns for path in workshop.store.rglob("*")} == before
+
+
+def test_random_weights_are_flagged_in_the_store(workshop: Workshop) -> None:
+    attributes = json.loads((workshop.store / "zarr.json").read_text())["attributes"]
+    assert attributes["spec"]["teacher"]["weights"] == "random"
+
+
+def test_training_leaves_logs_a_checkpoint_and_its_cost(trained: Path) -> None:
+    assert (trained / "checkpoints" / "last.ckpt").is_file()
+    assert list((trained / "tensorboard").glob("events.*"))
+    header = (trained / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"loss", "loss/heatmap", "loss/boxes", "loss/depth"} <= set(header)
+    assert [name for name in header if "fgd" in name]
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert summary["peak_memory_mb"] > 100
+
+
+def test_a_finished_run_is_not_overwritten_but_resumed(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(trained, tmp_path / "again"))
+    arguments = ("train-student", workshop.student, "--data", workshop.world, "--cache", workshop.store, "--out", out)
+    refused(*arguments, saying="a training is there already")
+    longer = ("--set", "training.max_steps=4", "--set", "training.epochs=2")
+    run = cli(*arguments, "--resume", *longer)
+    assert run.returncode == 0, run.stderr
+    assert json.loads((out / "summary.json").read_text())["steps"] == 4
+
+
+def test_one_key_switches_distillation_off(workshop: Workshop, tmp_path: Path) -> None:
+    run = cli(
+        *("train-student", workshop.student, "--data", workshop.world, "--out", tmp_path / "alone"),
+        *("--set", "distill=null", "--set", "training.max_steps=1"),
+    )
+    assert run.returncode == 0, run.stderr
+    header = (tmp_path / "alone" / "csv" / "metrics.csv").read_text().splitlines()[0]
+    assert "fgd" not in header
+
+
+def test_student_and_cached_teacher_are_evaluated(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    for name, source in (("student", ("--checkpoint", checkpoint)), ("teacher", ("--cache", workshop.store))):
+        run = cli(
+            *("evaluate", "--data", workshop.world, *source, "--split", "mini_val", "--out", tmp_path / name),
+            block=TEACHER_LIBRARIES,
+        )
+        assert run.returncode == 0, run.stderr
+        summary = json.loads((tmp_path / name / "metrics_summary.json").read_text())
+        assert 0 <= summary["nd_score"] <= 1
+        assert "mAP" in run.stdout
+
+
+# What bad input gets.
+
+
+def test_a_missing_data_root(workshop: Workshop, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    message = refused("train-student", workshop.student, "--data", gone, saying="the nuScenes tables are missing")
+    assert str(gone) in message
+    out = tmp_path / "store.zarr"
+    refused("dump-teacher", workshop.dump, "--data", gone, "--random-weights", "--out", out, saying="are missing")
+    assert not out.exists()
+
+
+def test_a_missing_version(workshop: Workshop, tmp_path: Path) -> None:
+    message = refused(
+        *("train-student", workshop.student, "--data", workshop.world, "--out", tmp_path / "run"),
+        *("--set", "data.version=v1.0-trainval", "--set", "distill=null"),
+        saying="expected v1.0-trainval/",
+    )
+    assert "v1.0-mini" in message
+
+
+def test_an_empty_split(workshop: Workshop, tmp_path: Path) -> None:
+    refused(
+        *("train-student", workshop.student, "--data", workshop.world, "--out", tmp_path / "run"),
+        *("--set", "data.train_split=train", "--set", "distill=null"),
+        saying="the split holds no key frame",
+    )
+
+
+def test_a_missing_configuration(workshop: Workshop, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.yaml"
+    message = refused("train-student", gone, "--data", workshop.world, saying="the configuration cannot be read")
+    assert str(gone) in message
+
+
+def test_an_unknown_key(workshop: Workshop) -> None:
+    refused(
+        *("train-student", workshop.student, "--data", workshop.world, "--set", "training.batchsize=2"),
+        saying="unknown key 'training.batchsize': did you mean 'batch_size'?",
+    )
+
+
+def test_a_missing_checkpoint(workshop: Workshop, tmp_path: Path) -> None:
+    gone, out = tmp_path / "gone.pth", tmp_path / "store.zarr"
+    message = refused(
+        *("dump-teacher", workshop.dump, "--data", workshop.world, "--checkpoint", gone, "--out", out),
+        saying="checkpoint",
+    )
+    assert str(gone) in message
+    assert not out.exists()
+    refused("evaluate", "--data", workshop.world, "--checkpoint", gone, saying="the student's checkpoint is missing")
+
+
+def test_a_checkpoint_that_does_not_fit(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    message = refused(
+        *("dump-teacher", workshop.dump, "--data", workshop.world, "--out", tmp_path / "store.zarr"),
+        *("--checkpoint", trained / "checkpoints" / "last.ckpt"),
+        saying="last.ckpt",
+    )
+    assert "pts_" in message
+    assert not (tmp_path / "store.zarr").exists()
+
+
+def test_weights_must_be_chosen(workshop: Workshop, tmp_path: Path) -> None:
+    refused(
+        *("dump-teacher", workshop.dump, "--data", workshop.world, "--out", tmp_path / "store.zarr"),
+        saying="the teacher needs weights; got neither; expected --checkpoint or --random-weights",
+    )
+
+
+def test_a_store_that_differs(workshop: Workshop) -> None:
+    before = (workshop.store / "zarr.json").read_bytes()
+    run = cli(
+        *("dump-teacher", workshop.dump, "--data", workshop.world, "--random-weights", "--out", workshop.store),
+        *("--set", "head_maps=false"),
+    )
+    assert run.returncode == 1
+    assert "head_maps" in run.stderr
+    assert (workshop.store / "zarr.json").read_bytes() == before
+
+
+def test_a_missing_camera_image(workshop: Workshop, copy_world: Callable[[], Path], tmp_path: Path) -> None:
+    world = copy_world()
+    for image in (world / "samples" / "CAM_BACK").iterdir():
+        image.unlink()
+    message = refused(
+        *("train-student", workshop.student, "--data", world, "--set", "distill=null", "--out", tmp_path / "run"),
+        *("--set", "data.workers=1"),
+        saying="a camera image is missing",
+    )
+    assert "CAM_BACK" in message
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_corrupt_image(workshop: Workshop, copy_world: Callable[[], Path], tmp_path: Path) -> None:
+    world = copy_world()
+    for image in (world / "samples" / "CAM_FRONT").iterdir():
+        image.write_bytes(image.read_bytes()[:1000])
+    refused(
+        *("train-student", workshop.student, "--data", world, "--set", "distill=null", "--out", tmp_path / "run"),
+        saying="a camera image is corrupt",
+    )
+
+
+def test_a_point_that_is_not_finite(workshop: Workshop, copy_world: Callable[[], Path], tmp_path: Path) -> None:
+    world = copy_world()
+    sweep = sorted((world / "samples" / "LIDAR_TOP").iterdir())[-1]
+    content = bytearray(sweep.read_bytes())
+    content[40:44] = b"\x00\x00\xc0\x7f"
+    sweep.write_bytes(content)
+    out = tmp_path / "store.zarr"
+    message = refused(
+        *("dump-teacher", workshop.dump, "--data", world, "--random-weights", "--out", out),
+        saying="a LiDAR file holds a value that is not finite",
+    )
+    assert sweep.name in message
+    # What was committed before is kept, but no reader takes the store for a whole one.
+    refused("evaluate", "--data", world, "--cache", out, saying="store")
+
+
+def test_a_token_that_is_not_in_the_cache(workshop: Workshop, tmp_path: Path) -> None:
+    store = tmp_path / "val-only.zarr"
+    only_val = ("--set", "splits=[mini_val]")
+    run = cli("dump-teacher", workshop.dump, "--data", workshop.world, "--random-weights", "--out", store, *only_val)
+    assert run.returncode == 0, run.stderr
+    refused(
+        *("train-student", workshop.student, "--data", workshop.world, "--cache", store, "--out", tmp_path / "run"),
+        saying="frames of the training split are not in the cache",
+    )
+
+
+def test_distillation_without_a_cache(workshop: Workshop, tmp_path: Path) -> None:
+    refused(
+        *("train-student", workshop.student, "--data", workshop.world, "--out", tmp_path / "run"),
+        saying="distillation needs a teacher's cache",
+    )
