@@ -1,5 +1,6 @@
 """A small store and what it is made of; tests reach the functions here through the fixture `kit`."""
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from cache.codec import Distortion, encode, measure
-from cache.dump import DumpConfig
+from cache.dump import DumpConfig, dump
 from cache.frames import Frame, Frames, Sweep
 from cache.grid import BevGrid
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
@@ -161,6 +162,15 @@ def make_config(**changes: object) -> DumpConfig:
     return DumpConfig(**{**values, **changes})
 
 
+def dump_in_process(frames: Frames, path: Path, part: Part = WHOLE, **changes: object) -> multiprocessing.Process:
+    """Start a dump of SmallTeacher in a process of its own."""
+
+    arguments = (make_config(**changes), frames, SmallTeacher(), path)
+    process = multiprocessing.get_context("fork").Process(target=dump, args=arguments, kwargs={"part": part})
+    process.start()
+    return process
+
+
 def contents(path: Path) -> dict[str, bytes]:
     """Every file of a folder."""
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
@@ -180,6 +190,15 @@ def no_fsync() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums of floats depend on how many threads share them; stores are compared byte by byte."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -225,6 +225,15 @@ def test_no_such_part(index, count):
         Part(index=index, count=count)
 
 
+def test_parts_as_they_are_written():
+    assert Part.parse("2/8") == Part(index=2, count=8)
+    assert Part.of_rank({"RANK": "3", "WORLD_SIZE": "4"}) == Part(index=3, count=4)
+    assert Part.of_rank({}) == Part()
+    for text in ("", "1", "a/b", "1/2/3", "-1/2"):
+        with pytest.raises(ConfigError, match="i/n"):
+            Part.parse(text)
+
+
 def test_a_full_disk_is_said_and_resumed_from(kit, path, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with kit.open_writer(path) as writer:

@@ -1,0 +1,119 @@
+"""Real processes that run real dumps, killed, raced and started by torchrun."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cache.dump import dump
+from cache.errors import StoreError
+from cache.reader import TeacherCache
+from cache.writer import Part
+
+pytestmark = pytest.mark.timeout(240)
+
+COUNT = 40
+KILLS = 20
+
+
+@pytest.fixture
+def frames(kit, tmp_path):
+    return kit.SmallFrames(root=tmp_path / "points", count=COUNT)
+
+
+@pytest.fixture
+def whole(kit, frames, tmp_path) -> dict[str, bytes]:
+    """The bytes of an uninterrupted dump."""
+    process = kit.dump_in_process(frames, tmp_path / "whole.zarr")
+    process.join()
+    assert process.exitcode == 0
+    return kit.contents(tmp_path / "whole.zarr")
+
+
+def committed(path: Path) -> set[str]:
+    """The tokens of a store that may not even have been created."""
+    try:
+        return set(TeacherCache(path, allow_partial=True).tokens)
+    except StoreError:
+        assert not (path / "zarr.json").exists()
+        return set()
+
+
+def test_killed_at_random_moments_a_dump_loses_nothing(kit, frames, whole, tmp_path):
+    chance = random.Random(0)
+    path = tmp_path / "round0.zarr"
+    began = time.monotonic()
+    kit.dump_in_process(frames, path).join()
+    seconds = time.monotonic() - began
+    kills, rounds, seen = 0, 1, set()
+    path = tmp_path / "round1.zarr"
+    while kills < KILLS:
+        process = kit.dump_in_process(frames, path)
+        process.join(chance.uniform(0, 0.7 * seconds))
+        process.kill()
+        process.join()
+        kills += process.exitcode < 0
+        now = committed(path)
+        assert seen <= now
+        for token in now - seen:
+            assert TeacherCache(path, allow_partial=True)[token].token == token
+        seen = now
+        if process.exitcode == 0:
+            assert kit.contents(path) == whole
+            rounds, seen = rounds + 1, set()
+            path = tmp_path / f"round{rounds}.zarr"
+    dump(kit.make_config(), frames, kit.SmallTeacher(), path)
+    assert kit.contents(path) == whole
+
+
+def test_a_killed_dump_with_workers_is_resumed_at_once(kit, frames, whole, tmp_path):
+    path = tmp_path / "teacher.zarr"
+    process = kit.dump_in_process(frames, path, workers=1)
+    while not committed(path):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    dump(kit.make_config(), frames, kit.SmallTeacher(), path)
+    assert kit.contents(path) == whole
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_parts_that_run_at_once_fill_one_store(kit, frames, whole, tmp_path, count):
+    path = tmp_path / "teacher.zarr"
+    parts = [kit.dump_in_process(frames, path, part=Part(index=index, count=count)) for index in range(count)]
+    for process in parts:
+        process.join()
+    assert [process.exitcode for process in parts] == [0] * count
+    assert kit.contents(path) == whole
+
+
+def test_shards_of_a_crashed_part_are_taken_up(kit, frames, whole, tmp_path):
+    path = tmp_path / "teacher.zarr"
+    first, second = (kit.dump_in_process(frames, path, part=Part(index=index, count=2)) for index in range(2))
+    first.kill()
+    second.join()
+    first.join()
+    assert second.exitcode == 0
+    report = dump(kit.make_config(), frames, kit.SmallTeacher(), path)
+    assert report.written >= 1
+    assert report.sealed
+    assert kit.contents(path) == whole
+
+
+@pytest.mark.long
+def test_torchrun(kit, frames, whole, tmp_path):
+    path = tmp_path / "teacher.zarr"
+    script = Path(kit.__file__).parent / "small_dump.py"
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    subprocess.run(
+        [*command, tmp_path / "points", path, str(COUNT)],
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    assert kit.contents(path) == whole
