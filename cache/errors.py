@@ -12,6 +12,7 @@ OfflineDistillError
     `-- UnsealedError       the dump has not finished
 """
 
+from functools import partial
 from pathlib import Path
 
 
@@ -49,11 +50,8 @@ class OfflineDistillError(Exception):
 
     def __reduce__(self) -> tuple:
         """Survive the trip from a loader worker to the parent with every part kept."""
-        return _rebuild, (type(self), self.what, self.where, self.got, self.expected, self.cure)
-
-
-def _rebuild(kind: type[OfflineDistillError], what, where, got, expected, cure) -> OfflineDistillError:
-    return kind(what, where=where, got=got, expected=expected, cure=cure)
+        parts = {"where": self.where, "got": self.got, "expected": self.expected, "cure": self.cure}
+        return partial(type(self), **parts), (self.what,)
 
 
 class ConfigError(OfflineDistillError):

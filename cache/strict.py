@@ -49,7 +49,7 @@ def load_yaml(path: str | Path | None, model: type[Model], overrides: Iterable[s
         raise ConfigError(
             "the configuration cannot be read", where=path, got=error.strerror, cure="Check its path"
         ) from None
-    values = _yaml(text, where=path) or {}
+    values = _yaml(text, where=path or model.__name__) or {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
