@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from cache.errors import TeacherError
 from cache.spec import CLASSES, Decoding, PointPipeline
 
@@ -104,12 +106,19 @@ def build_detector(config: Config) -> Detector:
             ) from error
         _check_parts(detector, config.filename)
         _check_sparse(detector, config.filename)
-        # mmengine does not look for init_weights() in a ModuleList, so mmdet3d's heads would start without theirs:
-        # heatmaps of 0.5 everywhere in place of `init_bias`, and a first loss of thousands.
-        with _quiet():
-            for task in detector.pts_bbox_head.task_heads:
-                task.init_weights()
+    _set_prior(detector.pts_bbox_head)
     return detector
+
+
+def _set_prior(head: Any) -> None:
+    """Start the heatmaps at the probability that `init_bias` stands for.
+
+    mmdet3d means to, but mmengine looks for init_weights() only in a module's children and not inside a ModuleList, so
+    its heatmaps start at 0.5 everywhere, and the loss in the thousands.
+    """
+    for task in head.task_heads:
+        branch = task.heatmap if hasattr(task, "heatmap") else task.cls_head
+        nn.init.constant_(branch[-1].bias, task.init_bias)
 
 
 def _check_parts(detector: Detector, where: str) -> None:
@@ -152,22 +161,13 @@ def _check_sparse(detector: Detector, where: str) -> None:
 
 def initialise(detector: Detector) -> None:
     """Random weights, as the configuration asks for."""
-    with _quiet():
-        detector.init_weights()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without mmengine's four lines for each parameter that is initialised."""
     from mmengine.logging import MMLogger
 
     logger = MMLogger.get_current_instance()
     level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    logger.setLevel(logging.WARNING)  # At INFO it prints four lines for each parameter.
+    detector.init_weights()
+    logger.setLevel(level)
 
 
 def config_sha256(config: Config) -> str:
