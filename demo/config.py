@@ -13,7 +13,9 @@ SWEEP_PERIOD_S = 0.05
 
 
 class WorldConfig(Strict):
-    """A made-up world in nuScenes' format; the same values give the same bytes.
+    """A made-up world in nuScenes' format.
+
+    The same values give the same bytes, with the same numpy and OpenCV on the same kind of processor.
 
     Raises:
         ConfigError: values that no world can have together.

@@ -157,7 +157,7 @@ class Surface:
 
     along, up: metres along the face horizontally and above the part's lower edge.
     height: of the part, in metres.
-    axis: of the face's normal in its actor's frame; sign: which of the two faces.
+    axis: of the face's normal, in its actor's frame.
     normal: in the ego frame.
     """
 
