@@ -1,11 +1,9 @@
 """token -> TeacherSample; safe after fork; fast.
 
-A read is one `os.pread` for each sample, view and array, a checksum and a decompression straight into the result. No
-file stays open and no thread or event loop exists, so a cache may be forked, pickled and used from several threads.
+No file stays open and no thread or event loop exists, so a cache may be forked, pickled and used from several threads.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,27 +17,10 @@ from torch import Tensor
 
 from cache.codec import Encoded
 from cache.errors import CorruptStoreError, NotCachedError, StoreError, UnsealedError
-from cache.shards import (
-    REPAIR,
-    checked,
-    checksum_of,
-    index_bytes,
-    read_signed,
-    unpack_chunk,
-    unpack_index,
-)
+from cache.shard_reader import Chunk, ShardReader, read_file
+from cache.shards import REPAIR, checked
 from cache.spec import CacheSpec, LayerSpec
-from cache.store import (
-    HEAD_WEIGHTS,
-    ROOT,
-    SampleArray,
-    ShardRecord,
-    parse_root,
-    record_key,
-    sample_arrays,
-    scale_of,
-    whole_key,
-)
+from cache.store import HEAD_WEIGHTS, ROOT, parse_root, record_key, scale_of, whole_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +128,7 @@ class TeacherCache:
         self.spec = self.attributes.spec
         if expect is not None:
             self.spec.require(expect, self.path)
-        self._arrays = sample_arrays(self.spec)
-        self._per_shard = self.attributes.layout.samples_per_shard
-        self._records: dict[int, ShardRecord] = {}
-        self._indexes: dict[tuple[str, int], Int[np.ndarray, "_ 2"]] = {}
+        self._shards = ShardReader(self.path, self.attributes)
         self._all_tokens = self._read_tokens()
         self.tokens: Sequence[str] = self._all_tokens if self.attributes.sealed else self._committed_tokens()
         self._view_matrix = torch.from_numpy(self._whole("view_matrix", "<f4", (len(self.spec.views), 4, 4)).copy())
@@ -203,15 +181,15 @@ class TeacherCache:
         """
         where = self._chunks(tokens, views)
         names = [layer.name for layer in self.spec.layers] if layers is None else layers
-        canvas = self._read(self._arrays["canvas_mask"], where)
+        canvas = self._read("canvas_mask", where)
         width = self.spec.canvas_grid.shape[1]
         kept = self.spec.head_maps if head_maps else {}
         return TeacherBatch(
             tokens=tuple(tokens),
             features={name: self._features(name, where) for name in names},
-            heatmap=torch.from_numpy(self._read(self._arrays["heatmap"], where)),
+            heatmap=torch.from_numpy(self._read("heatmap", where)),
             canvas_mask=torch.from_numpy(np.unpackbits(canvas, axis=-1, count=width).view(np.bool_)),
-            head_maps={name: torch.from_numpy(self._read(self._arrays[f"boxes_{name}"], where)) for name in kept},
+            head_maps={name: torch.from_numpy(self._read(f"boxes_{name}", where)) for name in kept},
             view_matrix=self._view_matrix[[chunk.view for chunk in where]],
         )
 
@@ -221,20 +199,20 @@ class TeacherCache:
         Raises:
             CorruptStoreError: the file is missing or does not match its SHA-256.
         """
-        data = self._file(HEAD_WEIGHTS)
+        data = read_file(self.path / HEAD_WEIGHTS)
         if hashlib.sha256(data).hexdigest() != self.attributes.head_weights_sha256:
             raise CorruptStoreError(
                 "the head's weights do not match their SHA-256", where=self.path / HEAD_WEIGHTS, cure=REPAIR
             )
         return safetensors.torch.load(data)
 
-    def _features(self, name: str, where: list["_Chunk"]) -> Encoded:
+    def _features(self, name: str, where: list[Chunk]) -> Encoded:
         layer = self._layer(name)
-        values = torch.from_numpy(self._read(self._arrays[f"features/{name}"], where))
+        values = torch.from_numpy(self._read(f"features/{name}", where))
         if layer.codec.kind == "float16":
             scale = torch.ones(values.shape[:2])
         else:
-            scale = torch.from_numpy(self._read(self._arrays[scale_of(f"features/{name}")], where))
+            scale = torch.from_numpy(self._read(scale_of(f"features/{name}"), where))
         return Encoded(values=values, scale=scale, codec=layer.codec)
 
     def _layer(self, name: str) -> LayerSpec:
@@ -249,15 +227,15 @@ class TeacherCache:
             cure="Dump it, or ask for another layer",
         )
 
-    def _chunks(self, tokens: Sequence[str], views: Sequence[int] | None) -> list["_Chunk"]:
+    def _chunks(self, tokens: Sequence[str], views: Sequence[int] | None) -> list[Chunk]:
         """Where each sample and view lies."""
         count = len(self.spec.views)
         chunks = []
         for token, view in zip(tokens, views or (0,) * len(tokens), strict=True):
             if not 0 <= view < count:
                 raise NotCachedError("the store does not hold this view", where=self.path, got=view, expected=count)
-            shard, row = divmod(self._position(token), self._per_shard)
-            chunks.append(_Chunk(token=token, shard=shard, view=view, number=row * count + view))
+            shard, row = divmod(self._position(token), self._shards.size)
+            chunks.append(Chunk(token=token, shard=shard, view=view, number=row * count + view))
         return chunks
 
     def _position(self, token: str) -> int:
@@ -272,55 +250,12 @@ class TeacherCache:
             )
         return position
 
-    def _read(self, array: SampleArray, where: list["_Chunk"]) -> np.ndarray:
+    def _read(self, name: str, where: list[Chunk]) -> np.ndarray:
+        array = self._shards.arrays[name]
         out = np.empty((len(where), *array.shape), dtype=array.dtype)
         for chunk, row in zip(where, out, strict=True):
-            self._read_chunk(array, chunk, row)
+            self._shards.read(array, chunk, row)
         return out
-
-    def _read_chunk(self, array: SampleArray, chunk: "_Chunk", out: np.ndarray) -> None:
-        place = f"{self.path}, {array.name}, token {chunk.token}"
-        offset, size = self._index(array, chunk.shard)[chunk.number].tolist()
-        if offset < 0:
-            raise CorruptStoreError("a committed sample has no bytes", where=place, cure=REPAIR)
-        unpack_chunk(self._pread(array.key(chunk.shard), offset, size, place), out, place)
-
-    def _index(self, array: SampleArray, shard: int) -> Int[np.ndarray, "_ 2"]:
-        """Where a shard's chunks lie, read once and compared with what the manifest says of the file."""
-        index = self._indexes.get((array.name, shard))
-        if index is None:
-            place = f"{self.path}, {array.name}, shard {shard}"
-            file = self._record(shard).files[array.name]
-            size = index_bytes(self._per_shard * len(self.spec.views))
-            stored = self._pread(array.key(shard), file.bytes - size, size, place)
-            if checksum_of(stored) != file.index_crc32c:
-                raise CorruptStoreError("a shard is not the one that was committed", where=place, cure=REPAIR)
-            index = self._indexes[array.name, shard] = unpack_index(stored, place)
-        return index
-
-    def _record(self, shard: int) -> ShardRecord:
-        if shard not in self._records:
-            data = self._file(record_key(shard))
-            place = str(self.path / record_key(shard))
-            self._records[shard] = ShardRecord.parse(read_signed(data, place), place)
-        return self._records[shard]
-
-    def _pread(self, key: str, offset: int, size: int, place: str) -> UInt8[np.ndarray, "_"]:
-        try:
-            file = os.open(self.path / key, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise CorruptStoreError("a shard cannot be read", where=place, got=error.strerror, cure=REPAIR) from error
-        try:
-            data = os.pread(file, size, offset)
-        except OSError as error:
-            raise CorruptStoreError("a shard cannot be read", where=place, got=error.strerror, cure=REPAIR) from error
-        finally:
-            os.close(file)
-        if len(data) != size:
-            raise CorruptStoreError(
-                "a shard is cut short", where=place, got=f"{len(data)} bytes", expected=size, cure=REPAIR
-            )
-        return np.frombuffer(data, np.uint8)
 
     def _root(self) -> bytes:
         try:
@@ -333,14 +268,6 @@ class TeacherCache:
                 cure="Point to the folder that `cli dump-teacher` wrote",
             ) from None
         return data
-
-    def _file(self, key: str) -> bytes:
-        try:
-            return (self.path / key).read_bytes()
-        except OSError as error:
-            raise CorruptStoreError(
-                "a file of the store cannot be read", where=self.path / key, got=error.strerror, cure=REPAIR
-            ) from error
 
     def _read_tokens(self) -> Tokens:
         samples = self.spec.data.samples
@@ -365,19 +292,9 @@ class TeacherCache:
                 where=self.path,
                 cure="Run `cli dump-teacher` again to resume it, or open the store with allow_partial=True",
             )
-        starts = range(0, len(self._all_tokens), self._per_shard)
-        committed = (start for start in starts if (self.path / record_key(start // self._per_shard)).exists())
-        return tuple(token for start in committed for token in self._all_tokens[start : start + self._per_shard])
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """One view of a sample: its place is chunk `number` of `shard`, in every array."""
-
-    token: str
-    shard: int
-    view: int
-    number: int
+        starts = range(0, len(self._all_tokens), self._shards.size)
+        committed = (start for start in starts if (self.path / record_key(start // self._shards.size)).exists())
+        return tuple(token for start in committed for token in self._all_tokens[start : start + self._shards.size])
 
 
 def _reopen(path: Path, allow_partial: bool) -> TeacherCache:
