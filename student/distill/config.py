@@ -239,26 +239,35 @@ class FgdTerm(FeatureTerm):
     """Of mode `attention`, instead of top_k: cells whose share of all attention is above it."""
 
     @model_validator(mode="after")
-    def _fits(self) -> "FgdTerm":
-        if self.scale_mask.endswith("extend") and self.foreground_mask in ("gt", *_INSIDE_BOXES):
-            raise ConfigError(
-                "an extended scale needs an extended foreground",
-                got=f"scale_mask {self.scale_mask!r} with foreground_mask {self.foreground_mask!r}",
-                cure="Choose scale_mask combine_gt or separate_gt, or a foreground_mask that reaches beyond boxes",
-            )
-        if self.foreground_mask == "negative_linear_gauss_in_gt" and 0.0 in _values(self.fg_weight):
-            raise ConfigError(
-                "negative_linear_gauss_in_gt divides by fg_weight",
-                got=self.fg_weight,
-                expected="above 0",
-                cure="Raise fg_weight or choose another foreground_mask",
-            )
-        if "foreground+fp" in _values(self.affinity_mode) and "none" in _values(self.false_positives):
-            raise ConfigError(
-                "affinity_mode foreground+fp needs false positives in every pair",
-                got=f"false_positives {self.false_positives!r}",
-                cure="Set false_positives, or affinity_mode foreground",
-            )
+    def _fits_together(self) -> "FgdTerm":
+        modes, attentions = _values(self.affinity_mode), _values(self.spatial_attention)
+        conflicts = {
+            "an extended scale needs an extended foreground: change scale_mask or foreground_mask": (
+                self.scale_mask.endswith("extend") and self.foreground_mask in ("gt", *_INSIDE_BOXES)
+            ),
+            "negative_linear_gauss_in_gt divides by fg_weight: raise it above 0": (
+                self.foreground_mask == "negative_linear_gauss_in_gt" and 0 in _values(self.fg_weight)
+            ),
+            "affinity_mode foreground+fp needs false positives in all its pairs: set false_positives": (
+                "foreground+fp" in modes and "none" in _values(self.false_positives)
+            ),
+            "affinity_mode attention needs a spatial attention in all its pairs: set spatial_attention": (
+                "attention" in modes and "none" in attentions
+            ),
+            "fp_weight does nothing without false positives: set false_positives, or fp_weight to 0": (
+                any(_values(self.fp_weight)) and set(_values(self.false_positives)) == {"none"}
+            ),
+            "affinity_weight does nothing without a mode: set affinity_mode, or affinity_weight to 0": (
+                any(_values(self.affinity_weight)) and set(modes) == {"none"}
+            ),
+            "a context ring needs both its width and its weight: set context_cells and context_weight": (
+                (self.context_cells > 0) != (self.context_weight > 0)
+            ),
+        }
+        for problem, holds in conflicts.items():
+            if holds:
+                what, cure = problem.split(": ")
+                raise ConfigError(what, where=f"distill.terms, {self.name or self.kind}", cure=cure.capitalize())
         return self
 
 

@@ -32,7 +32,7 @@ class Regions:
 
 def region_decomposition(
     predicted: Float[Tensor, "B *K H W"],
-    truth: Float[Tensor, "B *K H W"],
+    truth: Float[Tensor, "B *L H W"],
     threshold: float = 0.1,
     truth_threshold: float | None = None,
 ) -> Regions:

@@ -1,0 +1,353 @@
+import sys
+from collections.abc import Callable
+from subprocess import run
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cache.codec import encode
+from cache.errors import ConfigError, MismatchError
+from cache.grid import BevGrid
+from cache.reader import TeacherBatch
+from cache.spec import CLASSES, CacheSpec, CodecSpec
+from student.distill.adapters import FeatureLayer
+from student.distill.config import DistillConfig
+from student.distill.objective import DistillObjective
+from student.distill.views import TeacherMaps
+
+Tasks = tuple[tuple[str, ...], ...]
+
+# H != W, and not centred at 0.
+GRID = BevGrid(x_range_m=(-6.4, 19.2), y_range_m=(0.0, 12.8), cell_m=(0.8, 0.8))
+STUDENT = {
+    "backbone1": FeatureLayer(channels=6, grid=GRID.coarser(4)),
+    "backbone2": FeatureLayer(channels=8, grid=GRID.coarser(8)),
+    "head": FeatureLayer(channels=4, grid=GRID),
+}
+TEACHER = {"backbone1": (5, GRID), "backbone2": (6, GRID.coarser(2)), "head": (7, GRID)}
+PAIRS = [
+    {"student": "backbone1", "teacher": "backbone1", "student_adapter": {"kind": "upsample_3layer", "factor": 4}},
+    {"student": "backbone2", "teacher": "backbone2", "student_adapter": {"kind": "upsample_3layer", "factor": 4}},
+    {"student": "head", "teacher": "head", "student_adapter": "1x1conv"},
+]
+RECIPE = {
+    "kind": "fgd",
+    "fg_weight": 6e-3,
+    "bg_weight": 4e-2,
+    "spatial_weight": 2.5e-3,
+    "spatial_attention": "teacher_student",
+    "channel_attention": False,
+    "false_positives": ["none", "none", "teacher"],
+    "fp_weight": 6e-2,
+}
+
+
+class Batch:
+    """Two made-up samples."""
+
+    def __init__(self, teacher: dict[str, tuple[int, BevGrid]] = TEACHER, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        self.features = {name: random(2, layer.channels, *layer.grid.shape) for name, layer in STUDENT.items()}
+        self.logits = random(2, 10, *GRID.shape) - 2
+        stored = {
+            name: encode(random(2, channels, *grid.shape).relu(), CodecSpec())
+            for name, (channels, grid) in teacher.items()
+        }
+        self.teacher = TeacherBatch(
+            tokens=("a", "b"),
+            features=stored,
+            heatmap=(random(2, 10, *GRID.shape).sigmoid() ** 4 * 255).to(torch.uint8),
+            canvas_mask=torch.rand(2, 64, 128, generator=generator) > 0.9,
+            head_maps={},
+            view_matrix=torch.eye(4).expand(2, 4, 4),
+        )
+        self.boxes = (
+            torch.tensor([[3.0, 5.0, 0, 4.2, 1.9, 1.5, 0.3, 0, 0], [15.0, 2.0, 0, 9.0, 2.6, 3, 1.2, 0, 0]]),
+            torch.tensor([[-2.0, 9.0, 0, 0.7, 0.7, 1.7, 0.0, 0, 0]]),
+        )
+        self.labels = torch.tensor([0, 3]), torch.tensor([8])
+
+    def terms(self, objective: DistillObjective, epoch: int = 0) -> dict[str, Tensor]:
+        return objective(self.features, self.logits, self.teacher, self.boxes, self.labels, epoch)
+
+
+@pytest.fixture
+def build(make_spec: Callable[..., CacheSpec], tasks: Tasks) -> Callable[..., DistillObjective]:
+    def make(
+        terms: list[dict[str, Any]], pairs: list[dict[str, Any]] = PAIRS, specs: Any = None, **config: Any
+    ) -> DistillObjective:
+        torch.manual_seed(0)
+        parsed = DistillConfig.parse({"pairs": pairs, "terms": terms, **config}, "test")
+        return DistillObjective(parsed, STUDENT, GRID, tasks, specs or [make_spec(TEACHER, heatmap_grid=GRID)])
+
+    return make
+
+
+def test_the_papers_recipe(build: Callable[..., DistillObjective]) -> None:
+    terms = Batch().terms(build([RECIPE]))
+    parts = ("foreground", "background", "spatial")
+    expected = [f"distill/fgd/{pair}/{part}" for pair in ("backbone1", "backbone2", "head") for part in parts]
+    assert sorted(terms) == sorted([*expected, "distill/fgd/head/false_positive"])
+    assert all(value.dim() == 0 and value.isfinite() and value > 0 for value in terms.values())
+
+
+def test_every_term_together_with_weights(build: Callable[..., DistillObjective], tasks: Tasks) -> None:
+    kinds = (
+        "all",
+        "fitnet",
+        "attention_transfer",
+        "foreground_background",
+        "s2m2_ssd_feature",
+        "non_local",
+        "affinity",
+        "fgd",
+        "linfengzhang",
+    )
+    pairs = [{"student": "head", "teacher": "head", "student_adapter": "1x1conv"}]
+    heatmaps = ("s2m2_ssd_heatmap", "gauss_focal_heatmap", "heatmap_temperature")
+    names = set(Batch().terms(build([{"kind": kind} for kind in (*kinds, *heatmaps)], pairs)))
+    assert names == {
+        "distill/all/head/feature",
+        "distill/fitnet/head/feature",
+        "distill/attention_transfer/head/attention",
+        "distill/foreground_background/head/foreground",
+        "distill/foreground_background/head/background",
+        *(f"distill/s2m2_ssd_feature/head/{part}" for part in ("tp", "fp", "fn")),
+        "distill/non_local/head/relation",
+        "distill/affinity/head/affinity",
+        *(f"distill/fgd/head/{part}" for part in ("foreground", "background", "channel", "spatial")),
+        *(f"distill/linfengzhang/head/{part}" for part in ("feature", "channel", "spatial")),
+        *(f"distill/s2m2_ssd_heatmap/{part}" for part in ("tp", "fpfn")),
+        *(f"distill/gauss_focal_heatmap/task{task}" for task in range(len(tasks))),
+        "distill/heatmap_temperature/classes",
+    }
+
+
+@pytest.mark.parametrize(
+    ("term", "weights"),
+    [
+        ({"kind": "all", "weight": 1.0}, ["weight"]),
+        ({"kind": "fitnet", "weight": 1.0}, ["weight"]),
+        ({"kind": "attention_transfer", "weight": 1.0}, ["weight"]),
+        ({"kind": "foreground_background"}, ["fg_weight", "bg_weight"]),
+        ({"kind": "linfengzhang"}, ["feature_weight", "channel_weight", "spatial_weight"]),
+        ({"kind": "s2m2_ssd_feature"}, ["tp_weight", "fp_weight", "fn_weight"]),
+        ({"kind": "s2m2_ssd_feature", "mode": "old"}, ["tp_weight", "fpfn_weight"]),
+        ({"kind": "non_local"}, ["weight"]),
+        ({"kind": "affinity"}, ["weight"]),
+        ({"kind": "fgd"}, ["fg_weight", "bg_weight", "channel_weight", "spatial_weight"]),
+        ({"kind": "s2m2_ssd_heatmap"}, ["tp_weight", "fpfn_weight"]),
+        ({"kind": "heatmap_temperature"}, ["weight"]),
+    ],
+)
+def test_weights_multiply(build: Callable[..., DistillObjective], term: dict[str, Any], weights: list[str]) -> None:
+    pairs = [PAIRS[2]]
+    once = Batch().terms(build([term | dict.fromkeys(weights, 1.0)], pairs))
+    thrice = Batch().terms(build([term | dict.fromkeys(weights, 3.0)], pairs))
+    assert len(once) == len(weights)
+    for name, value in once.items():
+        assert thrice[name].item() == pytest.approx(3 * value.item(), rel=1e-5)
+
+
+def test_s2m2_by_its_definition(build: Callable[..., DistillObjective]) -> None:
+    one, threshold = Batch(), 0.45
+    terms = [
+        {"kind": "s2m2_ssd_feature", "mode": mode, "name": mode, "threshold": threshold} for mode in ("old", "new")
+    ]
+    objective = build(terms, [PAIRS[2]])
+    found = {name.removeprefix("distill/"): value.item() for name, value in one.terms(objective).items()}
+    adapted = objective.pairs[0].student_adapter(one.features["head"]).detach()
+    error = (adapted - one.teacher.features["head"].decode()).square().mean(dim=1)
+    answers = objective._answers(one.logits, (one.teacher,), one.boxes, one.labels, 0)
+    seen, there = one.logits.sigmoid().amax(1) > threshold, answers.truth > threshold
+    regions = {"tp": seen & there, "fp": seen & ~there, "fn": ~seen & there, "fpfn": seen ^ there}
+    assert all(region.any() for region in regions.values())
+    for name, part in (("new", "tp"), ("new", "fp"), ("new", "fn"), ("old", "tp"), ("old", "fpfn")):
+        means = [e[r].mean() for e, r in zip(error, regions[part], strict=True) if r.any()]
+        assert found[f"{name}/head/{part}"] == pytest.approx(torch.stack(means).mean().item(), rel=1e-5), part
+
+
+def test_foreground_background_without_scale_counts_every_cell_once(build: Callable[..., DistillObjective]) -> None:
+    one, pair = Batch(), [PAIRS[2]]
+    plain = {"kind": "foreground_background", "scale": False, "fg_weight": 1.0, "bg_weight": 1.0}
+    parts = one.terms(build([plain], pair))
+    whole = one.terms(build([{"kind": "fitnet", "weight": 2.0}], pair))
+    assert sum(parts.values()).item() == pytest.approx(whole["distill/fitnet/head/feature"].item(), rel=1e-5)
+
+
+def test_per_pair_weights_and_names(build: Callable[..., DistillObjective]) -> None:
+    one = Batch()
+    equal = one.terms(build([{"kind": "all", "name": "mse"}]))
+    scaled = one.terms(build([{"kind": "all", "name": "mse", "weight": [1.0, 2.0, 0.0]}]))
+    assert set(equal) == {f"distill/mse/{pair}/feature" for pair in ("backbone1", "backbone2", "head")}
+    assert scaled["distill/mse/backbone2/feature"].item() == pytest.approx(
+        2 * equal["distill/mse/backbone2/feature"].item(), rel=1e-5
+    )
+    assert scaled["distill/mse/head/feature"] == 0
+
+
+def test_epochs(build: Callable[..., DistillObjective]) -> None:
+    objective = build([{**RECIPE, "fp_epoch": 5}], multi_scale_epoch=2, two_stage_epoch=3)
+    pairs = lambda epoch: {name.split("/")[2] for name in Batch().terms(objective, epoch)}  # noqa: E731
+    assert pairs(1) == {"head"}
+    assert pairs(2) == {"head", "backbone1", "backbone2"}
+    assert "distill/fgd/head/false_positive" not in Batch().terms(objective, 4)
+    assert "distill/fgd/head/false_positive" in Batch().terms(objective, 5)
+    assert [objective.detection_weight(epoch) for epoch in (0, 2, 3, 4)] == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_stored_and_decoded_teachers_teach_the_same(build: Callable[..., DistillObjective]) -> None:
+    one, objective = Batch(), build([RECIPE, {"kind": "heatmap_temperature"}])
+    stored = one.terms(objective)
+    features = {name: layer.decode() for name, layer in one.teacher.features.items()}
+    maps = TeacherMaps(features=features, heatmap=one.teacher.heatmap / 255, canvas_mask=one.teacher.canvas_mask)
+    decoded = objective(one.features, one.logits, maps, one.boxes, one.labels, 0)
+    for name, value in stored.items():
+        assert decoded[name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+def test_teacher_adapters_that_learn_get_a_gradient(build: Callable[..., DistillObjective]) -> None:
+    pair = {"student": "backbone1", "teacher": "head", "teacher_adapter": {"kind": "downsample_3layer", "factor": 4}}
+    objective = build([{"kind": "fgd"}], [pair])
+    sum(Batch().terms(objective).values()).backward()
+    assert all(p.grad is not None for p in objective.pairs.parameters())
+    assert objective.pairs[0].channels == STUDENT["backbone1"].channels
+
+
+def test_several_teachers(build: Callable[..., DistillObjective], make_spec: Callable[..., CacheSpec]) -> None:
+    second = {"head": (9, GRID)}
+    first_spec, second_spec = make_spec(TEACHER, heatmap_grid=GRID), make_spec(second)
+    one, other = Batch(), Batch(second, seed=1)
+    terms = [{"kind": "fgd", "fg_weight": [1.0, 2.0]}, {"kind": "heatmap_temperature", "cache": 1, "name": "answers"}]
+    both = build(terms, [PAIRS[2], {**PAIRS[2], "cache": 1}], [first_spec, second_spec])
+    found = both(one.features, one.logits, (one.teacher, other.teacher), one.boxes, one.labels, 0)
+    assert {"distill/fgd/head/foreground", "distill/fgd/head@1/foreground"} < found.keys()
+    alone = build([{"kind": "heatmap_temperature"}], [], [second_spec])
+    expected = alone(one.features, one.logits, other.teacher, one.boxes, one.labels, 0)
+    assert found["distill/answers/classes"] == expected["distill/heatmap_temperature/classes"]
+
+
+def test_a_teacher_with_classes_in_another_order(
+    build: Callable[..., DistillObjective], make_spec: Callable[..., CacheSpec]
+) -> None:
+    one = Batch()
+    terms = [{"kind": "heatmap_temperature"}, {"kind": "gauss_focal_heatmap"}]
+    expected = one.terms(build(terms, [PAIRS[2]]))
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(1)).tolist()
+    spec = make_spec(TEACHER, heatmap_grid=GRID)
+    teacher = spec.teacher.model_copy(update={"tasks": tuple((CLASSES[index],) for index in order)})
+    objective = build(terms, [PAIRS[2]], [spec.model_copy(update={"teacher": teacher})])
+    maps = TeacherMaps(
+        features=one.teacher.features, heatmap=one.teacher.heatmap[:, order], canvas_mask=one.teacher.canvas_mask
+    )
+    found = objective(one.features, one.logits, maps, one.boxes, one.labels, 0)
+    assert {name: value.item() for name, value in found.items()} == {n: v.item() for n, v in expected.items()}
+
+
+def test_a_teacher_with_finer_heatmaps(
+    build: Callable[..., DistillObjective], make_spec: Callable[..., CacheSpec]
+) -> None:
+    one, fine = Batch(), GRID.resized((32, 64))
+    terms = [{**RECIPE, "false_positives": "teacher"}, {"kind": "heatmap_temperature"}]
+    expected = one.terms(build(terms))
+    heatmap = one.teacher.heatmap.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    maps = TeacherMaps(features=one.teacher.features, heatmap=heatmap, canvas_mask=one.teacher.canvas_mask)
+    objective = build(terms, specs=[make_spec(TEACHER, heatmap_grid=fine)])
+    found = objective(one.features, one.logits, maps, one.boxes, one.labels, 0)
+    assert {name: value.item() for name, value in found.items()} == {n: v.item() for n, v in expected.items()}
+
+
+def test_the_student_of_some_classes_ignores_the_others(make_spec: Callable[..., CacheSpec]) -> None:
+    tasks = (("car",), ("bus",))
+    spec = make_spec(TEACHER, heatmap_grid=GRID)
+    spec = spec.model_copy(update={"teacher": spec.teacher.model_copy(update={"tasks": tasks})})
+    config = DistillConfig.parse({"terms": [{"kind": "gauss_focal_heatmap"}]}, "test")
+    objective = DistillObjective(config, STUDENT, GRID, tasks, [spec])
+    one = Batch()
+    maps = TeacherMaps(features={}, heatmap=one.teacher.heatmap[:, :2], canvas_mask=one.teacher.canvas_mask)
+    arguments = (one.features, one.logits[:, :2], maps, one.boxes)
+    known = objective(*arguments, one.labels, 0)
+    # Sample b holds a pedestrian only; as one more bus it would be one more peak.
+    more = objective(*arguments, (one.labels[0], torch.tensor([3])), 0)
+    assert more["distill/gauss_focal_heatmap/task1"].item() == pytest.approx(
+        known["distill/gauss_focal_heatmap/task1"].item() / 2, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_stays_finite_and_close(build: Callable[..., DistillObjective], dtype: torch.dtype) -> None:
+    one, objective = Batch(), build([RECIPE])
+    full = one.terms(objective)
+    with torch.autocast("cpu", dtype=dtype):
+        half = one.terms(objective)
+    for name, value in full.items():
+        assert half[name].dtype == torch.float32
+        assert half[name].item() == pytest.approx(value.item(), rel=0.05), name
+
+
+def test_gradients_reach_adapters_and_student(build: Callable[..., DistillObjective]) -> None:
+    one, objective = Batch(), build([RECIPE])
+    for features in one.features.values():
+        features.requires_grad_()
+    sum(one.terms(objective).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
+    assert all(features.grad is not None for features in one.features.values())
+
+
+@pytest.mark.parametrize(
+    ("pair", "error", "message"),
+    [
+        ({"student": "neck"}, ConfigError, "student has no such layer .*got neck; expected one of backbone1"),
+        ({"teacher": "neck"}, MismatchError, "the cache lacks a layer; got backbone1, .*expected neck"),
+        (
+            {"student_adapter": "identity"},
+            ConfigError,
+            "channels differ and no adapter.*'head' with 4 channels; expected 7, .*Set student_adapter to 1x1conv",
+        ),
+        ({"student": "backbone1"}, MismatchError, "different cells.*got student 4 x 8 .*Upsample the student by 4"),
+        ({"teacher_adapter": {"kind": "maxpool", "factor": 3}}, MismatchError, "cannot merge the cells"),
+        ({"cache": 1}, ConfigError, "cache that is not there .distill.; got cache 1; expected below 1"),
+    ],
+)
+def test_pairs_that_are_refused(
+    build: Callable[..., DistillObjective], pair: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        build([{"kind": "fgd"}], [{**PAIRS[2], **pair}])
+
+
+def test_linfengzhang_refuses_to_compare_cells_of_different_size(build: Callable[..., DistillObjective]) -> None:
+    with pytest.raises(ConfigError, match=r"before its adapter .*factor 4.*Set spatial_weight to 0"):
+        build([{"kind": "linfengzhang"}], PAIRS[:1])
+    terms = Batch().terms(build([{"kind": "linfengzhang", "spatial_weight": 0.0}], PAIRS[:1]))
+    assert sorted(name.split("/")[-1] for name in terms) == ["channel", "feature"]
+
+
+def test_caches_that_are_refused(
+    build: Callable[..., DistillObjective], make_spec: Callable[..., CacheSpec], tasks: Tasks
+) -> None:
+    ego = GRID.model_copy(update={"frame": "ego"})
+    with pytest.raises(MismatchError, match=r"heatmaps of cache 0.*ego frame"):
+        build([{"kind": "gauss_focal_heatmap"}], [], [make_spec(TEACHER, heatmap_grid=ego)])
+    with pytest.raises(MismatchError, match="canvas mask of cache 0"):
+        build([RECIPE], specs=[make_spec(TEACHER, heatmap_grid=GRID, canvas_grid=ego)])
+    spec = make_spec(TEACHER, heatmap_grid=GRID)
+    cars = spec.teacher.model_copy(update={"tasks": (("car",),)})
+    with pytest.raises(MismatchError, match=r"different classes \(cache 0\); got car; expected car, truck"):
+        build([RECIPE], specs=[spec.model_copy(update={"teacher": cars})])
+
+
+def test_importing_the_objective_imports_no_teacher_and_no_trainer() -> None:
+    check = (
+        "import sys, student.distill.objective; "
+        "print([m for m in ('mmdet3d', 'mmengine', 'mmcv', 'pytorch_lightning', 'lightning', 'nuscenes') "
+        "if m in sys.modules])"
+    )
+    found = run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
