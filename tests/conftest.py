@@ -6,7 +6,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Shapes and types in signatures are checked while testing; an int is accepted as a float (PEP 484).
-install_import_hook(["cache", "student"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+install_import_hook(["cache", "student", "demo"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from cache.frames import Frames  # noqa: E402
 

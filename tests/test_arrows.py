@@ -16,7 +16,8 @@ HOUSE = [
     ("student", "config augment dataset backbones lift bev head detectors"),
     ("student.distill", "adapters masks attention losses objective"),
     ("student", "evaluate trainer"),
-    ("demo", "world report pipeline"),
+    ("demo", "config road shapes actors light placing scene rays paint camera lidar shots files tables world"),
+    ("demo", "report pipeline"),
 ]
 ORDER = [f"{room}.{name}" for room, names in HOUSE for name in names.split()] + ["cli"]
 
