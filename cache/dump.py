@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -88,8 +88,16 @@ def dump(
     out: Path,
     progress: Callable[[DumpProgress], None] = lambda _: None,
     part: Part = WHOLE,
+    redo: Collection[int] | None = None,
 ) -> DumpReport:
     """Run the teacher over all frames that the store still lacks, and seal it once it lacks none.
+
+    A resumed dump writes the same bytes as an uninterrupted one, as far as the teacher repeats its own.
+
+    Args:
+        progress: called after each batch.
+        part: which of the shards to write, where several processes share the dump.
+        redo: shards to write again; None unless the store is being repaired.
 
     Raises:
         TeacherError: the teacher gives values that are not finite, or maps that do not fit its grids.
@@ -102,7 +110,14 @@ def dump(
     spec = spec_of(config.layers, config.head_maps, frames, teacher)
     head_weights, software = teacher.head_weights(), software_versions()
     with StoreWriter(
-        out, spec, frames.tokens, head_weights=head_weights, software=software, layout=config.layout, part=part
+        out,
+        spec,
+        frames.tokens,
+        head_weights=head_weights,
+        software=software,
+        layout=config.layout,
+        part=part,
+        redo=redo,
     ) as writer:
         try:
             done = _fill(writer, config, frames, teacher, progress)

@@ -206,6 +206,17 @@ class TeacherCache:
             )
         return safetensors.torch.load(data)
 
+    def committed_shards(self) -> list[int]:
+        """The shards that the manifest names now; all of them once the store is sealed."""
+        shards = range(-(-len(self._all_tokens) // self._shards.size))
+        return [s for s in shards if self.attributes.sealed or (self.path / record_key(s)).exists()]
+
+    def chunks_of(self, shard: int) -> list[Chunk]:
+        """All samples and views of a shard, in its order."""
+        views = range(len(self.spec.views))
+        places = ((token, view) for token in self._tokens_of(shard) for view in views)
+        return [Chunk(token=t, shard=shard, view=v, number=number) for number, (t, v) in enumerate(places)]
+
     def _features(self, name: str, where: list[Chunk]) -> Encoded:
         layer = self._layer(name)
         values = torch.from_numpy(self._read(f"features/{name}", where))
@@ -292,9 +303,11 @@ class TeacherCache:
                 where=self.path,
                 cure="Run `cli dump-teacher` again to resume it, or open the store with allow_partial=True",
             )
-        starts = range(0, len(self._all_tokens), self._shards.size)
-        committed = (start for start in starts if (self.path / record_key(start // self._shards.size)).exists())
-        return tuple(token for start in committed for token in self._all_tokens[start : start + self._shards.size])
+        shards = (self._tokens_of(shard) for shard in self.committed_shards())
+        return tuple(token for tokens in shards for token in tokens)
+
+    def _tokens_of(self, shard: int) -> tuple[str, ...]:
+        return self._all_tokens[shard * self._shards.size : (shard + 1) * self._shards.size]
 
 
 def _reopen(path: Path, allow_partial: bool) -> TeacherCache:

@@ -8,9 +8,9 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -95,6 +95,7 @@ class StoreWriter:
         tokens: of all samples, in dump order, whatever the part.
         head_weights: kept beside the arrays when the store is created.
         software: versions to record when the store is created.
+        redo: shards whose commitment is withdrawn, to repair a store; small files that differ are written again.
 
     Raises:
         MismatchError: the store there has another spec or layout; nothing was touched.
@@ -113,6 +114,7 @@ class StoreWriter:
         software: Mapping[str, str],
         layout: Layout,
         part: Part = WHOLE,
+        redo: Collection[int] | None = None,
     ) -> None:
         _check_tokens(spec, tokens)
         self.path, self.spec, self.layout = Path(path), spec, layout
@@ -121,8 +123,10 @@ class StoreWriter:
         self._open: dict[int, ShardWriter] = {}
         self._leases: Leases | None = None
         with explained(self.path):
-            if not self._finished():
+            if not self._finished() or redo is not None:
                 self._take_leases(tokens, head_weights, software)
+            if redo is not None:
+                self._withdraw(redo, tokens, head_weights)
         self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="compress")
 
     def __enter__(self) -> "StoreWriter":
@@ -156,7 +160,7 @@ class StoreWriter:
         """Mark the store as complete; false where other parts still have shards to commit."""
         if self._leases is None:
             return True
-        with explained(self.path), self._leases.root():
+        with explained(self.path), self._root_lease():
             records = self._all_records()
             if records is None:
                 return False
@@ -176,6 +180,9 @@ class StoreWriter:
     def forget(self, shard: int) -> None:
         """A shard was committed or discarded."""
         self._open.pop(shard, None)
+
+    def _root_lease(self) -> AbstractContextManager[None]:
+        return self._leases.root() if self._leases else nullcontext()
 
     def _attributes(self) -> StoreAttributes:
         return parse_root((self.path / ROOT).read_bytes(), str(self.path / ROOT))
@@ -203,7 +210,7 @@ class StoreWriter:
         (self.path / MANIFEST).mkdir(parents=True, exist_ok=True)
         self._leases = Leases(self.path / LOCK)
         try:
-            with self._leases.root():
+            with self._root_lease():
                 self._clean_documents()
                 if not self._finished() and not (self.path / ROOT).exists():  # another may have been faster
                     self._create(tokens, head_weights, software)
@@ -214,7 +221,6 @@ class StoreWriter:
         self._clean_shards()
 
     def _create(self, tokens: Sequence[str], head_weights: Mapping[str, Tensor], software: Mapping[str, str]) -> None:
-        weights = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in head_weights.items()})
         attributes = StoreAttributes(
             spec=self.spec,
             fingerprint=self.spec.fingerprint,
@@ -222,20 +228,26 @@ class StoreWriter:
             tasks=self.spec.teacher.tasks,
             layout=self.layout,
             software=dict(software),
-            head_weights_sha256=hashlib.sha256(weights).hexdigest(),
+            head_weights_sha256=hashlib.sha256(_safetensors(head_weights)).hexdigest(),
         )
-        names = np.array([token.encode() for token in tokens])
-        whole = {
-            "token": names.view(np.uint8).reshape(len(names), -1),
-            "token_order": np.argsort(names, kind="stable").astype("<i8"),
-            "view_matrix": np.stack([np.eye(4, dtype="<f4") for _ in self.spec.views]),
-        }
-        files = {whole_key(name, values.ndim): with_checksum(values.tobytes()) for name, values in whole.items()}
-        files = {HEAD_WEIGHTS: weights, **files, **documents(attributes, names.dtype.itemsize)}
-        for key, data in files.items():  # the root comes last: a store without one has yet to be created
+        for key, data in _small_files(attributes, tokens, head_weights).items():
             (self.path / key).parent.mkdir(parents=True, exist_ok=True)
             write_durably(self.path / key, data)
             fsync_folder((self.path / key).parent.parent)
+
+    def _withdraw(self, shards: Collection[int], tokens: Sequence[str], head_weights: Mapping[str, Tensor]) -> None:
+        """Take shards out of the manifest, and mend the small files."""
+        with self._root_lease():
+            attributes = self._attributes()
+            if shards:
+                self._write_root(attributes.model_copy(update={"sealed": False, "codec_report": {}}))
+            for shard in shards:
+                (self.path / record_key(shard)).unlink(missing_ok=True)
+            fsync_folder(self.path / MANIFEST)
+            for key, data in _small_files(attributes, tokens, head_weights).items():
+                path = self.path / key
+                if key != ROOT and not (path.exists() and path.read_bytes() == data):
+                    write_durably(path, data)
 
     def _write_root(self, attributes: StoreAttributes) -> None:
         document = read_signed((self.path / ROOT).read_bytes(), str(self.path / ROOT))
@@ -346,6 +358,24 @@ class ShardWriter:
         self._partial(array).rename(self._store.path / array.key(self._shard))
         checksum = checksum_of(np.frombuffer(index, np.uint8))
         return ShardFile(bytes=sum(sizes) + len(index), index_crc32c=checksum)
+
+
+def _small_files(
+    attributes: StoreAttributes, tokens: Sequence[str], head_weights: Mapping[str, Tensor]
+) -> dict[str, bytes]:
+    """All files but the shards and the manifest; the root comes last: a store without one has yet to be created."""
+    names = np.array([token.encode() for token in tokens])
+    whole = {
+        "token": names.view(np.uint8).reshape(len(names), -1),
+        "token_order": np.argsort(names, kind="stable").astype("<i8"),
+        "view_matrix": np.stack([np.eye(4, dtype="<f4") for _ in attributes.spec.views]),
+    }
+    files = {whole_key(name, values.ndim): with_checksum(values.tobytes()) for name, values in whole.items()}
+    return {HEAD_WEIGHTS: _safetensors(head_weights), **files, **documents(attributes, names.dtype.itemsize)}
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
 
 
 def _require_free_folder(path: Path) -> None:
