@@ -70,7 +70,7 @@ class HeadConfig(Strict):
     shared_channels: int = 64
     gaussian_overlap: float = 0.1
     min_radius: int = 2
-    code_weights: tuple[float, ...] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2)
+    code_weights: tuple[float, ...] = Field((1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2), min_length=10, max_length=10)
     """Of x, y offset, z, log dx, log dy, log dz, sin yaw, cos yaw, vx, vy."""
     heatmap_weight: float = 1.0
     boxes_weight: float = 0.25
@@ -109,6 +109,26 @@ class DetectorConfig(Strict):
         """How many depth bins there are."""
         nearest, farthest, size = self.depth_m
         return round((farthest - nearest) / size)
+
+    @property
+    def bin_depths_m(self) -> tuple[float, ...]:
+        """The near edge of each depth bin."""
+        nearest, _, size = self.depth_m
+        return tuple(nearest + size * index for index in range(self.depth_bins))
+
+    @model_validator(mode="after")
+    def _whole_bins(self) -> "DetectorConfig":
+        nearest, farthest, size = self.depth_m
+        bins = (farthest - nearest) / size if size > 0 else 0
+        if nearest <= 0 or bins < 1 or abs(bins - round(bins)) > 1e-4:
+            raise ConfigError(
+                "the depth range is not a whole number of bins",
+                where="detector.depth_m",
+                got=f"{nearest} .. {farthest} m in bins of {size} m",
+                expected="0 < nearest, and (farthest - nearest) / size a whole number, at least 1",
+                cure="Change the range or the size",
+            )
+        return self
 
     @model_validator(mode="after")
     def _grid_survives_three_halvings(self) -> "DetectorConfig":

@@ -59,7 +59,7 @@ class LiftSplat(nn.Module):
         logits = maps[:, :bins].unflatten(0, (samples, views))
         context = maps[:, bins:].unflatten(0, (samples, views))
         image_size = tuple(side * self.config.image_stride for side in size)
-        points_m = frustum_points(cameras, image_size, tuple(size), self.config.depth_m)
+        points_m = frustum_points(cameras, image_size, tuple(size), self.config.bin_depths_m)
         cells, inside = cells_of_points(points_m, self.config.grid, self.config.z_range_m)
         # (B, N, D, h, w) -> (B, N, h, w, D): the bins of a pixel lie side by side, as in `cells`.
         probability = logits.float().softmax(dim=2).permute(0, 1, 3, 4, 2)
@@ -68,7 +68,7 @@ class LiftSplat(nn.Module):
 
 
 def frustum_points(
-    cameras: Cameras, image_size: tuple[int, ...], map_size: tuple[int, ...], bins_m: tuple[float, float, float]
+    cameras: Cameras, image_size: tuple[int, ...], map_size: tuple[int, ...], depths_m: tuple[float, ...]
 ) -> Float[Tensor, "B N h w D 3"]:
     """Where each (pixel, depth bin) lies in the augmented BEV frame, in metres.
 
@@ -80,14 +80,14 @@ def frustum_points(
         torch.linspace(0, size - 1, cells, device=like.device, dtype=like.dtype)
         for size, cells in zip(image_size, map_size, strict=True)
     )
-    depths_m = torch.arange(*bins_m, device=like.device, dtype=like.dtype)
+    depths = like.new_tensor(depths_m)
     with torch.autocast(like.device.type, enabled=False):
         v, u = torch.meshgrid(rows, columns, indexing="ij")
         pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1)
         to_bev = cameras.bev_matrix[:, None] @ cameras.camera_to_lidar
         to_ray = to_bev[..., :3, :3] @ torch.linalg.inv(cameras.image_matrix @ cameras.intrinsics)
         rays = torch.einsum("bnij,hwj->bnhwi", to_ray, pixels)
-        return rays[..., None, :] * depths_m[:, None] + to_bev[:, :, None, None, None, :3, 3]
+        return rays[..., None, :] * depths[:, None] + to_bev[:, :, None, None, None, :3, 3]
 
 
 def cells_of_points(
@@ -133,6 +133,6 @@ def pool(
         context.reshape(-1, context.shape[-1]),
         starts,
         mode="sum",
-        per_sample_weights=probability.reshape(-1)[entries],
+        per_sample_weights=probability.reshape(-1).index_select(0, entries),
     )
     return bev.unflatten(0, (samples, height, width)).permute(0, 3, 1, 2)

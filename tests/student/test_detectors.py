@@ -213,9 +213,17 @@ def test_a_grid_that_cannot_be_halved_three_times_is_refused() -> None:
         DetectorConfig(grid=BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-8.0, 8.0), cell_m=(0.8, 0.8)))
 
 
+@pytest.mark.parametrize("depth_m", [(1.0, 60.0, 0.7), (1.0, 60.0, 0.0), (5.0, 5.0, 1.0), (0.0, 60.0, 1.0)])
+def test_depth_bins_that_do_not_fill_their_range_are_refused(depth_m: tuple[float, float, float]) -> None:
+    with pytest.raises(ConfigError, match=r"not a whole number of bins \(detector.depth_m\); got .* in bins of"):
+        DetectorConfig(depth_m=depth_m)
+
+
 def test_the_defaults_are_the_public_sizes() -> None:
     config = DetectorConfig()
     assert (config.grid.shape, config.depth_bins, config.times) == ((128, 128), 59, 1)
+    assert config.bin_depths_m[:2] == (1.0, 2.0) and config.bin_depths_m[-1] == 59.0
+    assert DetectorConfig(depth_m=(1.0, 60.0, 0.1)).depth_bins == 590
 
 
 @pytest.mark.long

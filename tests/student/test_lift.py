@@ -13,7 +13,8 @@ from student.depth import PlainDepthNet
 from student.lift import Cameras, LiftSplat, cell_matrix, cells_of_points, frustum_points, pool
 
 GRID = BevGrid(x_range_m=(-4.0, 4.0), y_range_m=(0.0, 12.0), cell_m=(1.0, 2.0))  # 6 x 8
-BINS_M = (1.0, 5.0, 2.0)  # depths of 1 and 3 m
+BINS_M = (1.0, 5.0, 2.0)
+DEPTHS_M = (1.0, 3.0)
 
 
 def forward_camera(samples: int = 1, views: int = 1) -> Cameras:
@@ -66,7 +67,7 @@ def test_cell_matrix_agrees_with_the_grid() -> None:
 
 def test_frustum_by_hand() -> None:
     # The map's columns stand at pixels 0 and 31, its rows at 0 and 15.
-    points = frustum_points(forward_camera(), (16, 32), (2, 2), BINS_M)
+    points = frustum_points(forward_camera(), (16, 32), (2, 2), DEPTHS_M)
     assert points.shape == (1, 1, 2, 2, 2, 3)
     # Pixel (31, 15): right by 1.6 and down by 0.8 for each metre of depth.
     torch.testing.assert_close(points[0, 0, 1, 1, 0], torch.tensor([0.5 + 1.6, 1.0 + 1, 2.0 - 0.8]))
@@ -78,7 +79,7 @@ def test_frustum_by_hand() -> None:
 def test_frustum_undoes_the_image_augmentation_and_applies_the_bev_one() -> None:
     """A point that is projected and augmented by hand is found again at its pixel and depth."""
     cameras = random_cameras(2, 3)
-    points = frustum_points(cameras, (16, 32), (3, 5), BINS_M).double().numpy()
+    points = frustum_points(cameras, (16, 32), (3, 5), DEPTHS_M).double().numpy()
     for b, n, row, column, d in [(0, 0, 0, 0, 0), (1, 2, 2, 4, 1), (1, 0, 1, 3, 0)]:
         bev, pose, image, intrinsics = (
             m.double().numpy()
@@ -98,8 +99,8 @@ def test_frustum_undoes_the_image_augmentation_and_applies_the_bev_one() -> None
 
 def test_frustum_ignores_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        inside = frustum_points(random_cameras(1, 2), (16, 32), (3, 5), BINS_M)
-    assert torch.equal(inside, frustum_points(random_cameras(1, 2), (16, 32), (3, 5), BINS_M))
+        inside = frustum_points(random_cameras(1, 2), (16, 32), (3, 5), DEPTHS_M)
+    assert torch.equal(inside, frustum_points(random_cameras(1, 2), (16, 32), (3, 5), DEPTHS_M))
 
 
 def random_elements(
