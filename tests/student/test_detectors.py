@@ -102,9 +102,9 @@ def test_terms_are_weighted_by_the_configuration() -> None:
 
 def test_a_student_learns_two_boxes() -> None:
     detector, batch = built(small()), batch_of(samples=1)
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-3)
     totals = []
-    for _ in range(20):
+    for _ in range(14):
         losses = detector.losses(detector(batch), batch)
         total = losses["heatmap"] + losses["boxes"]
         optimizer.zero_grad()
@@ -112,7 +112,7 @@ def test_a_student_learns_two_boxes() -> None:
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
         optimizer.step()
         totals.append(total.item())
-    assert totals[-1] < 0.35 * totals[0]
+    assert totals[-1] < 0.2 * totals[0]
     for found in detector.detect(detector(batch)):
         best = found.scores.argsort(descending=True)[:2]
         assert sorted(found.labels[best].tolist()) == [0, 8]
