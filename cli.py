@@ -4,14 +4,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from cache.errors import OfflineDistillError
 from cache.strict import load_yaml
+
+if TYPE_CHECKING:
+    from student.evaluate import Metrics
 
 # Everything heavy (torch, mmdet3d, Lightning) is imported by the command that needs it: --help stays quick, and a
 # training of the student never sees mmdet3d.
@@ -146,8 +150,23 @@ def evaluate(
             metrics = evaluate_student(checkpoint, data, version, split, out, progress=advance)
         elif cache is not None:
             metrics = evaluate_teacher(cache, data, version, split, out, progress=advance)
-    console.print(metrics)
+    console.print(_metrics_table(metrics))
     console.print(f"details: {out}")
+
+
+def _metrics_table(metrics: "Metrics") -> Table:
+    """The five errors beside mAP and NDS, then the average precision of each class."""
+    table = Table("metric", "value")
+    table.add_row("mAP", f"{metrics.mean_ap:.4f}")
+    table.add_row("NDS", f"{metrics.nds:.4f}", end_section=True)
+    table.add_row("mATE (m)", f"{metrics.translation_error_m:.3f}")
+    table.add_row("mASE", f"{metrics.scale_error:.3f}")
+    table.add_row("mAOE (rad)", f"{metrics.orientation_error_rad:.3f}")
+    table.add_row("mAVE (m/s)", f"{metrics.velocity_error_mps:.3f}")
+    table.add_row("mAAE", f"{metrics.attribute_error:.3f}", end_section=True)
+    for name, average_precision in metrics.class_ap.items():
+        table.add_row(f"AP {name}", f"{average_precision:.3f}")
+    return table
 
 
 @contextmanager

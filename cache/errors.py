@@ -50,8 +50,8 @@ class OfflineDistillError(Exception):
 
     def __reduce__(self) -> tuple:
         """Survive the trip from a loader worker to the parent with every part kept."""
-        parts = {"where": self.where, "got": self.got, "expected": self.expected, "cure": self.cure}
-        return partial(type(self), **parts), (self.what,)
+        rebuild = partial(type(self), where=self.where, got=self.got, expected=self.expected, cure=self.cure)
+        return rebuild, (self.what,)
 
 
 class ConfigError(OfflineDistillError):

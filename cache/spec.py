@@ -170,8 +170,9 @@ class CacheSpec(Strict):
 
     def differences(self, expected: "CacheSpec | dict[str, Any]") -> list[str]:
         """One readable line for each leaf of `expected`, a spec or a part of one, that differs from this record."""
+        whole = isinstance(expected, CacheSpec)
         wanted = expected.model_dump(mode="json") if isinstance(expected, CacheSpec) else expected
-        return list(_differences(self.model_dump(mode="json"), wanted, ""))
+        return list(_differences(self.model_dump(mode="json"), wanted, "", whole))
 
     def require(self, expected: "CacheSpec | dict[str, Any]", where: object) -> None:
         """Insist on `expected`.
@@ -188,13 +189,15 @@ class CacheSpec(Strict):
             )
 
 
-def _differences(stored: Any, expected: Any, path: str) -> Iterator[str]:
+def _differences(stored: Any, expected: Any, path: str, whole: bool) -> Iterator[str]:
+    """`whole`: keys that only the stored record has differ too."""
     if isinstance(stored, dict) and isinstance(expected, dict):
-        for key, value in expected.items():
-            yield from _differences(stored.get(key), value, f"{path}.{key}" if path else key)
+        for key in (stored | expected) if whole else expected:
+            inner = f"{path}.{key}" if path else key
+            yield from _differences(stored.get(key), expected.get(key), inner, whole)
     elif isinstance(stored, list) and isinstance(expected, list | tuple) and len(stored) == len(expected):
         for index, (ours, theirs) in enumerate(zip(stored, expected, strict=True)):
-            yield from _differences(ours, theirs, f"{path}[{index}]")
+            yield from _differences(ours, theirs, f"{path}[{index}]", whole)
     elif stored != expected:
         yield f"{path}: stored {stored!r}, expected {expected!r}"
 

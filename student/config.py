@@ -147,7 +147,6 @@ class TrainingConfig(Strict):
     """The optimisation."""
 
     epochs: int = Field(24, ge=1)
-    max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(8, ge=1)
     learning_rate: float = Field(2e-4, gt=0)
     weight_decay: float = Field(1e-2, ge=0)

@@ -131,7 +131,6 @@ def train_student(
         accelerator="auto",
         devices=1,
         max_epochs=training.epochs,
-        max_steps=training.max_steps or -1,
         precision=training.precision,
         gradient_clip_val=training.gradient_clip,
         logger=[CSVLogger(out, name="", version="csv"), TensorBoardLogger(out, name="", version="tensorboard")],
@@ -181,7 +180,13 @@ def _checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
         raise ConfigError(
             "a training is there already", where=out, cure="Continue it with --resume, or give another --out"
         )
-    return checkpoint if resume else None
+    if not resume:
+        return None
+    # Lightning's CSV logger begins its file anew; what an earlier run logged is kept beside it.
+    log = out / "csv" / "metrics.csv"
+    if log.exists():
+        log.rename(log.with_name(f"metrics-{len(list(log.parent.glob('metrics-*.csv')))}.csv"))
+    return checkpoint
 
 
 def _open_sources(config: StudentConfig, paths: Sequence[Path], frames: Frames) -> tuple[TeacherSource, ...]:

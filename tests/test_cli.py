@@ -35,7 +35,7 @@ STUDENT = {
         "bev_neck_channels": 32,
         "head": {"shared_channels": 16},
     },
-    "training": {"epochs": 1, "max_steps": 2, "batch_size": 1},
+    "training": {"epochs": 1, "batch_size": 1},
     "distill": {
         "pairs": [{"student": "head", "teacher": "head", "student_adapter": "1x1conv"}],
         "terms": [{"kind": "fgd", "fg_weight": 6.0e-3, "bg_weight": 4.0e-2}],
@@ -181,16 +181,17 @@ def test_a_finished_run_is_not_overwritten_but_resumed(workshop: Workshop, train
     out = Path(shutil.copytree(trained, tmp_path / "again"))
     arguments = ("train-student", workshop.student, "--data", workshop.world, "--cache", workshop.store, "--out", out)
     refused(*arguments, saying="a training is there already")
-    longer = ("--set", "training.max_steps=4", "--set", "training.epochs=2")
-    run = cli(*arguments, "--resume", *longer)
+    run = cli(*arguments, "--resume", "--set", "training.epochs=2")
     assert run.code == 0, run.stderr
     assert json.loads((out / "summary.json").read_text())["steps"] == 4
+    logs = [(out / "csv" / name).read_text().splitlines() for name in ("metrics-0.csv", "metrics.csv")]
+    assert [len(log) for log in logs] == [3, 3]
 
 
 def test_one_key_switches_distillation_off(workshop: Workshop, tmp_path: Path) -> None:
     run = cli(
         *("train-student", workshop.student, "--data", workshop.world, "--out", tmp_path / "alone"),
-        *("--set", "distill=null", "--set", "training.max_steps=1"),
+        *("--set", "distill=null"),
     )
     assert run.code == 0, run.stderr
     header = (tmp_path / "alone" / "csv" / "metrics.csv").read_text().splitlines()[0]
@@ -231,7 +232,7 @@ def test_a_missing_version(workshop: Workshop, tmp_path: Path) -> None:
 def test_an_empty_split(workshop: Workshop, tmp_path: Path) -> None:
     refused(
         *("train-student", workshop.student, "--data", workshop.world, "--out", tmp_path / "run"),
-        *("--set", "data.train_split=train", "--set", "distill=null"),
+        *("--set", "data.train_split=test", "--set", "distill=null"),
         saying="the split holds no key frame",
     )
 
