@@ -4,8 +4,9 @@ No file stays open and no thread or event loop exists, so a cache may be forked,
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,24 +56,28 @@ class TeacherBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TeacherBatch":
         """The same batch on another device, still encoded."""
-        return replace(
-            self,
-            features={name: layer.to(device, non_blocking) for name, layer in self.features.items()},
-            heatmap=self.heatmap.to(device, non_blocking=non_blocking),
-            canvas_mask=self.canvas_mask.to(device, non_blocking=non_blocking),
-            head_maps={name: maps.to(device, non_blocking=non_blocking) for name, maps in self.head_maps.items()},
-            view_matrix=self.view_matrix.to(device, non_blocking=non_blocking),
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "TeacherBatch":
         """The same batch in page-locked memory, from which a copy to a GPU does not block; DataLoader calls it."""
+        return self._each(Tensor.pin_memory)
+
+    def first(self, samples: int) -> "TeacherBatch":
+        """The first samples, in the same memory."""
+        return replace(self._each(lambda tensor: tensor[:samples]), tokens=self.tokens[:samples])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TeacherBatch":
+        features = {
+            name: replace(layer, values=change(layer.values), scale=change(layer.scale))
+            for name, layer in self.features.items()
+        }
         return replace(
             self,
-            features={name: layer.pin_memory() for name, layer in self.features.items()},
-            heatmap=self.heatmap.pin_memory(),
-            canvas_mask=self.canvas_mask.pin_memory(),
-            head_maps={name: maps.pin_memory() for name, maps in self.head_maps.items()},
-            view_matrix=self.view_matrix.pin_memory(),
+            features=features,
+            heatmap=change(self.heatmap),
+            canvas_mask=change(self.canvas_mask),
+            head_maps={name: change(maps) for name, maps in self.head_maps.items()},
+            view_matrix=change(self.view_matrix),
         )
 
 
@@ -167,6 +172,7 @@ class TeacherCache:
         layers: Sequence[str] | None = None,
         views: Sequence[int] | None = None,
         head_maps: bool = False,
+        out: TeacherBatch | None = None,
     ) -> TeacherBatch:
         """Read one view of each token, in their order; tokens may repeat.
 
@@ -174,23 +180,46 @@ class TeacherCache:
             layers: Which layers; all by default.
             views: An index into `spec.views` for each token; the first view by default.
             head_maps: Read the head's other maps too.
+            out: Buffers to read into (see `buffers`), at least as many samples; they decide layers and head maps.
 
         Raises:
             NotCachedError: a token, layer or view was not dumped.
             CorruptStoreError: a checksum fails.
         """
-        where = self._chunks(tokens, views)
-        names = [layer.name for layer in self.spec.layers] if layers is None else layers
-        canvas = self._read("canvas_mask", where)
-        width = self.spec.canvas_grid.shape[1]
-        kept = self.spec.head_maps if head_maps else {}
+        chunks = self._chunks(tokens, views)
+        batch = self.buffers(len(chunks), layers, head_maps) if out is None else out.first(len(chunks))
+        for row, chunk in enumerate(chunks):
+            self._fill(batch, row, chunk)
+        return replace(batch, tokens=tuple(tokens))
+
+    def buffers(
+        self, samples: int, layers: Sequence[str] | None = None, head_maps: bool = False, pin: bool = False
+    ) -> TeacherBatch:
+        """Memory for `read` to fill again and again, without tokens and with values that mean nothing yet.
+
+        Args:
+            pin: Page-locked memory, from which a copy to a GPU does not block.
+
+        Raises:
+            NotCachedError: a layer was not dumped.
+        """
+        chosen = self.spec.layers if layers is None else [self._layer(name) for name in layers]
+        empty = partial(torch.empty, pin_memory=pin)
+        maps = {name: self._shards.arrays[f"boxes_{name}"].shape for name in self.spec.head_maps} if head_maps else {}
         return TeacherBatch(
-            tokens=tuple(tokens),
-            features={name: self._features(name, where) for name in names},
-            heatmap=torch.from_numpy(self._read("heatmap", where)),
-            canvas_mask=torch.from_numpy(np.unpackbits(canvas, axis=-1, count=width).view(np.bool_)),
-            head_maps={name: torch.from_numpy(self._read(f"boxes_{name}", where)) for name in kept},
-            view_matrix=self._view_matrix[[chunk.view for chunk in where]],
+            tokens=(),
+            features={
+                layer.name: Encoded(
+                    values=empty(samples, layer.channels, *layer.grid.shape, dtype=getattr(torch, layer.codec.dtype)),
+                    scale=torch.ones(samples, layer.channels, pin_memory=pin),
+                    codec=layer.codec,
+                )
+                for layer in chosen
+            },
+            heatmap=empty(samples, *self._shards.arrays["heatmap"].shape, dtype=torch.uint8),
+            canvas_mask=empty(samples, *self.spec.canvas_grid.shape, dtype=torch.bool),
+            head_maps={name: empty(samples, *shape, dtype=torch.float16) for name, shape in maps.items()},
+            view_matrix=empty(samples, 4, 4),
         )
 
     def head_weights(self) -> dict[str, Tensor]:
@@ -217,14 +246,21 @@ class TeacherCache:
         places = ((token, view) for token in self._tokens_of(shard) for view in views)
         return [Chunk(token=t, shard=shard, view=v, number=number) for number, (t, v) in enumerate(places)]
 
-    def _features(self, name: str, where: list[Chunk]) -> Encoded:
-        layer = self._layer(name)
-        values = torch.from_numpy(self._read(f"features/{name}", where))
-        if layer.codec.kind == "float16":
-            scale = torch.ones(values.shape[:2])
-        else:
-            scale = torch.from_numpy(self._read(scale_of(f"features/{name}"), where))
-        return Encoded(values=values, scale=scale, codec=layer.codec)
+    def _fill(self, batch: TeacherBatch, row: int, chunk: Chunk) -> None:
+        """Read one sample into a row of a batch."""
+        read, arrays = self._shards.read, self._shards.arrays
+        for name, layer in batch.features.items():
+            read(arrays[f"features/{name}"], chunk, layer.values[row].numpy())
+            if layer.codec.kind != "float16":
+                read(arrays[scale_of(f"features/{name}")], chunk, layer.scale[row].numpy())
+        for name, maps in batch.head_maps.items():
+            read(arrays[f"boxes_{name}"], chunk, maps[row].numpy())
+        read(arrays["heatmap"], chunk, batch.heatmap[row].numpy())
+        packed = np.empty(arrays["canvas_mask"].shape, np.uint8)
+        read(arrays["canvas_mask"], chunk, packed)
+        mask = batch.canvas_mask[row].numpy()
+        mask[...] = np.unpackbits(packed, axis=-1, count=mask.shape[-1])
+        batch.view_matrix[row] = self._view_matrix[chunk.view]
 
     def _layer(self, name: str) -> LayerSpec:
         for layer in self.spec.layers:
@@ -260,13 +296,6 @@ class TeacherCache:
                 cure="Train on the splits that were dumped, or dump these",
             )
         return position
-
-    def _read(self, name: str, where: list[Chunk]) -> np.ndarray:
-        array = self._shards.arrays[name]
-        out = np.empty((len(where), *array.shape), dtype=array.dtype)
-        for chunk, row in zip(where, out, strict=True):
-            self._shards.read(array, chunk, row)
-        return out
 
     def _root(self) -> bytes:
         try:

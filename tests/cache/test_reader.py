@@ -267,3 +267,19 @@ def test_pinned_batch_decodes_the_same_on_a_gpu(kit, cache):
     moved = batch.pin_memory().to("cuda", non_blocking=True)
     for name, layer in batch.features.items():
         assert torch.allclose(moved.features[name].decode().cpu(), layer.decode(), rtol=1e-6)
+
+
+def test_reading_into_buffers(kit, cache):
+    tokens = kit.make_tokens(10)
+    out = cache.buffers(4, layers=("head", "backbone1"), head_maps=True)
+    for chosen in (tokens[:4], tokens[7:]):
+        batch = cache.read(chosen, out=out)
+        expected = cache.read(chosen, layers=("head", "backbone1"), head_maps=True)
+        assert batch.tokens == chosen
+        assert batch.heatmap.data_ptr() == out.heatmap.data_ptr()
+        assert torch.equal(batch.heatmap, expected.heatmap)
+        assert list(batch.features) == ["head", "backbone1"]
+        for name, layer in expected.features.items():
+            assert torch.equal(batch.features[name].decode(), layer.decode())
+        assert torch.equal(batch.head_maps["vel"], expected.head_maps["vel"])
+        assert torch.equal(batch.view_matrix, expected.view_matrix)
