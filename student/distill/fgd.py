@@ -11,7 +11,7 @@ from student.distill.attention import joint_attention
 from student.distill.config import AffinityMode, FalsePositives, FgdTerm, SpatialAttention, pick
 from student.distill.losses import channel_term, masked_sum, spatial_term
 from student.distill.masks import background, bg_scale, box_masks, extension, foreground, region_share, scales
-from student.distill.moments import Moments, decoded
+from student.distill.moments import Moments, decoded, full
 from student.distill.regions import false_positives, fit, region_scale
 from student.distill.relations import attended_cells, selected_affinity
 from student.distill.views import Answers, LayerPair, PairView
@@ -165,7 +165,6 @@ class Fgd(nn.Module):
             selected = attended_cells(attention, config.affinity_top_k, config.affinity_threshold)
         else:
             selected = cells.objects | cells.mistaken if self.affinity == "foreground+fp" else cells.objects
-        student = view.adapted.float()
-        return selected_affinity(
-            student, decoded(view.teacher), selected, config.affinity_criterion, config.affinity_split
-        )
+        student = full(view.adapted)
+        teacher = decoded(view.teacher, student.dtype)
+        return selected_affinity(student, teacher, selected, config.affinity_criterion, config.affinity_split)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cache.codec import Encoded
 from student.distill.attention import activation_map, spatial_attention
 from student.distill.config import Criterion
-from student.distill.moments import CRITERIA, Moments, decoded
+from student.distill.moments import CRITERIA, Moments, decoded, full
 
 Map = Float[Tensor, "B H W"]
 Scalar = Float[Tensor, ""]
@@ -51,8 +51,9 @@ def attention_transfer(
 ) -> Scalar:
     """Mean squared difference of normalised activation maps (Zagoruyko and Komodakis 2017, equation 2 as in their
     code). Channels may differ."""
-    target = activation_map(decoded(teacher), p)
-    return (activation_map(student.to(target.dtype), p) - target).square().mean()
+    student = full(student)
+    target = activation_map(decoded(teacher, student.dtype), p)
+    return (activation_map(student, p) - target).square().mean()
 
 
 def attended_distance(moments: Moments, temperature: float) -> Scalar:

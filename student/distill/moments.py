@@ -99,6 +99,11 @@ def decoded(features: Tensor | Encoded, dtype: torch.dtype = torch.float32) -> T
     return features.decode(dtype) if isinstance(features, Encoded) else features.to(dtype)
 
 
+def full(features: Tensor) -> Tensor:
+    """The features in float32, or in float64 if that is what they are."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
 class _Blocks:
     """A batch in blocks of channels, each as (sample, channels, student's rows, teacher's codes), rows of H W cells.
 

@@ -25,7 +25,7 @@ from student.distill.config import (
 )
 from student.distill.fgd import Fgd
 from student.distill.masks import background, bg_scale, box_masks
-from student.distill.moments import CRITERIA, decoded
+from student.distill.moments import CRITERIA, decoded, full
 from student.distill.regions import fit, region_decomposition
 from student.distill.relations import NonLocal, affinity
 from student.distill.responses import SOFTENED, clipped, gauss_focal, s2m2_heatmap
@@ -104,7 +104,7 @@ class Linfengzhang(OnPair[LinfengzhangTerm]):
 
     def forward(self, view: PairView, answers: Answers) -> Losses:
         moments = view.moments("mse", self.config.channel_temperature)
-        raw, cells = view.student.float(), moments.error[0].numel()
+        raw, cells = full(view.student), moments.error[0].numel()
         channel = losses.distance(self.channel_adapter(raw.mean(dim=(2, 3))), moments.teacher_channels / cells)
         found = {
             "feature": losses.attended_distance(moments, self.config.spatial_temperature),
@@ -142,8 +142,8 @@ class NonLocalDifference(OnPair[NonLocalTerm]):
         self.student, self.teacher = NonLocal(pair.student_channels), NonLocal(pair.channels)
 
     def forward(self, view: PairView, answers: Answers) -> Losses:
-        student = view.adapt(self.student(view.student.float()))
-        difference = student.float() - self.teacher(decoded(view.teacher))
+        student = view.adapt(self.student(full(view.student)))
+        difference = student - self.teacher(decoded(view.teacher, student.dtype))
         return {"relation": self.weight() * CRITERIA[self.config.criterion](difference).mean()}
 
 
@@ -151,10 +151,9 @@ class Affinity(OnPair[AffinityTerm]):
     """`affinity`, of the student before its adapter."""
 
     def forward(self, view: PairView, answers: Answers) -> Losses:
-        student, teacher = (
-            features.flatten(2)[..., :: self.config.every].mT
-            for features in (view.student.float(), decoded(view.teacher))
-        )
+        student = full(view.student)
+        teacher = decoded(view.teacher, student.dtype)
+        student, teacher = (x.flatten(2)[..., :: self.config.every].mT for x in (student, teacher))
         value = affinity(student, teacher, self.config.criterion, self.config.split)
         return {"affinity": self.weight() * value}
 
@@ -162,14 +161,14 @@ class Affinity(OnPair[AffinityTerm]):
 def s2m2_heatmap_term(config: S2m2HeatmapTerm, answers: Answers) -> Losses:
     """`s2m2_ssd_heatmap`."""
     regions = region_decomposition(answers.student_strongest, answers.truth, config.threshold)
-    student, teacher = clipped(answers.student_logits.float()), answers.teacher_on_student(config.cache)
+    student, teacher = clipped(full(answers.student_logits)), answers.teacher_on_student(config.cache)
     right, wrong = s2m2_heatmap(student, teacher, regions, config.criterion)
     return {"tp": config.tp_weight * right, "fpfn": config.fpfn_weight * wrong}
 
 
 def gauss_focal_term(config: GaussFocalTerm, answers: Answers) -> Losses:
     """`gauss_focal_heatmap`, one term for each of the head's tasks."""
-    student, teacher = clipped(answers.student_logits.float()), answers.teacher_on_student(config.cache)
+    student, teacher = clipped(full(answers.student_logits)), answers.teacher_on_student(config.cache)
     peaks = (answers.truth_by_class == 1).float()
     return {
         f"task{task}": config.weight * gauss_focal(student[:, part], teacher[:, part], peaks[:, part].sum())
@@ -180,7 +179,7 @@ def gauss_focal_term(config: GaussFocalTerm, answers: Answers) -> Losses:
 def heatmap_temperature_term(config: HeatmapTemperatureTerm, answers: Answers) -> Losses:
     """`heatmap_temperature`."""
     teacher = answers.teacher_on_student(config.cache).logit()
-    value = SOFTENED[config.over](answers.student_logits.float(), teacher, config.temperature)
+    value = SOFTENED[config.over](full(answers.student_logits), teacher, config.temperature)
     return {config.over: config.weight * value}
 
 

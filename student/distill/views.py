@@ -21,7 +21,7 @@ from student.distill.adapters import (
 )
 from student.distill.boxes import draw_heatmaps
 from student.distill.config import Criterion, PairConfig
-from student.distill.moments import Moments, decoded, moments
+from student.distill.moments import Moments, decoded, full, moments
 from student.distill.regions import CLIP, fit, strongest
 
 
@@ -121,7 +121,7 @@ class Answers:
     @cached_property
     def student_strongest(self) -> Float[Tensor, "B H W"]:
         """The student's probability of the strongest class, without gradient."""
-        return strongest(self.student_logits).float().sigmoid()
+        return full(strongest(self.student_logits)).sigmoid()
 
     def teacher_strongest(self, cache: int) -> Float[Tensor, "B _ _"]:
         """The teacher's probability of the strongest class."""
