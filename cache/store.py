@@ -18,17 +18,16 @@ Per-sample arrays are sharded: a chunk is one sample and view (bytes, zstd, crc3
 view_matrix are one chunk each (bytes, crc32c). JSON documents carry the SHA-256 of their own content.
 """
 
-import json
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from cache.codec import Distortion
 from cache.errors import MismatchError
-from cache.shards import read_signed, sign
+from cache.shards import read_signed
 from cache.spec import FORMAT_VERSION, CacheSpec
 from cache.strict import Strict
 
@@ -141,25 +140,6 @@ def _sample_array(spec: CacheSpec, name: str, dtype: str, shape: tuple[int, ...]
     return SampleArray(name=name, dtype=dtype, shape=shape, dims=("sample", "view", *dims))
 
 
-def documents(attributes: StoreAttributes, token_bytes: int) -> dict[str, bytes]:
-    """The Zarr metadata files of a store, by path; the root comes last."""
-    nodes = {"features": {"zarr_format": 3, "node_type": "group", "attributes": {}}}
-    samples, views = attributes.spec.data.samples, len(attributes.spec.views)
-    for array in sample_arrays(attributes.spec).values():
-        nodes[array.name] = _sharded(array, samples, views, attributes.layout)
-    nodes["token"] = _whole("uint8", (samples, token_bytes), ("sample", "token_byte"))
-    nodes["token_order"] = _whole("int64", (samples,), ("sample",))
-    nodes["view_matrix"] = _whole("float32", (views, 4, 4), ("view", "row", "column"))
-    root = {
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": attributes.model_dump(mode="json"),
-        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": nodes},
-    }
-    files = {f"{name}/{ROOT}": json.dumps(node, indent=2).encode() for name, node in nodes.items()}
-    return {**files, ROOT: sign(root)}
-
-
 def parse_root(data: bytes, where: str) -> StoreAttributes:
     """The attributes in a store's root document.
 
@@ -178,57 +158,6 @@ def parse_root(data: bytes, where: str) -> StoreAttributes:
             cure="Read it with the version of this project that wrote it, or dump it again",
         )
     return StoreAttributes.parse(attributes, where)
-
-
-def _sharded(array: SampleArray, samples: int, views: int, layout: Layout) -> dict[str, Any]:
-    """Zarr v3 metadata of a per-sample array (zarr-specs, codecs/sharding-indexed)."""
-    crc32c: dict[str, Any] = {"name": "crc32c"}
-    sharding = {
-        "chunk_shape": [1, 1, *array.shape],
-        "codecs": [
-            _bytes(array.dtype),
-            {"name": "zstd", "configuration": {"level": layout.zstd_level, "checksum": False}},
-            crc32c,
-        ],
-        "index_codecs": [_bytes("uint64"), crc32c],
-        "index_location": "end",
-    }
-    return _array(
-        array.dtype,
-        (samples, views, *array.shape),
-        (layout.samples_per_shard, views, *array.shape),
-        [{"name": "sharding_indexed", "configuration": sharding}],
-        array.dims,
-    )
-
-
-def _whole(dtype: str, shape: tuple[int, ...], dims: tuple[str, ...]) -> dict[str, Any]:
-    """Zarr v3 metadata of an array in one chunk."""
-    return _array(dtype, shape, shape, [_bytes(dtype), {"name": "crc32c"}], dims)
-
-
-def _array(
-    dtype: str, shape: tuple[int, ...], chunk: tuple[int, ...], codecs: list[dict[str, Any]], dims: tuple[str, ...]
-) -> dict[str, Any]:
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(shape),
-        "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": 0,
-        "codecs": codecs,
-        "attributes": {},
-        "dimension_names": list(dims),
-        "storage_transformers": [],
-    }
-
-
-def _bytes(dtype: str) -> dict[str, Any]:
-    """Zarr's codec from numbers to bytes; the order of bytes means nothing where there is one."""
-    wide = np.dtype(dtype).itemsize > 1
-    return {"name": "bytes", "configuration": {"endian": "little"}} if wide else {"name": "bytes"}
 
 
 def record_key(shard: int) -> str:

@@ -10,38 +10,31 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
-import numpy as np
-import safetensors.torch
 from torch import Tensor
 
-from cache.codec import Distortion, require_budget
+from cache.codec import Distortion
+from cache.documents import small_files, weights_file
 from cache.durable import Leases, explained, fsync_folder, write_durably
 from cache.errors import ConfigError, DataError, MismatchError, StoreError
-from cache.shards import checksum_of, pack_chunk, pack_index, read_signed, sign, with_checksum
+from cache.shard_writer import ShardWriter
+from cache.shards import read_signed, sign
 from cache.spec import CacheSpec, DataIdentity
 from cache.store import (
-    HEAD_WEIGHTS,
     LOCK,
     MANIFEST,
     ROOT,
     LayerReport,
     Layout,
-    SampleArray,
-    ShardFile,
     ShardRecord,
     StoreAttributes,
-    StoredSample,
-    documents,
     parse_root,
     record_key,
     sample_arrays,
-    whole_key,
 )
 
 
@@ -127,7 +120,7 @@ class StoreWriter:
                 self._take_leases(tokens, head_weights, software)
             if redo is not None:
                 self._withdraw(redo, tokens, head_weights)
-        self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="compress")
+        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="compress")
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -149,11 +142,12 @@ class StoreWriter:
         size = self.layout.samples_per_shard
         return range(shard * size, min((shard + 1) * size, self.spec.data.samples))
 
-    def shard(self, shard: int) -> "ShardWriter":
+    def shard(self, shard: int) -> ShardWriter:
         """One of the missing shards, begun if it was not."""
         if shard not in self._open:
             with explained(self.path):
-                self._open[shard] = ShardWriter(self, shard)
+                samples = len(self.positions(shard))
+                self._open[shard] = ShardWriter(self.path, self.spec, self.layout, shard, samples, self._pool)
         return self._open[shard]
 
     def seal(self) -> bool:
@@ -170,16 +164,12 @@ class StoreWriter:
 
     def close(self) -> None:
         """Discard shards that were not committed and give the leases back."""
-        for shard in list(self._open.values()):
+        for shard in self._open.values():
             shard.discard()
-        self.pool.shutdown()
+        self._pool.shutdown()
         if self._leases:
             self._leases.close()
             self._leases = None
-
-    def forget(self, shard: int) -> None:
-        """A shard was committed or discarded."""
-        self._open.pop(shard, None)
 
     def _root_lease(self) -> AbstractContextManager[None]:
         return self._leases.root() if self._leases else nullcontext()
@@ -228,9 +218,9 @@ class StoreWriter:
             tasks=self.spec.teacher.tasks,
             layout=self.layout,
             software=dict(software),
-            head_weights_sha256=hashlib.sha256(_safetensors(head_weights)).hexdigest(),
+            head_weights_sha256=hashlib.sha256(weights_file(head_weights)).hexdigest(),
         )
-        for key, data in _small_files(attributes, tokens, head_weights).items():
+        for key, data in small_files(attributes, tokens, head_weights).items():
             (self.path / key).parent.mkdir(parents=True, exist_ok=True)
             write_durably(self.path / key, data)
             fsync_folder((self.path / key).parent.parent)
@@ -244,7 +234,7 @@ class StoreWriter:
             for shard in shards:
                 (self.path / record_key(shard)).unlink(missing_ok=True)
             fsync_folder(self.path / MANIFEST)
-            for key, data in _small_files(attributes, tokens, head_weights).items():
+            for key, data in small_files(attributes, tokens, head_weights).items():
                 path = self.path / key
                 if key != ROOT and not (path.exists() and path.read_bytes() == data):
                     write_durably(path, data)
@@ -278,106 +268,6 @@ class StoreWriter:
                 path.unlink()
 
 
-class ShardWriter:
-    """One shard on its way to disk, sample after sample: memory holds no more than what is being added."""
-
-    def __init__(self, store: StoreWriter, shard: int) -> None:
-        self._store, self._shard = store, shard
-        self._files: dict[str, BinaryIO] = {}
-        self._sizes: dict[str, list[int]] = {name: [] for name in store.arrays}
-        self._distortion = {layer.name: Distortion() for layer in store.spec.layers}
-        try:
-            for name, array in store.arrays.items():
-                self._files[name] = self._partial(array).open("wb")
-        except BaseException:
-            self.discard()
-            raise
-
-    def add(self, samples: Sequence[StoredSample]) -> int:
-        """Compress and append samples, in the order of `StoreWriter.positions`; returns their bytes."""
-        work = [
-            (name, view)
-            for sample in samples
-            for name, array in self._store.arrays.items()
-            for view in _views(sample, array, len(self._store.spec.views))
-        ]
-        level = self._store.layout.zstd_level
-        with explained(self._store.path):
-            packed = list(self._store.pool.map(lambda item: pack_chunk(item[1], level), work))
-            for (name, _), chunk in zip(work, packed, strict=True):
-                self._files[name].write(chunk)
-                self._sizes[name].append(len(chunk))
-        for sample in samples:
-            for layer, distortion in sample.distortion.items():
-                self._distortion[layer] += distortion
-        return sum(map(len, packed))
-
-    def commit(self) -> None:
-        """Make the shard durable, then name it in the manifest.
-
-        Raises:
-            ConfigError: a layer's loss exceeds its budget.
-            StoreError: the disk refused.
-        """
-        for layer in self._store.spec.layers:
-            require_budget(self._distortion[layer.name], layer.codec, f"layer {layer.name}, shard {self._shard}")
-        with explained(self._store.path):
-            files = {name: self._finish(array) for name, array in self._store.arrays.items()}
-            for name in files:
-                fsync_folder(self._store.path / name)
-            record = ShardRecord(shard=self._shard, files=files, distortion=self._distortion)
-            write_durably(self._store.path / record_key(self._shard), sign(record.model_dump(mode="json")))
-        self._store.forget(self._shard)
-
-    def discard(self) -> None:
-        """Leave nothing of an uncommitted shard."""
-        for name, file in self._files.items():
-            with suppress(OSError):  # A full disk fails the flush; these bytes are thrown away.
-                file.close()
-            self._partial(self._store.arrays[name]).unlink(missing_ok=True)
-        self._store.forget(self._shard)
-
-    def _partial(self, array: SampleArray) -> Path:
-        return self._store.path / f"{array.key(self._shard)}.{os.getpid()}.partial"
-
-    def _finish(self, array: SampleArray) -> ShardFile:
-        """Close a file with its index, make it durable and give it its name."""
-        sizes = self._sizes[array.name]
-        views = len(self._store.spec.views)
-        if len(sizes) != len(self._store.positions(self._shard)) * views:
-            raise StoreError(
-                "a shard is committed before all its samples were added",
-                where=f"{self._store.path}, {array.name}, shard {self._shard}",
-                got=f"{len(sizes)} chunks",
-            )
-        index = pack_index(sizes, self._store.layout.samples_per_shard * views)
-        with self._files[array.name] as file:
-            file.write(index)
-            file.flush()
-            os.fsync(file.fileno())
-        self._partial(array).rename(self._store.path / array.key(self._shard))
-        checksum = checksum_of(np.frombuffer(index, np.uint8))
-        return ShardFile(bytes=sum(sizes) + len(index), index_crc32c=checksum)
-
-
-def _small_files(
-    attributes: StoreAttributes, tokens: Sequence[str], head_weights: Mapping[str, Tensor]
-) -> dict[str, bytes]:
-    """All files but the shards and the manifest; the root comes last: a store without one has yet to be created."""
-    names = np.array([token.encode() for token in tokens])
-    whole = {
-        "token": names.view(np.uint8).reshape(len(names), -1),
-        "token_order": np.argsort(names, kind="stable").astype("<i8"),
-        "view_matrix": np.stack([np.eye(4, dtype="<f4") for _ in attributes.spec.views]),
-    }
-    files = {whole_key(name, values.ndim): with_checksum(values.tobytes()) for name, values in whole.items()}
-    return {HEAD_WEIGHTS: _safetensors(head_weights), **files, **documents(attributes, names.dtype.itemsize)}
-
-
-def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
-    return safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
-
-
 def _require_free_folder(path: Path) -> None:
     """Refuse to mix a store with something else; a killed creation has left a manifest folder first of all."""
     if not path.exists() or (path / MANIFEST).is_dir():
@@ -402,18 +292,6 @@ def _check_tokens(spec: CacheSpec, tokens: Sequence[str]) -> None:
     identity = DataIdentity.of(spec.data.version, spec.data.splits, tuple(tokens))
     if identity != spec.data:
         raise DataError("the tokens are not those of the spec", got=identity, expected=spec.data)
-
-
-def _views(sample: StoredSample, array: SampleArray, views: int) -> np.ndarray:
-    values = sample.arrays[array.name]
-    if values.shape != (views, *array.shape) or values.dtype != array.dtype:
-        raise StoreError(
-            "a sample does not fit its array",
-            where=array.name,
-            got=f"{values.dtype} {values.shape}",
-            expected=f"{array.dtype} {(views, *array.shape)}",
-        )
-    return values
 
 
 def _codec_report(spec: CacheSpec, records: list[ShardRecord]) -> dict[str, LayerReport]:

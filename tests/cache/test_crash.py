@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -77,6 +78,21 @@ def test_a_killed_dump_with_workers_is_resumed_at_once(kit, frames, whole, tmp_p
         time.sleep(0.01)
     process.kill()
     process.join()
+    dump(kit.make_config(), frames, kit.SmallTeacher(), path)
+    assert kit.contents(path) == whole
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_interrupt_stops_cleanly(kit, frames, whole, tmp_path, workers):
+    path = tmp_path / "teacher.zarr"
+    process = kit.dump_in_process(frames, path, workers=workers)
+    while not committed(path):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    if process.exitcode:  # otherwise it had finished before
+        assert committed(path)
+        assert not list(path.rglob("*.partial"))
     dump(kit.make_config(), frames, kit.SmallTeacher(), path)
     assert kit.contents(path) == whole
 
