@@ -80,6 +80,7 @@ def _loader(config: Config, frames: Sequence[Frame], classes: Sequence[str], see
 
 
 def _runner(config: Config, detector: Detector, loader: DataLoader, out: Path, seed: int) -> Any:
+    """The Runner is not told the whole configuration: it would format it anew, in seconds, for each checkpoint."""
     from mmengine.runner import Runner
 
     runner = Runner(
@@ -102,7 +103,6 @@ def _runner(config: Config, detector: Detector, loader: DataLoader, out: Path, s
         randomness={"seed": seed},
         default_scope="mmdet3d",
         log_level="WARNING",  # While it is set up, mmengine lists the machine, the hooks and every parameter.
-        cfg=config,
     )
     for logger in (runner.logger, *runner.logger.handlers):
         logger.setLevel(logging.INFO)
