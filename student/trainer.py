@@ -1,6 +1,7 @@
 """The training: a Lightning module, its data, and what is left behind for the next command."""
 
 import json
+import logging
 import resource
 import statistics
 import sys
@@ -33,6 +34,9 @@ from student.distill.inherit import inherit_head
 from student.distill.objective import DistillObjective
 
 LAST = "last.ckpt"
+
+# Lightning's own remarks (devices, tips, loggers) hide ours; its warnings stay.
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +138,7 @@ def train_student(
         precision=training.precision,
         gradient_clip_val=training.gradient_clip,
         logger=[CSVLogger(out, name="", version="csv"), TensorBoardLogger(out, name="", version="tensorboard")],
-        callbacks=[ModelCheckpoint(out / "checkpoints", filename=Path(LAST).stem), RichProgressBar(), cost],
+        callbacks=[ModelCheckpoint(out / "checkpoints", filename=Path(LAST).stem), _ProgressBar(), cost],
         use_distributed_sampler=False,
         enable_model_summary=False,
         log_every_n_steps=1,
@@ -143,6 +147,13 @@ def train_student(
     summary = cost.summary(trainer, out / "checkpoints" / LAST)
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
     return summary
+
+
+class _ProgressBar(RichProgressBar):
+    """Without the logger's version, which says nothing here."""
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}
 
 
 class _Cost(Callback):
