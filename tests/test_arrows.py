@@ -10,12 +10,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 HOUSE = [
-    ("cache", "errors strict grid spec frames points teacher teacher_training"),
-    ("cache", "codec store writer reader dump verify report"),
+    ("cache", "errors strict grid spec frames points loader"),
+    ("cache", "checkpoint detector teacher teacher_training"),
+    ("cache", "codec durable shards store documents shard_writer writer shard_reader reader prefetch"),
+    ("cache", "record probe dump plan verify report"),
     ("student.distill", "config"),
-    ("student", "config augment dataset backbones lift bev head detectors"),
-    ("student.distill", "adapters masks attention losses objective"),
-    ("student", "evaluate trainer"),
+    ("student", "config augment dataset backbones depth lift bev nms head targets detectors"),
+    ("student.distill", "inherit adapters boxes attention masks moments regions losses relations responses"),
+    ("student.distill", "views fgd terms objective plots"),
+    ("student", "checkpoint evaluate trainer"),
     ("demo", "config road shapes actors light placing scene rays paint camera lidar shots files tables world"),
     ("demo", "report pipeline"),
 ]
