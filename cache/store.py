@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from cache.codec import Distortion
-from cache.errors import MismatchError
+from cache.errors import ConfigError, MismatchError
 from cache.shards import read_signed
 from cache.spec import FORMAT_VERSION, CacheSpec
 from cache.strict import Strict
@@ -145,7 +145,7 @@ def parse_root(data: bytes, where: str) -> StoreAttributes:
 
     Raises:
         CorruptStoreError: it is broken, or this project did not write it.
-        MismatchError: it is of another format version.
+        MismatchError: it is of another format version, or says more than this version understands.
     """
     attributes = read_signed(data, where)["attributes"]
     version = attributes.get("format_version")
@@ -157,7 +157,15 @@ def parse_root(data: bytes, where: str) -> StoreAttributes:
             expected=FORMAT_VERSION,
             cure="Read it with the version of this project that wrote it, or dump it again",
         )
-    return StoreAttributes.parse(attributes, where)
+    try:
+        return StoreAttributes.parse(attributes, where)
+    except ConfigError as error:
+        raise MismatchError(
+            "the store says what this version does not understand",
+            where=where,
+            got=error.what,
+            cure="Read it with the version of this project that wrote it",
+        ) from None
 
 
 def record_key(shard: int) -> str:

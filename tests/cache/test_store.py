@@ -6,6 +6,7 @@ import pytest
 import zarr
 
 from cache.errors import CorruptStoreError, MismatchError
+from cache.reader import TeacherCache
 from cache.shards import checked, pack_chunk, pack_index, read_signed, sign, unpack_chunk, unpack_index, with_checksum
 from cache.store import parse_root, sample_arrays
 
@@ -83,7 +84,8 @@ def test_xarray_opens_it(sealed_store):
     features = xarray.open_zarr(sealed_store, group="features")
     assert dict(features["head"].sizes) == {"sample": 10, "view": 1, "head_channel": 6, "head_y": 6, "head_x": 8}
     decoded = features["head"][3, 0] * features["head_scale"][3, 0]
-    assert decoded.shape == (6, 6, 8)
+    cache = TeacherCache(sealed_store)
+    np.testing.assert_allclose(decoded.values, cache[cache.tokens[3]].features["head"].decode()[0], rtol=1e-6)
 
 
 def test_chunk_there_and_back():
@@ -136,6 +138,15 @@ def test_another_format_version_is_refused():
     with pytest.raises(MismatchError) as caught:
         parse_root(root, "store/zarr.json")
     assert "another format version (store/zarr.json); got 2; expected 1" in str(caught.value)
+
+
+def test_attributes_of_a_later_version_are_not_guessed_at(sealed_store):
+    document = read_signed((sealed_store / "zarr.json").read_bytes(), "here")
+    document["attributes"]["spec"]["views"] = ["canonical", "flipped"]
+    with pytest.raises(MismatchError) as caught:
+        parse_root(sign(document), "store/zarr.json")
+    assert "does not understand (store/zarr.json); got" in str(caught.value)
+    assert "spec.views.1" in str(caught.value)
 
 
 def test_a_group_that_is_not_ours():
