@@ -107,18 +107,7 @@ def dump(
         StoreError: see `StoreWriter`.
     """
     began = time.monotonic()
-    spec = spec_of(config.layers, config.head_maps, frames, teacher)
-    head_weights, software = teacher.head_weights(), software_versions()
-    with StoreWriter(
-        out,
-        spec,
-        frames.tokens,
-        head_weights=head_weights,
-        software=software,
-        layout=config.layout,
-        part=part,
-        redo=redo,
-    ) as writer:
+    with open_writer(config, frames, teacher, out, part, redo) as writer:
         try:
             done = _fill(writer, config, frames, teacher, progress)
         except KeyboardInterrupt:
@@ -134,6 +123,27 @@ def dump(
         bytes_written=done.bytes,
         seconds=seconds,
         sealed=sealed,
+    )
+
+
+def open_writer(
+    config: DumpConfig,
+    frames: Frames,
+    teacher: Teacher,
+    out: Path,
+    part: Part = WHOLE,
+    redo: Collection[int] | None = None,
+) -> StoreWriter:
+    """Create or resume the store of a dump; see `StoreWriter`."""
+    return StoreWriter(
+        out,
+        spec_of(config.layers, config.head_maps, frames, teacher),
+        frames.tokens,
+        head_weights=teacher.head_weights(),
+        software=software_versions(),
+        layout=config.layout,
+        part=part,
+        redo=redo,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.dump import DumpConfig, DumpProgress, dump
+from cache.dump import DumpConfig, DumpProgress, dump, open_writer
 from cache.errors import CorruptStoreError
 from cache.frames import Frames
 from cache.reader import TeacherCache
@@ -93,10 +93,8 @@ def repair(
         CorruptStoreError: the root document itself is damaged: nothing says any more what the store is.
         MismatchError: the teacher or the frames are not those of the store.
     """
-    dump(config, frames, teacher, Path(path), progress, redo=())
-    damaged = verify(path).damaged_shards
-    if damaged:
-        dump(config, frames, teacher, Path(path), progress, redo=damaged)
+    open_writer(config, frames, teacher, Path(path), redo=()).close()  # the small files first: verify reads tokens
+    dump(config, frames, teacher, Path(path), progress, redo=verify(path).damaged_shards)
     return verify(path)
 
 

@@ -115,11 +115,15 @@ class StoreWriter:
         self._shards = part.shards(-(-len(tokens) // layout.samples_per_shard))
         self._open: dict[int, ShardWriter] = {}
         self._leases: Leases | None = None
-        with explained(self.path):
-            if not self._finished() or redo is not None:
-                self._take_leases(tokens, head_weights, software)
-            if redo is not None:
-                self._withdraw(redo, tokens, head_weights)
+        try:
+            with explained(self.path):
+                if not self._finished() or redo is not None:
+                    self._take_leases(tokens, head_weights, software)
+                if redo is not None:
+                    self._withdraw(redo, tokens, head_weights)
+        except BaseException:
+            self._give_back()
+            raise
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="compress")
 
     def __enter__(self) -> "StoreWriter":
@@ -167,6 +171,9 @@ class StoreWriter:
         for shard in self._open.values():
             shard.discard()
         self._pool.shutdown()
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._leases:
             self._leases.close()
             self._leases = None
@@ -199,15 +206,11 @@ class StoreWriter:
         _require_free_folder(self.path)
         (self.path / MANIFEST).mkdir(parents=True, exist_ok=True)
         self._leases = Leases(self.path / LOCK)
-        try:
-            with self._root_lease():
-                self._clean_documents()
-                if not self._finished() and not (self.path / ROOT).exists():  # another may have been faster
-                    self._create(tokens, head_weights, software)
-            self._leases.take(self._shards)
-        except BaseException:
-            self._leases.close()
-            raise
+        with self._root_lease():
+            self._clean_documents()
+            if not self._finished() and not (self.path / ROOT).exists():  # another may have been faster
+                self._create(tokens, head_weights, software)
+        self._leases.take(self._shards)
         self._clean_shards()
 
     def _create(self, tokens: Sequence[str], head_weights: Mapping[str, Tensor], software: Mapping[str, str]) -> None:
@@ -244,7 +247,7 @@ class StoreWriter:
         write_durably(self.path / ROOT, sign({**document, "attributes": attributes.model_dump(mode="json")}))
 
     def _all_records(self) -> list[ShardRecord] | None:
-        paths = [self.path / record_key(s) for s in Part().shards(self._total())]
+        paths = [self.path / record_key(s) for s in range(self._total())]
         if not all(path.exists() for path in paths):
             return None
         return [ShardRecord.parse(read_signed(path.read_bytes(), str(path)), path) for path in paths]

@@ -129,6 +129,7 @@ def test_repair_writes_only_what_is_damaged(kit, store, dumped, frames):
     (store / "heatmap" / "c.2.0.0.0.0").unlink()
     (store / "features" / "head" / "zarr.json").write_text("{}")
     (store / "token_order" / "c.0").unlink()
+    flip(store / "manifest" / "2.json", 1000)
     untouched = (store / "heatmap" / "c.0.0.0.0.0").stat().st_mtime_ns
     seen: list[int] = []
     report = repair(store, kit.make_config(), frames, kit.SmallTeacher(), progress=lambda p: seen.append(p.total))

@@ -196,6 +196,14 @@ def test_a_second_process_on_the_same_shards_is_refused(kit, path, holder):
 
 
 @pytest.mark.timeout(120)
+def test_a_refused_process_holds_nothing(kit, path, holder):
+    with pytest.raises(StoreBusyError):
+        kit.open_writer(path)
+    held = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+    assert str(path / "manifest" / "lock") not in held
+
+
+@pytest.mark.timeout(120)
 def test_a_killed_process_holds_nothing(kit, path, holder):
     holder.kill()
     holder.join(60)
