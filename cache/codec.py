@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -48,7 +49,7 @@ class Encoded:
             return self.values.to(dtype)
         scale = self.scale[..., None, None]
         if self.codec.companding == 1:
-            return (self.values * scale).to(dtype)
+            return self.values.to(scale.dtype).mul_(scale).to(dtype)
         levels = self.codec.levels
         part = self.values.to(scale.dtype) / levels
         return (part.sign() * part.abs() ** (1 / self.codec.companding) * (levels * scale)).to(dtype)
@@ -98,7 +99,7 @@ def encode(
         ConfigError: a value is negative and the codec is unsigned.
     """
     values = features.float()
-    low, high = values.flatten(-2).aminmax(dim=-1)
+    low, high = values.amin((-2, -1)), values.amax((-2, -1))
     peak = torch.maximum(high, -low)
     _require_finite(peak, layer, tokens)
     if codec.kind == "float16":
@@ -110,7 +111,7 @@ def encode(
     part = values / peak.clamp_min(torch.finfo(peak.dtype).tiny)[..., None, None]
     if codec.companding != 1:
         part = part.sign() * part.abs() ** codec.companding
-    codes = (part * codec.levels).round().to(getattr(torch, codec.dtype))
+    codes = part.mul_(codec.levels).round_().to(getattr(torch, codec.dtype))
     return Encoded(values=codes, scale=peak / codec.levels, codec=codec)
 
 
@@ -118,15 +119,15 @@ def measure(features: Float[Tensor, "B C H W"], encoded: Encoded) -> list[Distor
     """What encoding did to each of B samples (in float64, where no square of a float32 overflows)."""
     values = features.float()
     error = values - encoded.decode()
-    axes = (-3, -2, -1)
-    signal, noise = (torch.linalg.vector_norm(x, dim=axes, dtype=torch.float64).square() for x in (values, error))
-    beyond = (
-        values.abs() > FLOAT16_MAX if encoded.codec.kind == "float16" else torch.zeros_like(values, dtype=torch.bool)
-    )
-    columns = (signal, noise, error.abs().amax(axes), beyond.sum(axes))
+    norm = partial(torch.linalg.vector_norm, dim=(-3, -2, -1))
+    signal, noise = (norm(x, dtype=torch.float64).square().tolist() for x in (values, error))
+    largest = error.abs().amax((-3, -2, -1)).tolist()
+    saturated = [0] * len(values)
+    if encoded.codec.kind == "float16":
+        saturated = (values.abs() > FLOAT16_MAX).sum((-3, -2, -1)).tolist()
     return [
-        Distortion(signal=s, noise=n, largest=largest, saturated=saturated, values=values[0].numel())
-        for s, n, largest, saturated in zip(*(column.tolist() for column in columns), strict=True)
+        Distortion(signal=s, noise=n, largest=most, saturated=beyond, values=values[0].numel())
+        for s, n, most, beyond in zip(signal, noise, largest, saturated, strict=True)
     ]
 
 
