@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from student.distill.config import SpatialAttention
+from student.distill.term_configs import SpatialAttention
 
 Map = Float[Tensor, "B H W"]
 
@@ -17,6 +17,11 @@ def spatial_attention(energy: Map, temperature: float) -> Map:
     """
     batch, height, width = energy.shape
     return (torch.softmax(energy.flatten(1) / temperature, dim=1) * height * width).view(batch, height, width)
+
+
+def channel_attention(energy: Float[Tensor, "B C"], temperature: float) -> Float[Tensor, "B C"]:
+    """Softmax over channels of the mean absolute value over cells / t, times C."""
+    return torch.softmax(energy / temperature, dim=1) * energy.shape[1]
 
 
 def joint_attention(

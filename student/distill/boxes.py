@@ -4,6 +4,7 @@ All boxes of a batch are drawn at once: no loop over boxes or cells, and no wait
 """
 
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cache.grid import BevGrid
-from student.distill.config import RadiusName
+from student.distill.term_configs import RadiusName
 
 _BITS = 62
 """Boxes in one 64-bit word of a cover; the sign bit stays free for borrowing."""
@@ -48,7 +49,7 @@ def first_box(boxes: Float[Tensor, "B M D"], grid: BevGrid) -> Int[Tensor, "B H 
     covers = words.cumsum(-1)[..., :width]
     lowest = torch.frexp((covers & -covers).double()).exponent.long() - 1
     offset = torch.arange(words.shape[1], device=boxes.device)[:, None, None] * _BITS
-    index = torch.where(covers == 0, count, lowest + offset).amin(dim=1)
+    index = reduce(torch.minimum, torch.where(covers == 0, count, lowest + offset).unbind(dim=1))
     return torch.where(index == count, -1, index)
 
 

@@ -7,13 +7,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from cache.grid import BevGrid
+from student.distill.adapters import CellConv
 from student.distill.attention import joint_attention
-from student.distill.config import AffinityMode, FalsePositives, FgdTerm, SpatialAttention, pick
 from student.distill.losses import channel_term, masked_sum, spatial_term
 from student.distill.masks import background, bg_scale, box_masks, extension, foreground, region_share, scales
 from student.distill.moments import Moments, decoded, full
 from student.distill.regions import false_positives, fit, region_scale
 from student.distill.relations import attended_cells, selected_affinity
+from student.distill.term_configs import AffinityMode, FalsePositives, FgdTerm, SpatialAttention, pick
 from student.distill.views import Answers, LayerPair, PairView
 
 Map = Float[Tensor, "B H W"]
@@ -100,7 +101,7 @@ class Fgd(nn.Module):
         self.affinity: AffinityMode = pick(config.affinity_mode, index)
         if self.attention == "none":
             self.weights["spatial"] = 0.0
-        self.spatial_adapter = nn.Conv2d(1, 1, 3, padding=1) if self.weights["spatial"] else None
+        self.spatial_adapter = CellConv() if self.weights["spatial"] else None
 
     def forward(self, view: PairView, answers: Answers) -> dict[str, Tensor]:
         """Weighted terms by name."""

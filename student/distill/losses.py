@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from cache.codec import Encoded
 from student.distill.attention import activation_map, spatial_attention
-from student.distill.config import Criterion
-from student.distill.moments import CRITERIA, Moments, decoded, full
+from student.distill.criteria import CRITERIA
+from student.distill.moments import Moments, decoded, full
+from student.distill.term_configs import Criterion
 
 Map = Float[Tensor, "B H W"]
 Scalar = Float[Tensor, ""]

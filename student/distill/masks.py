@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cache.grid import BevGrid
 from student.distill.boxes import RADII, first_box, gaussian, is_inside, sides_in_cells, stamp, whole_radius
-from student.distill.config import BackgroundMask, ForegroundMask, RadiusName, ScaleMask
+from student.distill.term_configs import BackgroundMask, ForegroundMask, RadiusName, ScaleMask
 
 Map = Float[Tensor, "B H W"]
 

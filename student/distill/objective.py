@@ -13,7 +13,8 @@ from cache.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec
 from student.distill.adapters import FeatureLayer, require_same_range
 from student.distill.boxes import pad_boxes
-from student.distill.config import DistillConfig, FeatureTerm, PairConfig, Term
+from student.distill.config import DistillConfig, PairConfig
+from student.distill.term_configs import FeatureTerm, Term
 from student.distill.terms import HEATMAP_TERMS, PAIR_TERMS
 from student.distill.views import Answers, LayerPair, PairView, Teaching, class_order
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cache.errors import ConfigError
-from student.distill.config import FalsePositives, RegionScale
 from student.distill.masks import region_share
+from student.distill.term_configs import FalsePositives, RegionScale
 
 Map = Float[Tensor, "B H W"]
 Region = Bool[Tensor, "B H W"]

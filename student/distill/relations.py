@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from student.distill.config import Criterion
-from student.distill.moments import CRITERIA
+from student.distill.criteria import CRITERIA
+from student.distill.term_configs import Criterion
 
 Scalar = Float[Tensor, ""]
 

@@ -5,10 +5,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from student.distill.config import Criterion
+from student.distill.criteria import CRITERIA
 from student.distill.losses import mean_within
-from student.distill.moments import CRITERIA
 from student.distill.regions import CLIP, Regions
+from student.distill.term_configs import Criterion
 
 Heatmap = Float[Tensor, "B K H W"]
 Scalar = Float[Tensor, ""]

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from cache.errors import ConfigError
 from student.distill import losses
-from student.distill.config import (
+from student.distill.adapters import CellConv
+from student.distill.criteria import CRITERIA
+from student.distill.fgd import Fgd
+from student.distill.masks import background, bg_scale, box_masks
+from student.distill.moments import decoded, full
+from student.distill.regions import fit, region_decomposition
+from student.distill.relations import NonLocal, affinity
+from student.distill.responses import SOFTENED, clipped, gauss_focal, s2m2_heatmap
+from student.distill.term_configs import (
     AffinityTerm,
     AllTerm,
     AttentionTransferTerm,
@@ -23,12 +31,6 @@ from student.distill.config import (
     S2m2HeatmapTerm,
     pick,
 )
-from student.distill.fgd import Fgd
-from student.distill.masks import background, bg_scale, box_masks
-from student.distill.moments import CRITERIA, decoded, full
-from student.distill.regions import fit, region_decomposition
-from student.distill.relations import NonLocal, affinity
-from student.distill.responses import SOFTENED, clipped, gauss_focal, s2m2_heatmap
 from student.distill.views import Answers, LayerPair, PairView
 
 Losses = dict[str, Tensor]
@@ -100,7 +102,7 @@ class Linfengzhang(OnPair[LinfengzhangTerm]):
                 cure="Set spatial_weight to 0 for this pair, or resize the teacher instead",
             )
         self.channel_adapter = nn.Linear(pair.student_channels, pair.channels)
-        self.spatial_adapter = nn.Conv2d(1, 1, 3, padding=1)
+        self.spatial_adapter = CellConv()
 
     def forward(self, view: PairView, answers: Answers) -> Losses:
         moments = view.moments("mse", self.config.channel_temperature)

@@ -20,9 +20,10 @@ from student.distill.adapters import (
     require_same_grid,
 )
 from student.distill.boxes import draw_heatmaps
-from student.distill.config import Criterion, PairConfig
+from student.distill.config import PairConfig
 from student.distill.moments import Moments, decoded, full, moments
 from student.distill.regions import CLIP, fit, strongest
+from student.distill.term_configs import Criterion
 
 
 @dataclass(frozen=True, kw_only=True)

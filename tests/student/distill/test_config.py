@@ -5,7 +5,8 @@ import pytest
 from cache.errors import ConfigError
 from cache.strict import Strict
 from student.config import StudentConfig
-from student.distill.config import AdapterConfig, DistillConfig, FgdTerm, pick
+from student.distill.config import AdapterConfig, DistillConfig
+from student.distill.term_configs import FgdTerm, pick
 
 PAIRS = [
     {"student": "backbone1", "teacher": "backbone1", "student_adapter": {"kind": "upsample_3layer", "factor": 4}},
@@ -99,7 +100,7 @@ def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
 
 
 def test_every_model_is_strict_and_documents_itself() -> None:
-    models = [model for model in Strict.__subclasses__() if model.__module__ == DistillConfig.__module__]
+    models = [model for model in Strict.__subclasses__() if model.__module__.startswith("student.distill.")]
     models += [sub for model in models for sub in model.__subclasses__()]
     assert len(models) >= 15
     assert all(model.__doc__ for model in models)

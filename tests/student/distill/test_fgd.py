@@ -11,8 +11,9 @@ from torch import nn
 
 from cache.grid import BevGrid
 from student.distill.adapters import FeatureLayer
-from student.distill.config import FgdTerm, PairConfig
+from student.distill.config import PairConfig
 from student.distill.fgd import Fgd, weigh_cells
+from student.distill.term_configs import FgdTerm
 from student.distill.views import Answers, LayerPair, TeacherMaps
 
 GRID = BevGrid(x_range_m=(-3.2, 9.6), y_range_m=(0.0, 8.0), cell_m=(0.8, 0.8))

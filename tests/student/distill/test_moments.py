@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cache.codec import Encoded, encode
 from cache.spec import CodecSpec
-from student.distill import moments as module
+from student.distill import onepass
 from student.distill.moments import Moments, moments
 
 CRITERIA = {
@@ -49,7 +49,7 @@ def check(found: Moments, expected: dict[str, np.ndarray], rtol: float = 1e-5) -
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("block", [1, 40, 2**18])
 def test_moments_by_definition(criterion: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module._BLOCK, "cpu", block)
+    monkeypatch.setitem(onepass.BLOCK, "cpu", block)
     student, teacher = features(3, 7, 4, 5), 2 * features(3, 7, 4, 5, seed=1)
     found = moments(student, teacher, criterion, 0.3)
     check(found, reference(student.double().numpy(), teacher.double().numpy(), criterion, 0.3))
@@ -95,7 +95,7 @@ def test_attention_over_very_different_channels_does_not_overflow() -> None:
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("block", [1, 6, 2**18])
 def test_gradients(criterion: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module._BLOCK, "cpu", block)
+    monkeypatch.setitem(onepass.BLOCK, "cpu", block)
     student = features(2, 3, 2, 3).double().requires_grad_()
     teacher = features(2, 3, 2, 3, seed=1).double().requires_grad_()
 

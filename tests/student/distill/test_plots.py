@@ -4,10 +4,10 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cache.grid import BevGrid
-from student.distill.config import FgdTerm
 from student.distill.fgd import weigh_cells
 from student.distill.plots import REGION_COLOURS, outlines, plot_cells, plot_regions
 from student.distill.regions import region_decomposition
+from student.distill.term_configs import FgdTerm
 
 GRID = BevGrid(x_range_m=(0.0, 8.0), y_range_m=(-2.0, 2.0), cell_m=(1.0, 1.0))
 BOXES = torch.tensor([[3.0, 0.0, 0, 4.0, 2.0, 1, 0.0, 0, 0]])

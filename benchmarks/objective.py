@@ -1,0 +1,240 @@
+"""What the distillation objective costs: `python -m benchmarks.objective [--threads N] [--device cuda]`.
+
+Features of 8 x 384 x 128 x 128, forward and backward, in one run with all candidates taking turns:
+- mse: `mse_loss` of the student's and the float32 teacher's features, the floor;
+- recipe: the paper's fgd on the head pair, with all its masks, from the uint8 teacher (and from a float32 one);
+- plain: the same terms written out over the features, as published.
+Then the masks of 8 samples of 40 boxes, and the scales of connected regions.
+
+Times are medians, with the fastest and slowest in brackets: wall time, and the process's own time, which other
+processes on the machine disturb less. Memory is the peak above what was there before, of resident memory on a CPU and
+of allocated memory on a GPU.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cache.codec import Encoded
+from cache.grid import BevGrid
+from cache.spec import CLASSES, CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
+from student.distill.adapters import FeatureLayer
+from student.distill.attention import joint_attention
+from student.distill.boxes import draw_heatmaps, pad_boxes
+from student.distill.config import DistillConfig
+from student.distill.fgd import Fgd, weigh_cells
+from student.distill.objective import DistillObjective
+from student.distill.regions import region_scale
+from student.distill.views import TeacherMaps
+
+GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
+BATCH, CHANNELS, BOXES = 8, 384, 40
+RECIPE = {
+    "pairs": [{"student": "head", "teacher": "head"}],
+    "terms": [
+        {
+            "kind": "fgd",
+            "fg_weight": 6.0e-3,
+            "bg_weight": 4.0e-2,
+            "spatial_weight": 2.5e-3,
+            "spatial_attention": "teacher_student",
+            "channel_attention": False,
+            "false_positives": "teacher",
+            "fp_weight": 6.0e-2,
+        }
+    ],
+}
+TASKS = (CLASSES[:1], CLASSES[1:3], CLASSES[3:5], CLASSES[5:6], CLASSES[6:8], CLASSES[8:])
+
+
+@dataclass
+class Timing:
+    """Seconds of each turn, and peak bytes."""
+
+    wall: list[float] = field(default_factory=list)
+    process: list[float] = field(default_factory=list)
+    peak: list[int] = field(default_factory=list)
+
+
+class World:
+    """Made-up features, heatmaps and boxes of one batch."""
+
+    def __init__(self, device: str) -> None:
+        torch.manual_seed(0)
+        shape = (BATCH, CHANNELS, *GRID.shape)
+        self.student = torch.randn(shape, device=device).relu_()
+        values = (torch.randn(shape, device=device).relu_() * 60).clamp_(max=255).to(torch.uint8)
+        scale = torch.rand(BATCH, CHANNELS, device=device) * 0.02
+        self.stored = Encoded(values=values, scale=scale, codec=CodecSpec())
+        self.decoded = self.stored.decode()
+        self.heatmap = (torch.rand(BATCH, 10, *GRID.shape, device=device) ** 30 * 255).to(torch.uint8)
+        self.logits = torch.randn(BATCH, 10, *GRID.shape, device=device) - 4
+        self.canvas = torch.rand(BATCH, 512, 512, device=device) > 0.9
+        rng = np.random.default_rng(0)
+        columns = [rng.uniform(-50, 50, (BATCH, BOXES)) for _ in range(2)]
+        sides = rng.choice([[4.6, 1.9], [0.7, 0.7], [10.5, 2.9], [2.1, 0.8]], (BATCH, BOXES))
+        rest = [np.zeros((BATCH, BOXES))], [np.full((BATCH, BOXES), 1.5), rng.uniform(-3, 3, (BATCH, BOXES))]
+        stacked = np.stack([*columns, *rest[0], sides[..., 0], sides[..., 1], *rest[1], *rest[0], *rest[0]], axis=-1)
+        self.boxes = tuple(torch.from_numpy(sample).float().to(device) for sample in stacked)
+        self.labels = tuple(torch.from_numpy(rng.integers(0, 10, BOXES)).to(device) for _ in range(BATCH))
+
+    def teacher(self, features: Tensor | Encoded) -> TeacherMaps:
+        """The teacher with these features."""
+        return TeacherMaps(features={"head": features}, heatmap=self.heatmap, canvas_mask=self.canvas)
+
+
+def build_objective(device: str) -> DistillObjective:
+    """The recipe on the head pair; no adapter, as mse_loss has none."""
+    spec = CacheSpec(
+        teacher=TeacherIdentity(name="t", weights_sha256="0", config_sha256="0", tasks=TASKS),
+        data=DataIdentity(version="v1.0-mini", splits=("mini_train",), samples=1, tokens_sha256="0"),
+        points=PointPipeline(),
+        layers=(LayerSpec(name="head", channels=CHANNELS, grid=GRID, codec=CodecSpec()),),
+        heatmap_grid=GRID,
+        canvas_grid=GRID.resized((512, 512)),
+    )
+    config = DistillConfig.parse(RECIPE, "benchmark")
+    student = {"head": FeatureLayer(channels=CHANNELS, grid=GRID)}
+    return DistillObjective(config, student, GRID, TASKS, [spec]).to(device)
+
+
+def run_mse(world: World) -> Tensor:
+    """The floor."""
+    student = world.student.detach().requires_grad_()
+    F.mse_loss(student, world.decoded).backward()
+    return student.grad
+
+
+def run_recipe(world: World, objective: DistillObjective, features: Tensor | Encoded) -> Tensor:
+    """The recipe's terms, summed."""
+    student = world.student.detach().requires_grad_()
+    teacher = world.teacher(features)
+    terms = objective({"head": student}, world.logits, teacher, world.boxes, world.labels, 0)
+    torch.stack(list(terms.values())).sum().backward()
+    return student.grad
+
+
+def run_plain(world: World, objective: DistillObjective) -> Tensor:
+    """The recipe's terms over whole feature maps; masks as in `run_recipe`."""
+    student, teacher = world.student.detach().requires_grad_(), world.stored.decode()
+    term: Fgd = objective.terms[0][0]
+    maps = world.teacher(world.stored)
+    answers = objective._answers(world.logits, (maps,), world.boxes, world.labels, 0)
+    cells = weigh_cells(term.config, answers.boxes, GRID, term._answered(answers))
+    attention = joint_attention("teacher_student", teacher.abs().mean(1), student.abs().mean(1), 0.5)
+    channel = torch.softmax(teacher.abs().mean((2, 3)) / 0.5, dim=1)[..., None, None] * CHANNELS
+    square = nn.MSELoss(reduction="none")
+    losses = [
+        (square(student, teacher) * (cells.foreground * attention)[:, None]).sum() * 6e-3,
+        (square(student, teacher) * (cells.background * attention)[:, None]).sum() * 4e-2,
+        (square(student, teacher) * ((cells.false_positive * attention)[:, None] * channel)).sum() * 6e-2,
+        (term.spatial_adapter(student.mean(1, keepdim=True)) - teacher.mean(1, keepdim=True)).abs().sum() * 2.5e-3,
+    ]
+    (torch.stack(losses).sum() / BATCH).backward()
+    return student.grad
+
+
+def measure(candidates: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Timing]:
+    """Run all candidates in turn, `rounds` times after one to warm up."""
+    timings = {name: Timing() for name in candidates}
+    for turn in range(rounds + 1):
+        for name, candidate in candidates.items():
+            before = _reset_peak(device)
+            wall, process = time.perf_counter(), time.process_time()
+            kept = candidate()
+            _synchronise(device)
+            spent = time.perf_counter() - wall, time.process_time() - process
+            if turn:
+                timings[name].wall.append(spent[0])
+                timings[name].process.append(spent[1])
+                timings[name].peak.append(_peak(device) - before)
+            del kept
+    return timings
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _reset_peak(device: str) -> int:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) * 1024
+
+
+def report(title: str, timings: dict[str, Timing], floor: str | None = None) -> None:
+    """A table; with ratios to the floor, turn by turn."""
+    print(f"\n{title}")
+    print(f"{'':24}{'wall ms':>24}{'process ms':>24}{'peak MB':>10}" + (f"{'of ' + floor:>24}" if floor else ""))
+    for name, timing in timings.items():
+        cells = [_spread([1e3 * t for t in times]) for times in (timing.wall, timing.process)]
+        line = f"{name:24}{cells[0]:>24}{cells[1]:>24}{statistics.median(timing.peak) / 1e6:>10.1f}"
+        if floor:
+            base = timings[floor]
+            ratios = [
+                statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+                for ours, theirs in ((timing.wall, base.wall), (timing.process, base.process), (timing.peak, base.peak))
+            ]
+            line += f"{'time {:.2f} ({:.2f}) mem {:.2f}'.format(*ratios):>32}"
+        print(line)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = options.device
+    world, objective = World(device), build_objective(device)
+    print(f"torch {torch.__version__}, {device}, {options.threads} threads, {BATCH} x {CHANNELS} x {GRID.shape}")
+    gradients = [run_recipe(world, objective, world.stored), run_plain(world, objective)]
+    difference = (gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()
+    print(f"largest difference of the gradients of recipe and plain, of the largest gradient: {difference:.1e}")
+    features = {
+        "mse": lambda: run_mse(world),
+        "recipe, uint8 teacher": lambda: run_recipe(world, objective, world.stored),
+        "recipe, float32 teacher": lambda: run_recipe(world, objective, world.decoded),
+        "plain": lambda: run_plain(world, objective),
+    }
+    report("forward and backward", measure(features, options.rounds, device), floor="mse")
+
+    term: Fgd = objective.terms[0][0]
+    channels = torch.stack([label.long() for label in world.labels])
+    region = world.heatmap.amax(1) > 25
+    parts = {
+        "masks of boxes": lambda: weigh_cells(term.config, pad_boxes(world.boxes), GRID),
+        "ground-truth heatmap": lambda: draw_heatmaps(pad_boxes(world.boxes), 0 * channels, 1, GRID),
+        "region scales": lambda: region_scale("region", region),
+    }
+    report(f"{BATCH} samples of {BOXES} boxes", measure(parts, 10 * options.rounds, device))
+
+
+if __name__ == "__main__":
+    main()
