@@ -1,5 +1,6 @@
 """The command line: one command for each stage; the work itself is in cache/, student/ and demo/."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from cache.errors import OfflineDistillError
 from cache.strict import load_yaml
 
 if TYPE_CHECKING:
+    from cache.dump import DumpConfig, DumpProgress
+    from cache.frames import Frames
+    from cache.teacher import Teacher
     from student.evaluate import Metrics
 
 # Everything heavy (torch, mmdet3d, Lightning) is imported by the command that needs it: --help stays quick, and a
@@ -29,6 +33,9 @@ app = typer.Typer(
 console = Console()
 
 Data = Annotated[Path, typer.Option("--data", help="nuScenes root: the folder of samples/, sweeps/ and v1.0-*/.")]
+DumpFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML of a DumpConfig.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="The teacher's weights.")]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Random weights instead; the store says so.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Lay dotted.key=value over the configuration.")]
 
 
@@ -44,7 +51,7 @@ def make_world(
     world = load_yaml(config, WorldConfig, overrides or ())
     with _progress("key frames") as advance:
         made = make_world(out, world, progress=advance)
-    console.print(f"{out}: {'made' if made else 'was there already, made by the same configuration; nothing done'}")
+    _say(f"{out}: {'made' if made else 'was there already, made by the same configuration; nothing done'}")
 
 
 @app.command()
@@ -60,48 +67,100 @@ def train_teacher(
     from cache.teacher_training import train_teacher
 
     frames = Frames(root=data, version=version, splits=(split,))
-    console.print(f"checkpoint: {train_teacher(config, frames, out)}")
+    _say(f"checkpoint: {train_teacher(config, frames, out)}")
+
+
+@app.command()
+def plan(
+    config: DumpFile,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Where the store would be.")],
+    checkpoint: Checkpoint = None,
+    random_weights: RandomWeights = False,
+    probes: Annotated[int, typer.Option(min=1, help="Frames to try.")] = 4,
+    overrides: Overrides = None,
+) -> None:
+    """What a dump would take, measured on a handful of frames, before anything is written."""
+    from cache.plan import plan
+
+    settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, overrides)
+    costs = plan(settings, frames, teacher, out, probes)
+    console.print(costs.table())
+    costs.require_room()
 
 
 @app.command()
 def dump_teacher(
-    config: Annotated[Path, typer.Argument(help="YAML of a DumpConfig.")],
+    config: DumpFile,
     data: Data,
     out: Annotated[Path, typer.Option(help="The store to make or to continue.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="The teacher's weights.")] = None,
-    random_weights: Annotated[bool, typer.Option(help="Random weights instead; the store says so.")] = False,
+    checkpoint: Checkpoint = None,
+    random_weights: RandomWeights = False,
+    part: Annotated[
+        str | None, typer.Option(help="i/n: write only this part; torchrun's ranks need no option.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Run the teacher once over the data set and write its features to a store."""
-    import torch
+    from cache.dump import dump
+    from cache.writer import Part
 
-    from cache.dump import DumpConfig, dump
+    chosen = Part.of_rank(os.environ) if part is None else Part.parse(part)
+    settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, overrides)
+    with _dump_progress() as progress:
+        report = dump(settings, frames, teacher, out, progress, chosen)
+    _say(report)
+
+
+@app.command()
+def inspect(
+    store: Annotated[Path, typer.Argument(help="A store; one that is not complete yet will do.")],
+    token: Annotated[str | None, typer.Argument(help="A sample, to be drawn.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The picture's file; TOKEN.png without it.")] = None,
+) -> None:
+    """What a store holds: identity, layers, sizes, error report, statistics; with a token, its picture."""
+    from cache.reader import TeacherCache
+    from cache.report import describe, figure, statistics, statistics_table
+
+    cache = TeacherCache(store, allow_partial=True)
+    if token is None:
+        for table in (*describe(cache), statistics_table(statistics(cache))):
+            console.print(table)
+        return
+    picture = out or Path(f"{token}.png")
+    figure(cache[token]).savefig(picture, dpi=110)
+    _say(picture)
+
+
+@app.command()
+def verify(
+    store: Annotated[Path, typer.Argument(help="The store to look through.")],
+    full: Annotated[bool, typer.Option("--full/--quick", help="Every byte, or documents, sizes and indexes.")] = True,
+    repair: Annotated[
+        Path | None, typer.Option(help="YAML of the store's DumpConfig: run its teacher again on damaged shards.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="nuScenes root, for --repair.")] = None,
+    checkpoint: Checkpoint = None,
+    random_weights: RandomWeights = False,
+    overrides: Overrides = None,
+) -> None:
+    """Look for damage in a store; exit code 1 where there is some left."""
     from cache.errors import ConfigError
-    from cache.frames import Frames
-    from cache.teacher import load_teacher
+    from cache.verify import repair as mend
+    from cache.verify import verify
 
-    settings = load_yaml(config, DumpConfig, overrides or ())
-    if (checkpoint is None) != random_weights:
-        raise ConfigError(
-            "the teacher needs weights", got="both" if checkpoint else "neither",
-            expected="--checkpoint or --random-weights", cure="Give exactly one of them",
-        )  # fmt: skip
-    frames = Frames(root=data, version=settings.version, splits=settings.splits)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = load_teacher(settings.teacher, checkpoint, device)
-    with _progress("samples") as advance:
-        report = dump(
-            settings,
-            frames,
-            teacher,
-            out,
-            progress=lambda state: advance(
-                state.done,
-                state.total,
-                f"{state.samples_per_s:.1f} samples/s, {state.bytes_per_sample / 1e6:.2f} MB/sample",
-            ),
-        )
-    console.print(str(report))
+    if repair is None:
+        with _progress("shards") as advance:
+            report = verify(store, full, advance)
+    else:
+        if data is None:
+            raise ConfigError("a repair runs the teacher again", expected="--data", cure="Give the nuScenes root")
+        settings, frames, teacher = _stage_one(repair, data, checkpoint, random_weights, overrides)
+        with _dump_progress() as progress:
+            report = mend(store, settings, frames, teacher, progress)
+    _say(report)
+    if report.damage:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -122,7 +181,7 @@ def train_student(
 
     settings = load_yaml(config, StudentConfig, overrides or ())
     summary = train_student(settings, data, cache or [], out or Path("runs") / config.stem, resume)
-    console.print(
+    _say(
         f"{summary.steps} steps, {summary.seconds_per_step:.2f} s a step, peak memory {summary.peak_memory_mb:.0f} MB, "
         f"final loss {summary.final_loss:.2f}\ncheckpoint: {summary.checkpoint}"
     )
@@ -151,7 +210,36 @@ def evaluate(
         elif cache is not None:
             metrics = evaluate_teacher(cache, data, version, split, out, progress=advance)
     console.print(_metrics_table(metrics))
-    console.print(f"details: {out}")
+    _say(f"details: {out}")
+
+
+def _stage_one(
+    config: Path, data: Path, checkpoint: Path | None, random_weights: bool, overrides: list[str] | None
+) -> "tuple[DumpConfig, Frames, Teacher]":
+    """What every command that runs the teacher starts from."""
+    import torch
+
+    from cache.dump import DumpConfig
+    from cache.errors import ConfigError
+    from cache.frames import Frames
+    from cache.teacher import load_teacher
+
+    settings = load_yaml(config, DumpConfig, overrides or ())
+    if (checkpoint is None) != random_weights:
+        raise ConfigError(
+            "the teacher needs weights",
+            got="both" if checkpoint else "neither",
+            expected="--checkpoint or --random-weights",
+            cure="Give exactly one of them",
+        )
+    frames = Frames(root=data, version=settings.version, splits=settings.splits)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return settings, frames, load_teacher(settings.teacher, checkpoint, device)
+
+
+def _say(what: object) -> None:
+    """Print a plain line, neither wrapped nor coloured."""
+    console.print(str(what), soft_wrap=True, highlight=False, markup=False)
 
 
 def _metrics_table(metrics: "Metrics") -> Table:
@@ -182,6 +270,17 @@ def _progress(unit: str) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(unit, total=None, remark="")
         yield lambda done, total, remark="": bar.update(task, completed=done, total=total, remark=remark)
+
+
+@contextmanager
+def _dump_progress() -> "Iterator[Callable[[DumpProgress], None]]":
+    """A bar that shows a dump's rate and size too."""
+    with _progress("samples") as advance:
+        yield lambda state: advance(
+            state.done,
+            state.total,
+            f"{state.samples_per_s:.1f} samples/s, {state.bytes_per_sample / 1e6:.2f} MB/sample",
+        )
 
 
 def main() -> None:

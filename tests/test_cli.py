@@ -208,6 +208,55 @@ def test_student_and_cached_teacher_are_evaluated(workshop: Workshop, trained: P
         assert "mAP" in run.stdout
 
 
+def test_a_plan_tells_the_cost_and_writes_nothing(workshop: Workshop, tmp_path: Path) -> None:
+    out = tmp_path / "store.zarr"
+    run = cli("plan", workshop.dump, "--data", workshop.world, "--random-weights", "--out", out, "--probes", 1)
+    assert run.code == 0, run.stderr
+    assert "4 samples" in run.stdout
+    assert "features/head" in run.stdout
+    assert not out.exists()
+
+
+def test_inspect_shows_the_store_and_draws_a_sample(workshop: Workshop, tmp_path: Path) -> None:
+    from cache.reader import TeacherCache
+
+    cache = TeacherCache(workshop.store)
+    shown = cli("inspect", workshop.store)
+    assert shown.code == 0, shown.stderr
+    for word in (cache.spec.fingerprint, "random weights", "backbone2", "SQNR", "zeros"):
+        assert word in shown.stdout
+    picture = tmp_path / "sample.png"
+    drawn = cli("inspect", workshop.store, cache.tokens[0], "--out", picture)
+    assert drawn.code == 0, drawn.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_verify_finds_a_flipped_bit_and_repairs_it(workshop: Workshop, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(workshop.store, tmp_path / "store.zarr"))
+    assert cli("verify", store).code == 0
+    shard = max((file for file in store.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+    damaged = cli("verify", store)
+    assert damaged.code == 1
+    assert "token" in damaged.stdout
+    mended = cli("verify", store, "--repair", workshop.dump, "--data", workshop.world, "--random-weights")
+    assert mended.code == 0, mended.stdout + mended.stderr
+    assert shard.read_bytes() == (workshop.store / shard.relative_to(store)).read_bytes()
+
+
+def test_parts_fill_one_store(workshop: Workshop, tmp_path: Path) -> None:
+    out = tmp_path / "store.zarr"
+    arguments = ("dump-teacher", workshop.dump, "--data", workshop.world, "--random-weights", "--out", out)
+    first = cli(*arguments, "--part", "1/2")
+    assert "not complete yet" in first.stdout
+    assert "complete" in cli(*arguments, "--part", "0/2").stdout
+    whole = {path.relative_to(workshop.store): path for path in workshop.store.rglob("c/*") if path.is_file()}
+    assert whole
+    assert all((out / name).read_bytes() == path.read_bytes() for name, path in whole.items())
+
+
 # What bad input gets.
 
 
