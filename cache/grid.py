@@ -31,7 +31,7 @@ class BevGrid(Strict):
     def _whole_cells(self) -> "BevGrid":
         for name, (low, high), cell in zip("xy", (self.x_range_m, self.y_range_m), self.cell_m, strict=True):
             cells = (high - low) / cell if cell > 0 else 0
-            if cells < 1 or abs(cells - round(cells)) > 1e-4:
+            if round(cells) < 1 or abs(cells - round(cells)) > 1e-4:
                 raise ConfigError(
                     f"the BEV range along {name} is not a whole number of cells",
                     got=f"{low} .. {high} m in cells of {cell} m",
