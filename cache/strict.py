@@ -50,6 +50,13 @@ def load_yaml(path: str | Path | None, model: type[Model], overrides: Iterable[s
             "the configuration cannot be read", where=path, got=error.strerror, cure="Check its path"
         ) from None
     values = _yaml(text, where=path or model.__name__) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "invalid configuration: not a mapping of keys to values",
+            where=path,
+            got=type(values).__name__,
+            cure="Mend it",
+        )
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:

@@ -90,3 +90,10 @@ def test_an_override_without_a_value(tmp_path):
 def test_models_are_frozen():
     with pytest.raises(ValidationError):
         Inner().learning_rate = 2
+
+
+def test_a_list_is_no_configuration(tmp_path):
+    path = tmp_path / "list.yaml"
+    path.write_text("- 1\n- 2\n")
+    with pytest.raises(ConfigError, match=r"not a mapping of keys to values .*; got list"):
+        load_yaml(path, Strict, ["a=1"])
