@@ -21,7 +21,7 @@ class Encoded:
     """Features as they are stored: 8 bits wide until they are on the device that trains.
 
     values: uint8 (unsigned), int8 (signed) or float16, (..., C, H, W).
-    scale: size of the largest code's step, (..., C): largest |value| of the channel / codec.levels; 1 for float16.
+    scale: size of the largest code's step, (..., C); 1 for float16.
     """
 
     values: Tensor
@@ -107,12 +107,39 @@ def encode(
         return Encoded(values=stored, scale=torch.ones_like(peak), codec=codec)
     if codec.kind == "unsigned":
         _require_positive(low, layer, tokens)
-    # |value| / peak <= 1; the smallest normal number stands in for the peak of an empty channel.
-    part = values / peak.clamp_min(torch.finfo(peak.dtype).tiny)[..., None, None]
+    largest = peak
+    if codec.target_sqnr_db is not None:
+        largest = torch.maximum(peak, codec.levels * shared_step(values, peak, codec.levels, codec.target_sqnr_db))
+    # |value| / largest <= 1; the smallest normal number stands in for that of an empty channel.
+    part = values / largest.clamp_min(torch.finfo(peak.dtype).tiny)[..., None, None]
     if codec.companding != 1:
         part = part.sign() * part.abs() ** codec.companding
     codes = part.mul_(codec.levels).round_().to(getattr(torch, codec.dtype))
-    return Encoded(values=codes, scale=peak / codec.levels, codec=codec)
+    return Encoded(values=codes, scale=largest / codec.levels, codec=codec)
+
+
+def shared_step(
+    values: Float[Tensor, "*n C H W"], peak: Float[Tensor, "*n C"], levels: int, sqnr_db: float
+) -> Float[Tensor, "*n 1"]:
+    """The step that leaves a sample's signal `sqnr_db` above its rounding noise, the same for all channels.
+
+    One step for all is what costs the fewest bits for a given error (reverse water-filling; Cover and Thomas, Elements
+    of Information Theory, 10.3). A channel whose largest value needs a coarser one, peak / levels, has that. With step
+    s_c and n_c values that are not 0 (zeros are exact), the noise is sum n_c s_c^2 / 12. Counting the k channels of the
+    largest peaks as the coarse ones bounds it from below, and for the true k exactly: the step is the least over k.
+
+    Returns:
+        0 where even the coarse steps alone leave more noise: every channel then has its own.
+    """
+    coarse, order = (peak.double() / levels).sort(descending=True)
+    counts = values.count_nonzero((-2, -1)).gather(-1, order).double()
+    signal = torch.linalg.vector_norm(values, dim=(-3, -2, -1), dtype=torch.float64).square()
+    noise = counts * coarse.square()
+    before = noise.cumsum(-1) - noise
+    free = counts.flip(-1).cumsum(-1).flip(-1)
+    allowed = 12 * signal[..., None] / 10 ** (sqnr_db / 10) - before
+    steps = (allowed.clamp_min(0) / free.clamp_min(1)).sqrt()
+    return steps.amin(-1, keepdim=True).to(peak.dtype)
 
 
 def measure(features: Float[Tensor, "B C H W"], encoded: Encoded) -> list[Distortion]:

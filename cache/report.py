@@ -122,7 +122,8 @@ def _codec(codec: CodecSpec) -> str:
     if codec.kind == "float16":
         return codec.kind
     companding = "" if codec.companding == 1 else f", companding {codec.companding:g}"
-    return f"{codec.kind}, {codec.bits} bits{companding}"
+    target = "" if codec.target_sqnr_db is None else f", step for {codec.target_sqnr_db:g} dB"
+    return f"{codec.kind}, {codec.bits} bits{companding}{target}"
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

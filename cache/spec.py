@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 
-from cache.errors import MismatchError
+from cache.errors import ConfigError, MismatchError
 from cache.grid import BevGrid
 from cache.strict import Strict
 
@@ -50,8 +50,32 @@ class CodecSpec(Strict):
     bits: int = Field(8, ge=4, le=8)
     companding: float = Field(1.0, gt=0, le=1)
     """Exponent on |value| / largest of its channel before rounding: 1 is uniform, 0.5 favours small values."""
+    target_sqnr_db: float | None = Field(None, gt=0)
+    """Give all channels of a sample the step that leaves this ratio, as far as their largest values fit the codes;
+    where it is None, each channel has a step of its own, the smallest that its largest value allows."""
     min_sqnr_db: float = 30.0
     """The budget: a layer whose signal-to-quantisation-noise ratio falls below it stops the dump."""
+
+    @model_validator(mode="after")
+    def _possible_target(self) -> "CodecSpec":
+        target = self.target_sqnr_db
+        if target is None:
+            return self
+        if self.kind == "float16" or self.companding != 1:
+            raise ConfigError(
+                "target_sqnr_db chooses the step of uniform codes",
+                got=f"codec kind {self.kind}, companding {self.companding:g}",
+                expected="unsigned or signed, without companding",
+                cure="Leave out companding, or target_sqnr_db",
+            )
+        if target < self.min_sqnr_db:
+            raise ConfigError(
+                "a layer's codec aims below its own budget",
+                got=f"target_sqnr_db {target:g}",
+                expected=f"at least min_sqnr_db {self.min_sqnr_db:g}",
+                cure="Lower min_sqnr_db as well",
+            )
+        return self
 
     @property
     def levels(self) -> int:

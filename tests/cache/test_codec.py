@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from cache.codec import Distortion, encode, measure, require_budget
+from cache.codec import Distortion, encode, measure, require_budget, shared_step
 from cache.errors import ConfigError, TeacherError
 from cache.spec import CodecSpec
 
@@ -151,6 +151,102 @@ def test_budget():
     assert "(layer head, token abc)" in message
     assert f"an SQNR of {distortion.sqnr_db:.1f} dB with unsigned, 4 bits" in message
     assert "at least 30 dB" in message
+
+
+def uneven_features(seed: int = 0) -> torch.Tensor:
+    """Channels of very different sizes, one of them empty, and long tails."""
+    features = relu_features(2, 32, 24, 24, seed=seed) ** 2
+    features *= torch.logspace(-2, 1, 32)[:, None, None]
+    features[:, 5] = 0
+    return features
+
+
+def test_a_shared_step_by_hand():
+    # 1000 values: signal 900 * 1 + 100 * 4 = 1300; 20 dB below it is 13 = 1000 s^2 / 12, so s = sqrt(0.156).
+    features = torch.ones(2, 20, 25)
+    features[1, :4] = 2
+    codec = CodecSpec(target_sqnr_db=20, min_sqnr_db=10)
+    scale = encode(features, codec).scale
+    assert scale.tolist() == pytest.approx([math.sqrt(0.156)] * 2)
+    assert encode(features, codec).values.unique().tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("kind", ["unsigned", "signed"])
+@pytest.mark.parametrize("target", [14, 20, 26, 32])
+def test_the_target_is_met(kind, target):
+    features = uneven_features()
+    features = features if kind == "unsigned" else features * torch.randn(features.shape).sign()
+    codec = CodecSpec(kind=kind, target_sqnr_db=target, min_sqnr_db=10)
+    encoded = encode(features, codec)
+    for distortion in measure(features, encoded):
+        assert distortion.sqnr_db > target - 0.3
+    assert torch.equal(encoded.decode()[features == 0], features[features == 0])
+    assert encoded.values.abs().max() <= codec.levels
+
+
+@pytest.mark.parametrize("target", [20, 26, 32, 38])
+def test_the_target_is_hardly_exceeded(target):
+    """Values below half a step lose less than the s^2 / 12 that is counted for them; here they are few."""
+    features = relu_features(2, 16, 32, 32)
+    for distortion in measure(features, encode(features, CodecSpec(target_sqnr_db=target, min_sqnr_db=10))):
+        assert distortion.sqnr_db == pytest.approx(target, abs=0.3)
+
+
+def test_the_shared_step_is_the_root_that_bisection_finds():
+    """Independent of the closed form: sum of n_c max(s, peak_c / levels)^2 / 12 is the noise that is allowed."""
+    values = uneven_features()
+    peak, counts = values.amax((-2, -1)), (values > 0).sum((-2, -1))
+    for levels, target in ((255, 40.0), (31, 25.0), (15, 20.0)):
+        found = shared_step(values, peak, levels, target)
+        for row in range(2):
+            low, high = 0.0, 10.0
+            for _ in range(60):
+                middle = (low + high) / 2
+                noise = (counts[row] * (peak[row] / levels).clamp_min(middle) ** 2).sum() / 12
+                enough = noise > values[row].square().sum() / 10 ** (target / 10)
+                low, high = (low, middle) if enough else (middle, high)
+            assert found[row].item() == pytest.approx(low, rel=1e-4, abs=1e-9)
+
+
+def test_a_target_that_the_levels_cannot_reach_leaves_each_channel_its_own_step():
+    features = uneven_features()
+    asked = encode(features, CodecSpec(bits=4, target_sqnr_db=60))
+    own = encode(features, CodecSpec(bits=4))
+    assert torch.equal(asked.values, own.values)
+    assert torch.equal(asked.scale, own.scale)
+
+
+def test_a_shared_step_costs_fewer_bits_than_one_a_channel_at_the_same_ratio():
+    features = uneven_features()
+    own = encode(features, CodecSpec(bits=6))
+    ratio = sum(measure(features, own), start=Distortion()).sqnr_db
+    shared = encode(features, CodecSpec(target_sqnr_db=ratio, min_sqnr_db=10))
+    assert sum(measure(features, shared), start=Distortion()).sqnr_db >= ratio - 0.1
+    assert entropy(shared.values) < 0.9 * entropy(own.values)
+
+
+def entropy(codes: torch.Tensor) -> float:
+    """Bits a value."""
+    share = codes.flatten().bincount().double() / codes.numel()
+    return -(share * share.clamp_min(1e-300).log2()).sum().item()
+
+
+def test_an_empty_sample_has_a_step_of_nothing():
+    encoded = encode(torch.zeros(2, 3, 4, 4), CodecSpec(target_sqnr_db=40))
+    assert encoded.decode().abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": "float16"}, "got codec kind float16"),
+        ({"companding": 0.5}, "companding 0.5; expected unsigned or signed, without companding"),
+        ({"target_sqnr_db": 25}, "got target_sqnr_db 25; expected at least min_sqnr_db 30"),
+    ],
+)
+def test_targets_that_make_no_sense(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        CodecSpec(**{"target_sqnr_db": 38, **changes})
 
 
 def test_to_keeps_the_codec():
