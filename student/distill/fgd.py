@@ -15,6 +15,7 @@ from student.distill.moments import Moments, decoded, full
 from student.distill.regions import false_positives, fit, region_scale
 from student.distill.relations import attended_cells, selected_affinity
 from student.distill.term_configs import AffinityMode, FalsePositives, FgdTerm, SpatialAttention, pick
+from student.distill.threads import one_thread
 from student.distill.views import Answers, LayerPair, PairView
 
 Map = Float[Tensor, "B H W"]
@@ -107,15 +108,16 @@ class Fgd(nn.Module):
         """Weighted terms by name."""
         config = self.config
         moments = view.moments(config.feature_criterion, config.channel_temperature)
-        cells = self._cells(answers)
-        attention = joint_attention(
-            self.attention,
-            moments.teacher_energy / moments.channels,
-            moments.student_energy / moments.channels,
-            config.spatial_temperature,
-            config.student_ratio,
-        )
-        losses = self._by_region(moments, cells, attention)
+        with one_thread():
+            cells = self._cells(answers)
+            attention = joint_attention(
+                self.attention,
+                moments.teacher_energy / moments.channels,
+                moments.student_energy / moments.channels,
+                config.spatial_temperature,
+                config.student_ratio,
+            )
+            losses = self._by_region(moments, cells, attention)
         if self.weights["channel"]:
             losses["channel"] = channel_term(moments, config.channel_criterion)
         if self.spatial_adapter is not None:

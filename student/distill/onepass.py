@@ -1,13 +1,13 @@
-"""One pass over a pair of feature maps, forwards and backwards, in blocks of channels.
+"""One pass over a pair of feature maps, forwards and backwards, sample by sample in blocks of channels.
 
 A batch of 384 x 128 x 128 features is far larger than any cache of a CPU, and what the terms need of it is small. A
 block is read once and all its sums are formed while it is in the cache; a stored teacher stays 8 bits wide until its
 block is read. The backward pass does the same and writes the gradient, the only thing of the features' size there is.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -18,160 +18,178 @@ from cache.codec import Encoded
 from student.distill.attention import channel_attention
 from student.distill.criteria import SLOPES, VALUES
 from student.distill.term_configs import Criterion
+from student.distill.threads import for_each
 
 BLOCK = {"cpu": 2**18}
 """Elements of a block: 1 MB of float32 on a CPU."""
 DEVICE_BLOCK = 2**21
 """On other devices: large enough to keep them busy."""
 
-
-class _Blocks:
-    """A batch in blocks of channels, each as (sample, student's rows, teacher's codes, their scale), rows of H W cells.
-
-    A teacher's feature is its code times the scale of its channel; features that are not stored that way are their
-    own codes, with scale 1. Rows are for reading, and only until the next block.
-    """
-
-    def __init__(self, student: Tensor, values: Tensor, stored: Encoded | None) -> None:
-        self.student, self.values = student, values
-        self.dtype = torch.promote_types(student.dtype, torch.float32)
-        self.batch, self.channels, self.cells = student.shape[0], student.shape[1], student[0, 0].numel()
-        self.size = max(1, min(self.channels, BLOCK.get(student.device.type, DEVICE_BLOCK) // self.cells))
-        self.scale = torch.ones(self.batch, self.channels, dtype=self.dtype, device=student.device)
-        self.positive = stored is not None and stored.codec.kind == "unsigned"
-        self.companded = stored if stored is not None and stored.codec.companding != 1 else None
-        if stored is not None and self.companded is None:
-            self.scale = stored.scale.to(self.dtype)
-        self.room = self.scratch(), self.scratch()
-
-    def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        samples = (sample for sample in range(self.batch) for _ in range(0, self.channels, self.size))
-        steps = self.scale if self.companded is None else self.companded.scale
-        features = (self.split(part) for part in (self.student, self.values, self.scale, steps))
-        for sample, ours, values, scale, step in zip(samples, *features, strict=True):
-            if self.companded is not None:
-                values = replace(self.companded, values=values, scale=step).decode(self.dtype)
-            yield sample, self._rows(ours, 0), self._rows(values, 1), scale
-
-    def split(self, features: Shaped[Tensor, "B C *rest"]) -> list[Shaped[Tensor, "_ *rest"]]:
-        """What belongs to each block."""
-        return [part for sample in features.unbind() for part in sample.split(self.size)]
-
-    def scratch(self) -> Float[Tensor, "n cells"]:
-        """Room for the rows of a block."""
-        return torch.empty(self.size, self.cells, dtype=self.dtype, device=self.student.device)
-
-    def _rows(self, features: Tensor, side: int) -> Float[Tensor, "n cells"]:
-        rows = features.reshape(-1, self.cells)
-        return rows if rows.dtype == self.dtype else self.room[side][: len(rows)].copy_(rows)
-
-
-class _AttendedSum:
-    """Sum over channels of rows times softmax(energy / t) C, block by block: the softmax's peak so far is kept at 1."""
-
-    def __init__(self, blocks: _Blocks, temperature: float) -> None:
-        self.temperature, self.channels = temperature, blocks.channels
-        self.maps = blocks.scale.new_zeros(blocks.batch, blocks.cells)
-        self.peak = blocks.scale.new_full((blocks.batch,), -torch.inf)
-        self.mass = torch.zeros_like(self.peak)
-
-    def add(self, sample: int, rows: Float[Tensor, "n cells"], energy: Float[Tensor, "n"]) -> None:
-        """Take in a block's rows, and the mean absolute values of its teacher's channels."""
-        peak, mass = self.peak[sample], self.mass[sample]
-        logits = energy / self.temperature
-        higher = torch.maximum(peak, logits.max())
-        share, fade = (logits - higher).exp(), (peak - higher).exp()
-        self.maps[sample].mul_(fade).addmv_(rows.T, share)
-        mass.mul_(fade).add_(share.sum())
-        peak.copy_(higher)
-
-    def total(self) -> Float[Tensor, "B cells"]:
-        """The sum over all channels."""
-        return self.maps.mul_(self.channels / self.mass[:, None])
+Result = TypeVar("Result")
 
 
 class OnePass(torch.autograd.Function):
-    """The moments, in the order of `_PARTS`, and their gradient, block by block."""
+    """Maps (B, H, W): error, weighted error, sums of student and teacher, their energies (without gradient); and
+    vectors (B, C): sums over cells of student and teacher."""
 
     @staticmethod
     def forward(
         ctx: Any, student: Tensor, values: Tensor, stored: Encoded | None, criterion: Criterion, temperature: float
     ) -> tuple[Tensor, ...]:
-        blocks = _Blocks(student, values, stored)
-        maps = [blocks.scale.new_zeros(blocks.batch, blocks.cells) for _ in range(5)]
-        error, our_sum, their_sum, our_energy, their_energy = (part.unbind() for part in maps)
-        sums: list[list[Tensor]] = [[], [], []]
-        attended, room = _AttendedSum(blocks, temperature), blocks.scratch()
-        for sample, ours, codes, scale in blocks:
-            work, ones = room[: len(ours)], torch.ones_like(scale)
-            our_sum[sample].addmv_(ours.T, ones)
-            their_sum[sample].addmv_(codes.T, scale)
-            our_energy[sample].addmv_(torch.abs(ours, out=work).T, ones)
-            sums[0].append(ours.sum(1))
-            sums[1].append(codes.sum(1) * scale)
-            sums[2].append(sums[1][-1])
-            if not blocks.positive:
-                sizes = torch.abs(codes, out=work)
-                their_energy[sample].addmv_(sizes.T, scale)
-                sums[2][-1] = sizes.sum(1) * scale
-            errors = VALUES[criterion](torch.addcmul(ours, codes, scale[:, None], value=-1, out=work))
-            error[sample].addmv_(errors.T, ones)
-            attended.add(sample, errors, sums[2][-1] / blocks.cells)
-        our_channels, their_channels, energy = (torch.cat(parts).view_as(blocks.scale) for parts in sums)
-        ctx.save_for_backward(student, values, channel_attention(energy / blocks.cells, temperature))
+        pairs = _pairs(student, values, stored)
+        sums = _for_each(pairs, lambda index, pair: _sum_up(pair, criterion, temperature))
+        *maps, ours, theirs, energy = (torch.stack(part) for part in zip(*sums, strict=True))
+        maps = [part.unflatten(1, student.shape[2:]) for part in maps]
+        ctx.save_for_backward(student, values, channel_attention(energy, temperature))
         ctx.stored, ctx.criterion = stored, criterion
         ctx.set_materialize_grads(False)
-        if blocks.positive:
-            maps[4].copy_(maps[2])
-        maps.insert(1, attended.total())
-        shaped = [part.view(blocks.batch, *student.shape[2:]) for part in maps]
-        ctx.mark_non_differentiable(*shaped[4:])
-        return *shaped, our_channels, their_channels
+        ctx.mark_non_differentiable(*maps[4:])
+        return *maps, ours, theirs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        """With pull = slope (g_error + a g_weighted): dS = pull + g_sum + g_channels, and dT = -pull + its own two."""
         student, values, attention = ctx.saved_tensors
-        blocks = _Blocks(student, values, ctx.stored)
-        steepness, slope_of = SLOPES[ctx.criterion]
-        error, weighted, *levels = (
-            attention.new_zeros(blocks.batch, blocks.cells) if gradient is None else gradient.reshape(blocks.batch, -1)
-            for gradient in gradients[:4]
-        )
-        error, weighted = (steepness * error).unbind(), (steepness * weighted).unbind()
+        pairs = _pairs(student, values, ctx.stored)
+        none = attention.new_zeros(len(pairs), pairs[0].cells)
+        error, weighted, *by_cell = (none if part is None else part.flatten(1) for part in gradients[:4])
         targets = [
-            _Target(blocks, features, sign, level, by_channel)
-            for features, needed, sign, level, by_channel in zip(
-                (student, values), ctx.needs_input_grad[:2], (1, -1), levels, gradients[6:], strict=True
-            )
-            if needed
+            features.new_empty(features.shape) if needed else None
+            for features, needed in zip((student, values), ctx.needs_input_grad[:2], strict=True)
         ]
-        room, factors = blocks.scratch(), blocks.scratch()
-        for index, ((sample, ours, codes, scale), share) in enumerate(
-            zip(blocks, blocks.split(attention[..., None]), strict=True)
-        ):
-            slope = slope_of(torch.addcmul(ours, codes, scale[:, None], value=-1, out=room[: len(ours)]))
-            factor = torch.addcmul(error[sample], share, weighted[sample], out=factors[: len(ours)])
-            for target in targets:
-                target.write(index, sample, slope, factor)
-        found = iter([target.gradient for target in targets])
-        return *(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), None, None, None
+
+        def write(index: int, pair: _Pair) -> None:
+            sides = [
+                _Side(
+                    sign=sign,
+                    rows=pair.split(target[index].flatten(1)),
+                    by_cell=level[index],
+                    by_channel=None if other is None else pair.split(other[index, :, None]),
+                )
+                for sign, target, level, other in zip((1, -1), targets, by_cell, gradients[6:], strict=True)
+                if target is not None
+            ]
+            _write_gradient(pair, ctx.criterion, error[index], weighted[index], attention[index], sides)
+
+        _for_each(pairs, write)
+        return *targets, None, None, None
 
 
-class _Target:
-    """One side's gradient, written block by block: sign slope factor + the gradients of its sums."""
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """One sample's features. A teacher's feature is its code times the scale of its channel; features that are not
+    stored that way are their own codes, with scale 1."""
 
-    def __init__(
-        self, blocks: _Blocks, features: Tensor, sign: int, by_cell: Tensor, by_channel: Tensor | None
-    ) -> None:
-        self.gradient = features.new_empty(features.shape)
-        self.sign, self.by_cell = sign, by_cell.unbind()
-        self.rows = blocks.split(self.gradient.flatten(2))
-        self.by_channel = None if by_channel is None else blocks.split(by_channel[..., None])
+    student: Float[Tensor, "C H W"]
+    values: Shaped[Tensor, "C H W"]
+    stored: Encoded | None
 
-    def write(self, index: int, sample: int, slope: Tensor, factor: Tensor) -> None:
-        """Fill in block number `index`."""
-        torch.addcmul(self.by_cell[sample], slope, factor, value=self.sign, out=self.rows[index])
-        if self.by_channel is not None:
-            self.rows[index] += self.by_channel[index]
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.promote_types(self.student.dtype, torch.float32)
+
+    @property
+    def cells(self) -> int:
+        return self.student[0].numel()
+
+    @property
+    def scale(self) -> Float[Tensor, "C"]:
+        if self.stored is None or self.stored.codec.companding != 1:
+            return torch.ones(len(self.student), dtype=self.dtype, device=self.student.device)
+        return self.stored.scale.to(self.dtype)
+
+    def split(self, features: Shaped[Tensor, "C *rest"]) -> tuple[Shaped[Tensor, "_ *rest"], ...]:
+        """What belongs to each block of channels."""
+        return features.split(max(1, BLOCK.get(features.device.type, DEVICE_BLOCK) // self.cells))
+
+    def scratch(self) -> Float[Tensor, "n cells"]:
+        """Room for the rows of a block: a fresh one each time would cost more than the arithmetic on it."""
+        return torch.empty(len(self.split(self.student)[0]), self.cells, dtype=self.dtype, device=self.student.device)
+
+    def blocks(self) -> Iterator[tuple[Float[Tensor, "n cells"], Float[Tensor, "n cells"]]]:
+        """The student's rows and the teacher's codes, for reading and only until the next block."""
+        rooms = self.scratch(), self.scratch()
+        for index, (ours, theirs) in enumerate(zip(self.split(self.student), self.split(self.values), strict=True)):
+            if self.stored is not None and self.stored.codec.companding != 1:
+                step = self.split(self.stored.scale)[index]
+                theirs = replace(self.stored, values=theirs, scale=step).decode(self.dtype)
+            yield self._rows(ours, rooms[0]), self._rows(theirs, rooms[1])
+
+    def _rows(self, features: Tensor, room: Tensor) -> Float[Tensor, "n cells"]:
+        rows = features.reshape(-1, self.cells)
+        return rows if rows.dtype == self.dtype else room[: len(rows)].copy_(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """Where the gradient of one side goes, and its parts that do not come from the difference, by block."""
+
+    sign: int
+    rows: tuple[Float[Tensor, "n cells"], ...]
+    by_cell: Float[Tensor, "cells"]
+    by_channel: tuple[Float[Tensor, "n 1"], ...] | None
+
+
+def _pairs(student: Tensor, values: Tensor, stored: Encoded | None) -> list[_Pair]:
+    return [
+        _Pair(
+            student=student[index],
+            values=values[index],
+            stored=stored and replace(stored, values=values[index], scale=stored.scale[index]),
+        )
+        for index in range(len(student))
+    ]
+
+
+def _for_each(pairs: list[_Pair], work: Callable[[int, _Pair], Result]) -> list[Result]:
+    if pairs[0].student.device.type == "cpu":
+        return for_each(pairs, work)
+    return [work(index, pair) for index, pair in enumerate(pairs)]
+
+
+@torch.no_grad()
+def _sum_up(pair: _Pair, criterion: Criterion, temperature: float) -> list[Tensor]:
+    """The six maps, (cells,), and the three vectors, (C,): sums of student and teacher, and the teacher's energy."""
+    positive = pair.stored is not None and pair.stored.codec.kind == "unsigned"
+    error, weighted, our_sum, their_sum, our_energy, their_energy = pair.scale.new_zeros(6, pair.cells)
+    vectors: list[list[Tensor]] = [[], [], []]
+    # The softmax over all channels, block by block: `mass` is its sum so far, relative to its largest term so far.
+    peak, mass, room = pair.scale.new_tensor(-torch.inf), pair.scale.new_zeros(()), pair.scratch()
+    for (ours, codes), scale in zip(pair.blocks(), pair.split(pair.scale), strict=True):
+        work, ones = room[: len(ours)], torch.ones_like(scale)
+        our_sum.addmv_(ours.T, ones)
+        their_sum.addmv_(codes.T, scale)
+        our_energy.addmv_(torch.abs(ours, out=work).T, ones)
+        sizes = codes if positive else torch.abs(codes, out=work)
+        if not positive:
+            their_energy.addmv_(sizes.T, scale)
+        energy = sizes.mean(1) * scale
+        for found, part in zip(vectors, (ours.sum(1), codes.sum(1) * scale, energy), strict=True):
+            found.append(part)
+        errors = VALUES[criterion](torch.addcmul(ours, codes, scale[:, None], value=-1, out=work))
+        error.addmv_(errors.T, ones)
+        higher = torch.maximum(peak, energy.max() / temperature)
+        share, fade, peak = (energy / temperature - higher).exp(), (peak - higher).exp(), higher
+        weighted.mul_(fade).addmv_(errors.T, share)
+        mass = mass * fade + share.sum()
+    weighted.mul_(len(pair.student) / mass)
+    maps = error, weighted, our_sum, their_sum, our_energy, their_sum if positive else their_energy
+    return [*maps, *(torch.cat(parts) for parts in vectors)]
+
+
+@torch.no_grad()
+def _write_gradient(
+    pair: _Pair, criterion: Criterion, error: Tensor, weighted: Tensor, attention: Tensor, sides: list[_Side]
+) -> None:
+    """Of the student: f'(S - T) (g_error + a g_weighted) + g_sum + g_channels; of the teacher, with -f' and its own."""
+    steepness, slope_of = SLOPES[criterion]
+    room, factors = pair.scratch(), pair.scratch()
+    parts = zip(pair.blocks(), pair.split(pair.scale[:, None]), pair.split(attention[:, None]), strict=True)
+    error, weighted = steepness * error, steepness * weighted
+    for block, ((ours, codes), scale, share) in enumerate(parts):
+        slope = slope_of(torch.addcmul(ours, codes, scale, value=-1, out=room[: len(ours)]))
+        factor = torch.addcmul(error, share, weighted, out=factors[: len(ours)])
+        for side in sides:
+            torch.addcmul(side.by_cell, slope, factor, value=side.sign, out=side.rows[block])
+            if side.by_channel is not None:
+                side.rows[block].add_(side.by_channel[block])

@@ -1,6 +1,8 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cache.errors import ConfigError
 from cache.strict import Strict
@@ -110,3 +112,27 @@ def test_the_recipe_fits_in_a_students_configuration() -> None:
     config = StudentConfig.parse({"distill": {"pairs": PAIRS, "terms": [{"kind": "fgd"}]}}, "student.yaml")
     assert config.distill is not None
     assert DistillConfig.parse(config.distill.model_dump(mode="json"), "again") == config.distill
+
+
+def test_the_recipe_of_the_documentation_is_the_papers() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "objective.md").read_text()
+    recipes = [yaml.safe_load(block.split("```")[0]) for block in text.split("```yaml\n")[1:]]
+    config = DistillConfig.parse(recipes[0]["distill"], "docs/objective.md")
+    assert [(pair.label, pair.student_adapter.kind, pair.student_adapter.factor) for pair in config.pairs] == [
+        ("backbone1", "upsample_3layer", 4),
+        ("backbone2", "upsample_3layer", 4),
+        ("head", "1x1conv", 1),
+    ]
+    (term,) = config.terms
+    assert isinstance(term, FgdTerm)
+    assert (term.fg_weight, term.bg_weight, term.spatial_weight, term.fp_weight) == (6e-3, 4e-2, 2.5e-3, 6e-2)
+    assert (term.spatial_attention, term.spatial_temperature, term.channel_attention) == ("teacher_student", 0.5, False)
+    assert (term.foreground_mask, term.scale_mask, term.fp_scale, term.threshold) == (
+        "gt",
+        "combine_gt",
+        "average",
+        0.1,
+    )
+    assert term.false_positives == ("none", "none", "teacher")
+    assert config.inherit_head
+    assert len(DistillConfig.parse(recipes[1], "docs/objective.md").pairs) == 2

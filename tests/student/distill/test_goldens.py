@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cache.grid import BevGrid
 from cache.spec import CacheSpec
 from student.distill.adapters import FeatureLayer
+from student.distill.boxes import draw_heatmaps, pad_boxes
 from student.distill.config import DistillConfig
 from student.distill.objective import DistillObjective
 from student.distill.views import TeacherMaps
@@ -153,3 +155,12 @@ def test_golden(name: str, make_spec: Callable[..., CacheSpec]) -> None:
         sum(found.values()).backward()
         target = arrays["grad_student_feat"]
         assert (student.grad - target).abs().max() <= 1e-4 * target.abs().max()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ground_truth_heatmaps_are_the_golden_ones(name: str) -> None:
+    with np.load(GOLDENS / f"{name}.npz") as arrays:
+        boxes = pad_boxes((torch.from_numpy(arrays["boxes0"]), torch.from_numpy(arrays["boxes1"])))
+        labels = pad_sequence([torch.from_numpy(arrays[f"labels{sample}"]) for sample in range(2)], batch_first=True)
+        expected = np.concatenate([arrays[f"gt_heatmap{task}"] for task in range(6)], axis=1)
+    np.testing.assert_allclose(draw_heatmaps(boxes, labels, 10, GRID).numpy(), expected, atol=1e-6)
