@@ -107,19 +107,21 @@ def encode(
         return Encoded(values=stored, scale=torch.ones_like(peak), codec=codec)
     if codec.kind == "unsigned":
         _require_positive(low, layer, tokens)
-    largest = peak
-    if codec.target_sqnr_db is not None:
-        largest = torch.maximum(peak, codec.levels * shared_step(values, peak, codec.levels, codec.target_sqnr_db))
-    # |value| / largest <= 1; the smallest normal number stands in for that of an empty channel.
-    part = values / largest.clamp_min(torch.finfo(peak.dtype).tiny)[..., None, None]
+    # |value| / peak <= 1; the smallest normal number stands in for the peak of an empty channel.
+    tiny = torch.finfo(peak.dtype).tiny
+    part = values / peak.clamp_min(tiny)[..., None, None]
     if codec.companding != 1:
         part = part.sign() * part.abs() ** codec.companding
-    codes = part.mul_(codec.levels).round_().to(getattr(torch, codec.dtype))
-    return Encoded(values=codes, scale=largest / codec.levels, codec=codec)
+    scale, largest_code = peak / codec.levels, torch.full_like(peak, codec.levels)
+    if codec.target_sqnr_db is not None:
+        scale = torch.maximum(scale, shared_step(part, peak, codec.levels, codec.target_sqnr_db))
+        largest_code = peak / scale.clamp_min(tiny)
+    codes = part.mul_(largest_code[..., None, None]).round_().to(getattr(torch, codec.dtype))
+    return Encoded(values=codes, scale=scale, codec=codec)
 
 
 def shared_step(
-    values: Float[Tensor, "*n C H W"], peak: Float[Tensor, "*n C"], levels: int, sqnr_db: float
+    part: Float[Tensor, "*n C H W"], peak: Float[Tensor, "*n C"], levels: int, sqnr_db: float
 ) -> Float[Tensor, "*n 1"]:
     """The step that leaves a sample's signal `sqnr_db` above its rounding noise, the same for all channels.
 
@@ -128,16 +130,21 @@ def shared_step(
     s_c and n_c values that are not 0 (zeros are exact), the noise is sum n_c s_c^2 / 12. Counting the k channels of the
     largest peaks as the coarse ones bounds it from below, and for the true k exactly: the step is the least over k.
 
+    Args:
+        part: values / peak.
+        peak: the largest |value| of each channel.
+        levels: the largest code.
+
     Returns:
         0 where even the coarse steps alone leave more noise: every channel then has its own.
     """
     coarse, order = (peak.double() / levels).sort(descending=True)
-    counts = values.count_nonzero((-2, -1)).gather(-1, order).double()
-    signal = torch.linalg.vector_norm(values, dim=(-3, -2, -1), dtype=torch.float64).square()
+    counts = torch.linalg.vector_norm(part, 0, dim=(-2, -1)).gather(-1, order).double()
+    energy = (torch.linalg.vector_norm(part, dim=(-2, -1)).double() * peak).square()
     noise = counts * coarse.square()
     before = noise.cumsum(-1) - noise
     free = counts.flip(-1).cumsum(-1).flip(-1)
-    allowed = 12 * signal[..., None] / 10 ** (sqnr_db / 10) - before
+    allowed = 12 * energy.sum(-1, keepdim=True) / 10 ** (sqnr_db / 10) - before
     steps = (allowed.clamp_min(0) / free.clamp_min(1)).sqrt()
     return steps.amin(-1, keepdim=True).to(peak.dtype)
 

@@ -197,7 +197,8 @@ def test_the_shared_step_is_the_root_that_bisection_finds():
     values = uneven_features()
     peak, counts = values.amax((-2, -1)), (values > 0).sum((-2, -1))
     for levels, target in ((255, 40.0), (31, 25.0), (15, 20.0)):
-        found = shared_step(values, peak, levels, target)
+        part = values / peak.clamp_min(1e-30)[..., None, None]
+        found = shared_step(part, peak, levels, target)
         for row in range(2):
             low, high = 0.0, 10.0
             for _ in range(60):
@@ -229,6 +230,12 @@ def entropy(codes: torch.Tensor) -> float:
     """Bits a value."""
     share = codes.flatten().bincount().double() / codes.numel()
     return -(share * share.clamp_min(1e-300).log2()).sum().item()
+
+
+def test_a_target_for_huge_values_does_not_overflow():
+    features = relu_features(1, 3, 8, 8) * 1e25
+    (distortion,) = measure(features, encode(features, CodecSpec(target_sqnr_db=34)))
+    assert distortion.sqnr_db == pytest.approx(34, abs=0.5)
 
 
 def test_an_empty_sample_has_a_step_of_nothing():
