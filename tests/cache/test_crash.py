@@ -1,7 +1,6 @@
 """Real processes that run real dumps, killed, raced and started by torchrun."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -10,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.crash import committed, kill_dumps
 from cache.dump import dump
-from cache.errors import StoreError
-from cache.reader import TeacherCache
 from cache.writer import Part
 
 pytestmark = pytest.mark.timeout(240)
@@ -35,40 +33,10 @@ def whole(kit, frames, tmp_path) -> dict[str, bytes]:
     return kit.contents(tmp_path / "whole.zarr")
 
 
-def committed(path: Path) -> set[str]:
-    """The tokens of a store that may not even have been created."""
-    try:
-        return set(TeacherCache(path, allow_partial=True).tokens)
-    except StoreError:
-        assert not (path / "zarr.json").exists()
-        return set()
-
-
 def test_killed_at_random_moments_a_dump_loses_nothing(kit, frames, whole, tmp_path):
-    chance = random.Random(0)
-    path = tmp_path / "round0.zarr"
-    began = time.monotonic()
-    kit.dump_in_process(frames, path).join()
-    seconds = time.monotonic() - began
-    kills, rounds, seen = 0, 1, set()
-    path = tmp_path / "round1.zarr"
-    while kills < KILLS:
-        process = kit.dump_in_process(frames, path)
-        process.join(chance.uniform(0, 0.7 * seconds))
-        process.kill()
-        process.join()
-        kills += process.exitcode < 0
-        now = committed(path)
-        assert seen <= now
-        for token in now - seen:
-            assert TeacherCache(path, allow_partial=True)[token].token == token
-        seen = now
-        if process.exitcode == 0:
-            assert kit.contents(path) == whole
-            rounds, seen = rounds + 1, set()
-            path = tmp_path / f"round{rounds}.zarr"
-    dump(kit.make_config(), frames, kit.SmallTeacher(), path)
-    assert kit.contents(path) == whole
+    outcome = kill_dumps(kit, frames, tmp_path, whole, KILLS)
+    assert outcome.killed == KILLS
+    assert (outcome.lost, outcome.different) == (0, 0)
 
 
 def test_a_killed_dump_with_workers_is_resumed_at_once(kit, frames, whole, tmp_path):
