@@ -34,11 +34,12 @@ def steps(out: Path) -> list[Step]:
     world = ("--data", out / "world")
     mini = ("--version", "v1.0-mini", "--split", "mini_train")
     store = ("--cache", out / "teacher.zarr")
-    teacher, dump, student = CONFIGS / "teacher_model.py", CONFIGS / "dump.yaml", CONFIGS / "student.yaml"
+    size, teacher = CONFIGS / "world.yaml", CONFIGS / "teacher_model.py"
+    dump, student = CONFIGS / "dump.yaml", CONFIGS / "student.yaml"
     alone, distilled = ("--out", out / "student"), ("--out", out / "distilled")
     checkpoint = out / "teacher" / "teacher.pth"
     return [
-        Step(name="world", title="make a world", arguments=("make-world", out / "world")),
+        Step(name="world", title="make a world", arguments=("make-world", out / "world", "--config", size)),
         Step(
             name="teacher",
             title="train the LiDAR teacher with mmdet3d",

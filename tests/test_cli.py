@@ -29,7 +29,7 @@ STUDENT = {
         "image_backbone": "resnet18",
         "image_neck_channels": 32,
         "depth_m": [1.0, 31.0, 2.0],
-        "grid": {"x_range_m": [-25.6, 25.6], "y_range_m": [-25.6, 25.6], "cell_m": [0.8, 0.8]},
+        "grid": {"x_range_m": [-16.0, 16.0], "y_range_m": [-16.0, 16.0], "cell_m": [0.8, 0.8]},
         "lift_channels": 16,
         "bev_channels": [16, 32, 64],
         "bev_neck_channels": 32,

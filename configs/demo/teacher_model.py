@@ -1,8 +1,8 @@
 # The demo's teacher: a pillar CenterPoint small enough to be trained in minutes on two CPU cores.
-# Range +-25.6 m in pillars of 0.4 m: a canvas of 128 x 128, and maps of 64 x 64 cells of 0.8 m.
-point_cloud_range = [-25.6, -25.6, -5.0, 25.6, 25.6, 3.0]
+# Range +-16 m in pillars of 0.4 m: a canvas of 80 x 80, and maps of 40 x 40 cells of 0.8 m.
+point_cloud_range = [-16.0, -16.0, -5.0, 16.0, 16.0, 3.0]
 voxel_size = [0.4, 0.4, 8.0]
-canvas = [128, 128]
+canvas = [80, 80]
 tasks = [
     ["car"],
     ["truck", "construction_vehicle"],
@@ -19,7 +19,7 @@ model = dict(
         type="Det3DDataPreprocessor",
         voxel=True,
         voxel_layer=dict(
-            max_num_points=20,
+            max_num_points=10,
             max_voxels=(16384, 16384),
             point_cloud_range=point_cloud_range,
             voxel_size=voxel_size,
@@ -58,18 +58,18 @@ model = dict(
         in_channels=96,
         tasks=[dict(num_class=len(names), class_names=names) for names in tasks],
         common_heads=dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
-        share_conv_channel=32,
+        share_conv_channel=16,
         bbox_coder=dict(
             type="CenterPointBBoxCoder",
             pc_range=point_cloud_range[:2],
-            post_center_range=[-30.0, -30.0, -10.0, 30.0, 30.0, 10.0],
+            post_center_range=[-20.0, -20.0, -10.0, 20.0, 20.0, 10.0],
             max_num=200,
             score_threshold=0.05,
             out_size_factor=2,
             voxel_size=voxel_size[:2],
             code_size=9,
         ),
-        separate_head=dict(type="SeparateHead", head_conv=32, init_bias=-2.19, final_kernel=3),
+        separate_head=dict(type="SeparateHead", head_conv=16, init_bias=-2.19, final_kernel=3),
         loss_cls=dict(type="mmdet.GaussianFocalLoss", reduction="mean"),
         loss_bbox=dict(type="mmdet.L1Loss", reduction="mean", loss_weight=0.25),
         norm_bbox=True,
@@ -89,7 +89,7 @@ model = dict(
     ),
     test_cfg=dict(
         pts=dict(
-            post_center_limit_range=[-30.0, -30.0, -10.0, 30.0, 30.0, 10.0],
+            post_center_limit_range=[-20.0, -20.0, -10.0, 20.0, 20.0, 10.0],
             max_per_img=200,
             max_pool_nms=False,
             min_radius=[4, 12, 10, 1, 0.85, 0.175],
@@ -127,14 +127,14 @@ train_pipeline = [
 ]
 test_pipeline = [*load, dict(type="Pack3DDetInputs", keys=["points"])]
 
-train_dataloader = dict(batch_size=4, num_workers=0, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=2, num_workers=0, dataset=dict(pipeline=train_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 
 epochs = 20
 train_cfg = dict(by_epoch=True, max_epochs=epochs)
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.01),
+    optimizer=dict(type="AdamW", lr=3e-3, weight_decay=0.01),
     clip_grad=dict(max_norm=35, norm_type=2),
 )
 param_scheduler = [

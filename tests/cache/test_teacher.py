@@ -21,7 +21,7 @@ pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed
 
 DEMO = str(Path(__file__).parent.parent.parent / "configs" / "demo" / "teacher_model.py")
 PILLAR02 = "centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d"
-CANVAS = BevGrid(x_range_m=(-25.6, 25.6), y_range_m=(-25.6, 25.6), cell_m=(0.4, 0.4))
+CANVAS = BevGrid(x_range_m=(-16.0, 16.0), y_range_m=(-16.0, 16.0), cell_m=(0.4, 0.4))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,46 +44,46 @@ def pillar02() -> Mmdet3dTeacher:
 def cloud(seed: int, count: int = 500) -> np.ndarray:
     """Random points within the demo's range."""
     rng = np.random.default_rng(seed)
-    return rng.uniform([-25, -25, -3, 0, 0], [25, 25, 1, 255, 0.5], (count, 5)).astype(np.float32)
+    return rng.uniform([-15, -15, -3, 0, 0], [15, 15, 1, 255, 0.5], (count, 5)).astype(np.float32)
 
 
 def test_the_demo_teacher_describes_itself(teacher: Mmdet3dTeacher) -> None:
     assert teacher.points == PointPipeline(past_sweeps=3, pad_empty_sweeps=True, remove_close_m=1.0)
     assert teacher.canvas_grid == CANVAS
     shapes = {name: grid.shape for name, grid in teacher.layer_grids.items()}
-    assert shapes == {"head": (64, 64), "backbone0": (64, 64), "backbone1": (32, 32), "backbone2": (16, 16)}
+    assert shapes == {"head": (40, 40), "backbone0": (40, 40), "backbone1": (20, 20), "backbone2": (10, 10)}
     assert teacher.layer_grids["head"].cell_m == pytest.approx((0.8, 0.8))
-    assert teacher.heatmap_grid.shape == (64, 64)
+    assert teacher.heatmap_grid.shape == (40, 40)
     identity = teacher.identity
     assert (identity.name, identity.weights) == ("teacher_model", "random")
     assert identity.tasks[1] == ("truck", "construction_vehicle")
     assert len(identity.classes) == 10
-    assert identity.decoding.post_center_range == (-30, -30, -10, 30, 30, 10)
+    assert identity.decoding.post_center_range == (-20, -20, -10, 20, 20, 10)
     assert (identity.decoding.nms_type, identity.decoding.score_threshold) == ("circle", 0.05)
 
 
 def test_output_shapes(teacher: Mmdet3dTeacher) -> None:
     output = teacher([teacher.prepare(cloud(0)), teacher.prepare(cloud(1))])
     assert {name: tuple(layer.shape) for name, layer in output.layers.items()} == {
-        "head": (2, 96, 64, 64),
-        "backbone0": (2, 32, 64, 64),
-        "backbone1": (2, 64, 32, 32),
-        "backbone2": (2, 128, 16, 16),
+        "head": (2, 96, 40, 40),
+        "backbone0": (2, 32, 40, 40),
+        "backbone1": (2, 64, 20, 20),
+        "backbone2": (2, 128, 10, 10),
     }
-    assert output.heatmap.shape == (2, 10, 64, 64)
+    assert output.heatmap.shape == (2, 10, 40, 40)
     assert 0 <= output.heatmap.min() <= output.heatmap.max() <= 1
     assert {name: tuple(maps.shape) for name, maps in output.head_maps.items()} == {
-        name: (2, 6, channels, 64, 64)
+        name: (2, 6, channels, 40, 40)
         for name, channels in {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}.items()
     }
-    assert output.canvas_mask.shape == (2, 128, 128)
+    assert output.canvas_mask.shape == (2, 80, 80)
 
 
 def test_a_point_lies_where_the_grids_say(teacher: Mmdet3dTeacher) -> None:
     """Row = y, column = x, in the canvas and in every layer; the other point is only there to have a canvas without."""
-    other = np.array([[-20, -20, 0, 9, 0]], np.float32)
+    other = np.array([[-12, -12, 0, 9, 0]], np.float32)
     point = np.array([[10.1, -5.3, 0, 200, 0]], np.float32)
-    row, column = int((-5.3 + 25.6) / 0.4), int((10.1 + 25.6) / 0.4)
+    row, column = int((-5.3 + 16.0) / 0.4), int((10.1 + 16.0) / 0.4)
     without, with_point = (teacher([teacher.prepare(p)]) for p in (other, np.concatenate([other, point])))
     assert (with_point.canvas_mask ^ without.canvas_mask)[0].nonzero().tolist() == [[row, column]]
     for name, layer in with_point.layers.items():
