@@ -142,21 +142,25 @@ def stamp(
         channel: which of the `channels` maps of its sample a box goes to.
     """
     height, width = grid.shape
-    origin = boxes.new_tensor([grid.x_range_m[0], grid.y_range_m[0]])
-    center = ((boxes[..., :2] - origin) / boxes.new_tensor(grid.cell_m)).floor().long()
-    seen = (boxes[..., 3:5] > 0).all(-1) & (center >= 0).all(-1) & (center < center.new_tensor([width, height])).all(-1)
-    column = _window(center[..., 0], radius, width)[:, :, None, :]
-    row = _window(center[..., 1], radius, height)[:, :, :, None]
-    off_y, off_x = row - center[..., 1, None, None], column - center[..., 0, None, None]
+    center_x = ((boxes[..., 0] - grid.x_range_m[0]) / grid.cell_m[0]).floor().long()
+    center_y = ((boxes[..., 1] - grid.y_range_m[0]) / grid.cell_m[1]).floor().long()
+    seen = (boxes[..., 3:5] > 0).all(-1) & _within(center_x, width) & _within(center_y, height)
+    column = _window(center_x, radius, width)[:, :, None, :]
+    row = _window(center_y, radius, height)[:, :, :, None]
+    off_y, off_x = row - center_y[..., None, None], column - center_x[..., None, None]
     reach = radius[..., None, None]
-    drawn = seen[..., None, None] & (off_y.abs() <= reach) & (off_x.abs() <= reach)
-    drawn = drawn & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    near = (off_y.abs() <= reach) & (off_x.abs() <= reach) & seen[..., None, None]
+    drawn = near & _within(row, height) & _within(column, width)
     sample = torch.arange(len(boxes), device=boxes.device)[:, None]
     plane = (sample * channels + channel)[..., None, None]
     cell = (plane * height + row.clamp(0, height - 1)) * width + column.clamp(0, width - 1)
     painted = torch.where(drawn, values(off_y, off_x, reach), 0.0).float()
     canvas = painted.new_zeros(len(boxes) * channels * height * width)
     return canvas.scatter_reduce_(0, cell.flatten(), painted.flatten(), "amax").view(-1, channels, height, width)
+
+
+def _within(index: Int[Tensor, "..."], size: int) -> Bool[Tensor, "..."]:
+    return (index >= 0) & (index < size)
 
 
 def _window(center: Int[Tensor, "B M"], radius: Int[Tensor, "B M"], size: int) -> Int[Tensor, "B M _"]:

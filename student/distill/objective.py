@@ -8,13 +8,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from cache.errors import ConfigError
+from cache.errors import ConfigError, MismatchError
 from cache.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec
 from student.distill.adapters import FeatureLayer, require_same_range
 from student.distill.boxes import pad_boxes
 from student.distill.config import DistillConfig, PairConfig
-from student.distill.term_configs import FeatureTerm, Term
+from student.distill.regions import require_fit
+from student.distill.term_configs import FeatureTerm, FgdTerm, Term
 from student.distill.terms import HEATMAP_TERMS, PAIR_TERMS
 from student.distill.views import Answers, LayerPair, PairView, Teaching, class_order
 
@@ -56,7 +57,9 @@ class DistillObjective(nn.Module):
         channel_of = [classes.index(name) if name in classes else -1 for name in CLASSES]
         self.register_buffer("channel_of_label", torch.tensor(channel_of), persistent=False)
         _check_caches(config, heatmap_grid, teachers)
-        self.pairs = nn.ModuleList(_build_pair(pair, student, teachers) for pair in config.pairs)
+        pairs = [_build_pair(pair, student, teachers) for pair in config.pairs]
+        _check_cells(config, heatmap_grid, pairs, teachers)
+        self.pairs = nn.ModuleList(pairs)
         self.terms = nn.ModuleList(nn.ModuleList(self._on_pairs(term)) for term in config.terms)
 
     def forward(
@@ -77,10 +80,21 @@ class DistillObjective(nn.Module):
             boxes: x, y, z (bottom), dx, dy, dz in metres, yaw in radians, vx, vy in the BEV frame.
             labels: index into cache.spec.CLASSES.
             epoch: counts from 0.
+
+        Raises:
+            MismatchError: another number of teachers, a layer that is not there, or features of another shape than
+                was told at construction.
         """
         teachers = (teacher,) if isinstance(teacher, Teaching) else tuple(teacher)
+        if len(teachers) != len(self.orders):
+            raise MismatchError(
+                "the objective was built for another number of teachers",
+                got=len(teachers),
+                expected=len(self.orders),
+                cure="Give one batch for each cache, in their order",
+            )
         views = {
-            pair.label: layers(student_features[pair.student], teachers[pair.cache].features[pair.teacher])
+            pair.label: layers(student_features, teachers[pair.cache].features)
             for pair, layers in zip(self.config.pairs, self.pairs, strict=True)
             if epoch >= self.config.multi_scale_epoch or not pair.student.startswith("backbone")
         }
@@ -144,6 +158,19 @@ def _check_caches(config: DistillConfig, heatmap_grid: BevGrid, teachers: Sequen
     for index, spec in enumerate(teachers):
         require_same_range(heatmap_grid, spec.heatmap_grid, f"heatmaps of cache {index}")
         require_same_range(heatmap_grid, spec.canvas_grid, f"canvas mask of cache {index}")
+
+
+def _check_cells(
+    config: DistillConfig, heatmap_grid: BevGrid, pairs: list[LayerPair], teachers: Sequence[CacheSpec]
+) -> None:
+    for spec in teachers:
+        require_fit(spec.heatmap_grid.shape, heatmap_grid.shape, "heatmaps of teacher and student")
+    canvas_counts = any(isinstance(term, FgdTerm) and term.non_empty_weight for term in config.terms)
+    for pair in pairs:
+        spec, where = teachers[pair.config.cache], f"distill.pairs, {pair.config.label}"
+        require_fit(spec.heatmap_grid.shape, pair.grid.shape, f"{where}: heatmaps")
+        if canvas_counts:
+            require_fit(spec.canvas_grid.shape, pair.grid.shape, f"{where}: canvas mask")
 
 
 def _build_pair(pair: PairConfig, student: Mapping[str, FeatureLayer], teachers: Sequence[CacheSpec]) -> LayerPair:

@@ -154,17 +154,19 @@ def _sum_up(pair: _Pair, criterion: Criterion, temperature: float) -> list[Tenso
     error, weighted, our_sum, their_sum, our_energy, their_energy = pair.scale.new_zeros(6, pair.cells)
     vectors: list[list[Tensor]] = [[], [], []]
     # The softmax over all channels, block by block: `mass` is its sum so far, relative to its largest term so far.
-    peak, mass, room = pair.scale.new_tensor(-torch.inf), pair.scale.new_zeros(()), pair.scratch()
+    peak, mass, room = pair.scale.new_full((), -torch.inf), pair.scale.new_zeros(()), pair.scratch()
     for (ours, codes), scale in zip(pair.blocks(), pair.split(pair.scale), strict=True):
         work, ones = room[: len(ours)], torch.ones_like(scale)
         our_sum.addmv_(ours.T, ones)
         their_sum.addmv_(codes.T, scale)
         our_energy.addmv_(torch.abs(ours, out=work).T, ones)
-        sizes = codes if positive else torch.abs(codes, out=work)
+        total = size = codes.sum(1) * scale
         if not positive:
+            sizes = torch.abs(codes, out=work)
             their_energy.addmv_(sizes.T, scale)
-        energy = sizes.mean(1) * scale
-        for found, part in zip(vectors, (ours.sum(1), codes.sum(1) * scale, energy), strict=True):
+            size = sizes.sum(1) * scale
+        energy = size / pair.cells
+        for found, part in zip(vectors, (ours.sum(1), total, energy), strict=True):
             found.append(part)
         errors = VALUES[criterion](torch.addcmul(ours, codes, scale[:, None], value=-1, out=work))
         error.addmv_(errors.T, ones)

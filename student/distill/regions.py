@@ -109,13 +109,25 @@ def fit(heatmap: Float[Tensor, "B *K _ _"], shape: tuple[int, int]) -> Float[Ten
         ConfigError: the numbers of cells are no multiples of each other.
     """
     (h, w), (height, width) = heatmap.shape[-2:], shape
-    if h % height == 0 and w % width == 0:
-        return heatmap if (h, w) == shape else F.max_pool2d(heatmap, (h // height, w // width))
-    if height % h == 0 and width % w == 0:
+    require_fit((h, w), shape, "a map")
+    if h < height:
         return heatmap.repeat_interleave(height // h, dim=-2).repeat_interleave(width // w, dim=-1)
+    return heatmap if (h, w) == shape else F.max_pool2d(heatmap, (h // height, w // width))
+
+
+def require_fit(cells: tuple[int, int], shape: tuple[int, int], where: str) -> None:
+    """Insist that cells merge or split into whole numbers of cells.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    (h, w), (height, width) = cells, shape
+    if (h % height == 0 and w % width == 0) or (height % h == 0 and width % w == 0):
+        return
     raise ConfigError(
-        "a map does not fit the features' grid",
+        "the cells of a map do not merge or split into the cells of another",
+        where=where,
         got=f"{h} x {w} cells",
         expected=f"{height} x {width} cells, or a whole multiple or fraction",
-        cure="Choose adapters that give a grid commensurate with the heatmap's",
+        cure="Choose layers and adapters whose cells are whole multiples of the heatmaps' and the canvas's",
     )

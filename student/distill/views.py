@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -39,6 +40,7 @@ class TeacherMaps:
 
 
 Teaching = TeacherBatch | TeacherMaps
+Features = TypeVar("Features", bound=Tensor | Encoded)
 
 
 def probability(heatmap: Tensor) -> Float[Tensor, "..."]:
@@ -80,6 +82,7 @@ class LayerPair(nn.Module):
         self.grid = adapted_grid(config.student_adapter, student.grid, where)
         require_same_grid(self.grid, adapted_grid(config.teacher_adapter, teacher.grid, where), where)
         self.student_channels = student.channels
+        self.shapes = (student.channels, *student.grid.shape), (teacher.channels, *teacher.grid.shape)
         converts = changes_channels(config.teacher_adapter)
         self.channels = student.channels if converts else teacher.channels
         if student.channels != self.channels and not changes_channels(config.student_adapter):
@@ -93,11 +96,31 @@ class LayerPair(nn.Module):
         self.student_adapter = build_adapter(config.student_adapter, student.channels, self.channels)
         self.teacher_adapter = build_adapter(config.teacher_adapter, teacher.channels, self.channels)
 
-    def forward(self, student: Float[Tensor, "B _ _ _"], teacher: Tensor | Encoded) -> PairView:
-        """Both maps behind their adapters; a teacher without an adapter stays as it is stored."""
+    def forward(
+        self, student: Mapping[str, Float[Tensor, "B _ _ _"]], teacher: Mapping[str, Tensor | Encoded]
+    ) -> PairView:
+        """Both maps behind their adapters; a teacher without an adapter stays as it is stored.
+
+        Raises:
+            MismatchError: a layer is not there, or its shape is not the one that was told at construction.
+        """
+        ours = self._layer("student", student, self.config.student, self.shapes[0])
+        theirs = self._layer("teacher", teacher, self.config.teacher, self.shapes[1])
         plain = isinstance(self.teacher_adapter, nn.Identity)
-        adapted = teacher if plain else self.teacher_adapter(decoded(teacher))
-        return PairView(student, adapted, self.student_adapter)
+        return PairView(ours, theirs if plain else self.teacher_adapter(decoded(theirs)), self.student_adapter)
+
+    def _layer(self, who: str, layers: Mapping[str, Features], name: str, shape: tuple[int, int, int]) -> Features:
+        found = layers.get(name)
+        got = None if found is None else (found.values if isinstance(found, Encoded) else found).shape[1:]
+        if found is None or got != shape:
+            raise MismatchError(
+                f"the {who}'s layer {name!r} is not the one that the objective was built for",
+                where=f"distill.pairs, {self.config.label}",
+                got=f"only {', '.join(layers)}" if got is None else tuple(got),
+                expected=shape,
+                cure="Hand over the layers, channels and grids that were given at construction",
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,8 @@ def run(options: dict[str, Any], scene: Scene, epoch: int = 0) -> tuple[dict[str
     layer = FeatureLayer(channels=CHANNELS, grid=GRID)
     pair = LayerPair(PairConfig(student="head", teacher="head"), layer, layer)
     term = Fgd(config, 0, pair)
-    losses = term(pair(scene.student, scene.teacher), scene.answers(epoch))
+    view = pair({"head": scene.student}, {"head": scene.teacher})
+    losses = term(view, scene.answers(epoch))
     return {name: value.item() for name, value in losses.items()}, term
 
 

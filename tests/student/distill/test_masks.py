@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from cache.grid import BevGrid
-from student.distill.boxes import pad_boxes
+from student.distill.boxes import draw_heatmaps, pad_boxes
+from student.distill.fgd import weigh_cells
 from student.distill.masks import background, bg_scale, box_masks, extension, foreground, region_share, scales
+from student.distill.regions import false_positives
+from student.distill.term_configs import FgdTerm
 
 GOLDENS = Path(__file__).parents[2] / "data" / "goldens"
 GRID = BevGrid(x_range_m=(0.0, 8.0), y_range_m=(0.0, 6.0), cell_m=(1.0, 1.0))
@@ -144,3 +147,18 @@ def test_bg_scale_is_0_where_nothing_is_left() -> None:
 def test_region_share_by_sample() -> None:
     region = torch.tensor([[[True, True, False]], [[False, False, False]]])
     assert region_share(region).tolist() == [[[0.5, 0.5, 0.0]], [[0.0, 0.0, 0.0]]]
+
+
+def test_masks_never_wait_for_a_device() -> None:
+    # Tensors on the meta device have no values, so looking at one raises.
+    boxes = torch.empty(2, 70, 9, dtype=torch.float64, device="meta")
+    region = torch.empty(2, 6, 8, dtype=torch.bool, device="meta")
+    for kind in ("gt", "gauss"):
+        scale = "combine_gt" if kind == "gt" else "combine_extend"
+        config = FgdTerm(kind="fgd", foreground_mask=kind, scale_mask=scale, context_cells=2.0, context_weight=0.5)
+        cells = weigh_cells(config, boxes, GRID, answered=region, occupied=region)
+        assert cells.foreground.shape == cells.false_positive.shape == (2, 6, 8)
+    channels = torch.empty(2, 70, dtype=torch.long, device="meta")
+    assert draw_heatmaps(boxes, channels, 10, GRID).shape == (2, 10, 6, 8)
+    heat = torch.empty(2, 6, 8, device="meta")
+    assert false_positives("teacher+teacher_selected_student", heat, heat, heat, 0.1).shape == (2, 6, 8)

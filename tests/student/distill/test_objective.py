@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from subprocess import run
 from typing import Any
 
@@ -341,6 +342,36 @@ def test_caches_that_are_refused(
     cars = spec.teacher.model_copy(update={"tasks": (("car",),)})
     with pytest.raises(MismatchError, match=r"different classes \(cache 0\); got car; expected car, truck"):
         build([RECIPE], specs=[spec.model_copy(update={"teacher": cars})])
+
+
+def test_cells_that_do_not_fit_each_other_are_refused_before_training(
+    build: Callable[..., DistillObjective], make_spec: Callable[..., CacheSpec]
+) -> None:
+    odd = GRID.resized((12, 24))
+    with pytest.raises(ConfigError, match=r"heatmaps of teacher and student.*got 12 x 24 cells; expected 16 x 32"):
+        build([RECIPE], specs=[make_spec(TEACHER, heatmap_grid=odd)])
+    specs = [make_spec(TEACHER, heatmap_grid=GRID, canvas_grid=odd)]
+    build([{"kind": "fgd"}], specs=specs)
+    with pytest.raises(ConfigError, match=r"distill.pairs, backbone1: canvas mask"):
+        build([{"kind": "fgd", "non_empty_weight": 0.1}], specs=specs)
+
+
+def test_batches_that_are_not_as_promised_are_refused(build: Callable[..., DistillObjective]) -> None:
+    one, objective = Batch(), build([RECIPE])
+
+    def run(features: dict[str, Tensor], teacher: Any) -> None:
+        objective(features, one.logits, teacher, one.boxes, one.labels, 0)
+
+    with pytest.raises(MismatchError, match="built for another number of teachers; got 2; expected 1"):
+        run(one.features, [one.teacher, one.teacher])
+    without = {name: features for name, features in one.features.items() if name != "backbone2"}
+    with pytest.raises(MismatchError, match=r"the student's layer 'backbone2' is not the .*got only backbone1, head"):
+        run(without, one.teacher)
+    with pytest.raises(MismatchError, match=r"the student's layer 'head'.*got \(4, 8, 8\); expected \(4, 16, 32\)"):
+        run({**one.features, "head": torch.zeros(2, 4, 8, 8)}, one.teacher)
+    swapped = {**one.teacher.features, "head": one.teacher.features["backbone1"]}
+    with pytest.raises(MismatchError, match=r"the teacher's layer 'head'.*got \(5, 16, 32\); expected \(7, 16, 32\)"):
+        run(one.features, replace(one.teacher, features=swapped))
 
 
 def test_importing_the_objective_imports_no_teacher_and_no_trainer() -> None:

@@ -1,3 +1,6 @@
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -44,3 +47,10 @@ def test_cells_show_every_region_there_is(everything: bool) -> None:
     titles = {axes.get_title() for axes in figure.axes} - {""}
     expected = {"foreground", "background", "spatial attention"}
     assert titles == (expected | {"false positives", "non-empty ground"} if everything else expected)
+
+
+def test_the_documentations_pictures_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[3] / "docs" / "draw_objective.py"))
+    monkeypatch.setitem(script["main"].__globals__, "IMAGES", tmp_path / "images")
+    script["main"]()
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["masks.png", "regions.png"]

@@ -88,5 +88,5 @@ def test_fit_takes_the_largest_and_repeats() -> None:
 
 
 def test_fit_refuses_what_does_not_divide() -> None:
-    with pytest.raises(ConfigError, match="got 6 x 6 cells; expected 4 x 4 cells"):
+    with pytest.raises(ConfigError, match=r"do not merge or split .*got 6 x 6 cells; expected 4 x 4 cells"):
         fit(torch.zeros(1, 6, 6), (4, 4))
