@@ -34,6 +34,7 @@ class Moments:
     channels: int
 
 
+@torch.compiler.disable
 def moments(
     student: Float[Tensor, "B C H W"],
     teacher: Float[Tensor, "B C H W"] | Encoded,

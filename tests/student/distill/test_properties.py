@@ -185,3 +185,28 @@ def test_half_precision_stays_finite(
     objective.double()
     for name, value in found.items():
         assert 0 <= value < float("inf"), name
+
+
+@pytest.mark.parametrize("kind", [*(term["kind"] for term in TERMS[2:]), "fgd", "fitnet", "non_local", "affinity"])
+def test_gradients_are_those_of_finite_differences(kind: str, make_spec: Callable[..., CacheSpec]) -> None:
+    # fgd's attention takes no gradient; the student's share of it would make finite differences see one.
+    more = {**FGD, "spatial_attention": "teacher", "affinity_mode": "foreground"} if kind == "fgd" else {}
+    spec, layer = make_spec({"head": (6, GRID)}), FeatureLayer(channels=4, grid=GRID)
+    pair = {"student": "head", "teacher": "head", "student_adapter": "1x1conv"}
+    config = DistillConfig.parse({"pairs": [pair], "terms": [{"kind": kind, **more}]}, "test")
+    torch.manual_seed(0)
+    objective = DistillObjective(config, {"head": layer}, GRID, spec.teacher.tasks, [spec]).double().eval()
+    maps = Maps(2, 1)
+    teacher = TeacherMaps(features={"head": maps.teacher}, heatmap=maps.heatmap, canvas_mask=maps.canvas)
+    boxes = (
+        torch.tensor([[1.3, 0.7, 0, 4.1, 2.3, 1, 0.4, 0, 0]]),
+        torch.tensor([[-4.3, 1.1, 0, 2.1, 2.3, 1, 2.4, 0, 0]]),
+    )
+    labels = (torch.tensor([0]), torch.tensor([8]))
+
+    def total(student: Tensor, logits: Tensor) -> Tensor:
+        terms = objective({"head": student}, logits, teacher, boxes, labels, 0)
+        return torch.stack(list(terms.values())).sum()
+
+    inputs = maps.student.requires_grad_(), maps.logits.requires_grad_()
+    assert torch.autograd.gradcheck(total, inputs, fast_mode=True, atol=1e-4)
