@@ -41,7 +41,7 @@ def write_report(out: Path, costs: dict[str, Cost]) -> None:
     frames = Frames(root=out / "world", version="v1.0-mini", splits=("mini_val",))
     frame = max(frames, key=lambda candidate: len(candidate.boxes))
     found = {name: _detections(out / name, frame) for name in ("teacher", "student", "distilled")}
-    (out / "table.md").write_text(_table(out, costs), encoding="utf-8")
+    (out / "table.md").write_text(table(out, costs), encoding="utf-8")
     _draw_bev(frame, found, out / "bev.png")
     _draw_cameras(frame, found["distilled"], out / "cameras.png")
     _draw_losses(out, out / "losses.png")
@@ -50,7 +50,7 @@ def write_report(out: Path, costs: dict[str, Cost]) -> None:
     plt.close(picture)
 
 
-def _table(out: Path, costs: dict[str, Cost]) -> str:
+def table(out: Path, costs: dict[str, Cost]) -> str:
     labels = {"teacher": "LiDAR teacher", "student": "camera student alone", "distilled": "camera student, distilled"}
     steps_s = {name: _json(out / name / "summary.json")["seconds_per_step"] for name in ("student", "distilled")}
     steps_s["teacher"] = _teacher_step_s(out / "teacher")
@@ -94,7 +94,7 @@ def _detections(folder: Path, frame: Frame) -> Float[np.ndarray, "M 7"]:
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 7)
 
 
-def _corners(boxes: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M 8 3"]:
+def corners_m(boxes: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M 8 3"]:
     """The corners of boxes: the bottom's four around, the front two first, then the top's four."""
     around = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2
     unit = np.concatenate([np.insert(around, 2, 0, axis=1), np.insert(around, 2, 1, axis=1)])
@@ -123,7 +123,7 @@ def _draw_bev(frame: Frame, found: dict[str, Float[np.ndarray, "M 7"]], path: Pa
 
 
 def _outline(axis: Axes, boxes: Float[np.ndarray, "M D"], name: str) -> None:
-    for index, corners in enumerate(_corners(boxes)[:, :4, :2]):
+    for index, corners in enumerate(corners_m(boxes)[:, :4, :2]):
         loop = np.concatenate([corners, corners[:1]])
         axis.plot(*loop.T, color=COLOURS[name], linewidth=1.3, label=name if index == 0 else None)
         nose = np.stack([corners.mean(axis=0), corners[:2].mean(axis=0)])
@@ -147,7 +147,7 @@ def _draw_cameras(frame: Frame, boxes: Float[np.ndarray, "M 7"], path: Path) -> 
 
 def _wireframes(axis: Axes, camera: Camera, boxes: Float[np.ndarray, "M D"], colour: str) -> None:
     to_camera = np.linalg.inv(camera.to_lidar)
-    for corners in _corners(boxes):
+    for corners in corners_m(boxes):
         seen = corners @ to_camera[:3, :3].T + to_camera[:3, 3]
         if (seen[:, 2] < 0.5).any():
             continue
