@@ -22,8 +22,8 @@ from student.distill.threads import for_each
 
 BLOCK = {"cpu": 2**18}
 """Elements of a block: 1 MB of float32 on a CPU."""
-DEVICE_BLOCK = 2**21
-"""On other devices: large enough to keep them busy."""
+DEVICE_BLOCK = 2**20
+"""On other devices: large enough to keep them busy, small beside a batch of features."""
 
 Result = TypeVar("Result")
 

@@ -153,8 +153,10 @@ class Answers:
 
     def teacher_on_student(self, cache: int) -> Float[Tensor, "B K H W"]:
         """The teacher's probabilities, away from 0 and 1, in the order of the student's classes and on its grid."""
-        heatmap = probability(self.teachers[cache].heatmap[:, list(self.teacher_order[cache])])
-        return fit(heatmap, self.grid.shape).clamp(CLIP, 1 - CLIP)
+        heatmap, order = self.teachers[cache].heatmap, self.teacher_order[cache]
+        if order != tuple(range(len(order))):
+            heatmap = torch.stack([heatmap[:, channel] for channel in order], dim=1)
+        return fit(probability(heatmap), self.grid.shape).clamp(CLIP, 1 - CLIP)
 
     @cached_property
     def truth(self) -> Float[Tensor, "B H W"]:

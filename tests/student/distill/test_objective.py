@@ -292,6 +292,26 @@ def test_autocast_stays_finite_and_close(build: Callable[..., DistillObjective],
         assert half[name].item() == pytest.approx(value.item(), rel=0.05), name
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_terms_without_waiting_for_masks(build: Callable[..., DistillObjective]) -> None:
+    one, objective = Batch(), build([RECIPE, {"kind": "heatmap_temperature"}])
+    expected = one.terms(objective)
+    objective.cuda()
+    one.features = {name: features.cuda() for name, features in one.features.items()}
+    one.logits, one.teacher = one.logits.cuda(), one.teacher.to("cuda")
+    one.boxes, one.labels = tuple(b.cuda() for b in one.boxes), tuple(x.cuda() for x in one.labels)
+    found = one.terms(objective)
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-3
+    )
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        one.terms(objective)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_gradients_reach_adapters_and_student(build: Callable[..., DistillObjective]) -> None:
     one, objective = Batch(), build([RECIPE])
     for features in one.features.values():
