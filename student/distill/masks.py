@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cache.errors import ConfigError
 from cache.grid import BevGrid
 from student.distill.boxes import RADII, first_box, gaussian, is_inside, sides_in_cells, stamp, whole_radius
 from student.distill.term_configs import BackgroundMask, ForegroundMask, RadiusName, ScaleMask
@@ -98,9 +99,13 @@ def foreground(
         spread: `Extension.gaussian`; every kind but `gt` needs it.
         gauss_weight: of the Gaussian in `gauss_plus_binary_clamp`.
         bg_over_fg: background weight over foreground weight, in `negative_linear_gauss_in_gt`.
+
+    Raises:
+        ConfigError: the kind needs `spread`.
     """
-    if kind == "gt" or spread is None:
+    if kind == "gt":
         return inside
+    spread = _given(spread, f"foreground mask {kind!r}")
     wide = (spread != 0).float()
     match kind:
         case "gauss":
@@ -149,8 +154,11 @@ def scales(kind: ScaleMask, fg_scale: Map, extended: Map | None, bg_scale: Map) 
         fg_scale: `BoxMasks.fg_scale`.
         extended: `Extension.scale`, for the kinds that end in `_extend`.
         bg_scale: broadcast to (B, H, W).
+
+    Raises:
+        ConfigError: the kind needs `extended`.
     """
-    of_boxes = fg_scale if extended is None or not kind.endswith("extend") else extended
+    of_boxes = _given(extended, f"scale mask {kind!r}") if kind.endswith("extend") else fg_scale
     match kind:
         case "combine_gt" | "combine_extend":
             both = torch.maximum(of_boxes, bg_scale)
@@ -161,3 +169,11 @@ def scales(kind: ScaleMask, fg_scale: Map, extended: Map | None, bg_scale: Map) 
             return bg_scale, bg_scale
         case "none":
             return torch.ones_like(fg_scale), torch.ones_like(fg_scale)
+
+
+def _given(wide: Map | None, who: str) -> Map:
+    if wide is None:
+        raise ConfigError(
+            "a mask beyond boxes needs their extension", where=who, cure="Hand over a map of masks.extension()"
+        )
+    return wide

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cache.errors import ConfigError
 from cache.grid import BevGrid
 from student.distill.boxes import draw_heatmaps, pad_boxes
 from student.distill.fgd import weigh_cells
@@ -138,6 +139,14 @@ def test_every_scale_by_hand() -> None:
         found = scales(kind, of_boxes, extended, rest)
         assert torch.allclose(found[0], torch.tensor([[fg]])), kind
         assert torch.allclose(found[1], torch.tensor([[bg]])), kind
+
+
+def test_masks_beyond_boxes_need_their_extension() -> None:
+    inside = torch.ones(1, 2, 2)
+    with pytest.raises(ConfigError, match=r"needs their extension .foreground mask 'gauss'.\. Hand over a map"):
+        foreground("gauss", inside)
+    with pytest.raises(ConfigError, match=r"scale mask 'combine_extend'"):
+        scales("combine_extend", inside, None, inside)
 
 
 def test_bg_scale_is_0_where_nothing_is_left() -> None:
