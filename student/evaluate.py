@@ -72,15 +72,19 @@ def evaluate(
     missing = [token for token in frames.tokens if token not in results]
     if missing:
         raise DataError("frames without detections", where=f"{len(missing)} of {len(frames)}", got=missing[0])
-    modalities = ("camera", "lidar", "radar", "map", "external")
-    meta = {f"use_{modality}": modality == sensor for modality in modalities}
+    meta = {f"use_{modality}": modality == sensor for modality in ("camera", "lidar", "radar", "map", "external")}
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results_nusc.json"
     path.write_text(json.dumps({"meta": meta, "results": results}), encoding="utf-8")
+    return _official_metrics(path, frames, out)
+
+
+def _official_metrics(results: Path, frames: Frames, out: Path) -> Metrics:
+    """The devkit's evaluation of a submission; what it prints goes to metrics.txt."""
     (split,) = frames.splits
     rules = config_factory("detection_cvpr_2019")
-    official = DetectionEval(frames.tables, rules, str(path), split, output_dir=str(out), verbose=False)
-    with (out / "metrics.txt").open("w") as printed, redirect_stdout(printed):
+    official = DetectionEval(frames.tables, rules, str(results), split, output_dir=str(out), verbose=False)
+    with (out / "metrics.txt").open("w", encoding="utf-8") as printed, redirect_stdout(printed):
         summary = official.main(render_curves=False)
     errors = summary["tp_errors"]
     return Metrics(
