@@ -102,6 +102,7 @@ def _runner(config: Config, detector: Detector, loader: DataLoader, out: Path, s
         custom_hooks=config.get("custom_hooks"),
         randomness={"seed": seed},
         default_scope="mmdet3d",
+        experiment_name=out.name,  # mmengine's loggers go by it and the second: two trainings shall not share one.
         log_level="WARNING",  # While it is set up, mmengine lists the machine, the hooks and every parameter.
     )
     for logger in (runner.logger, *runner.logger.handlers):
