@@ -4,6 +4,7 @@ No file stays open and no thread or event loop exists, so a cache may be forked,
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +16,7 @@ import safetensors.torch
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from cache.codec import Encoded
 from cache.errors import CorruptStoreError, NotCachedError, StoreError, UnsealedError
@@ -204,14 +206,14 @@ class TeacherCache:
             NotCachedError: a layer was not dumped.
         """
         chosen = self.spec.layers if layers is None else [self._layer(name) for name in layers]
-        empty = partial(torch.empty, pin_memory=pin)
+        empty = partial(_empty, pin=pin)
         maps = {name: self._shards.arrays[f"boxes_{name}"].shape for name in self.spec.head_maps} if head_maps else {}
         return TeacherBatch(
             tokens=(),
             features={
                 layer.name: Encoded(
                     values=empty(samples, layer.channels, *layer.grid.shape, dtype=getattr(torch, layer.codec.dtype)),
-                    scale=torch.ones(samples, layer.channels, pin_memory=pin),
+                    scale=empty(samples, layer.channels).fill_(1),
                     codec=layer.codec,
                 )
                 for layer in chosen
@@ -337,6 +339,14 @@ class TeacherCache:
 
     def _tokens_of(self, shard: int) -> tuple[str, ...]:
         return self._all_tokens[shard * self._shards.size : (shard + 1) * self._shards.size]
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32, pin: bool) -> Tensor:
+    """Memory for a tensor; in a DataLoader's worker the parent's from the start, as default_collate does: no copy."""
+    if pin or get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype, pin_memory=pin)
+    storage = torch.UntypedStorage._new_shared(max(1, math.prod(shape) * dtype.itemsize), device="cpu")
+    return torch.empty(0, dtype=dtype).set_(storage)[: math.prod(shape)].view(shape)
 
 
 def _reopen(path: Path, allow_partial: bool) -> TeacherCache:

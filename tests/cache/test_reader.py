@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from cache.errors import (
     CorruptStoreError,
@@ -16,7 +17,7 @@ from cache.errors import (
     StoreError,
     UnsealedError,
 )
-from cache.reader import TeacherCache
+from cache.reader import TeacherBatch, TeacherCache
 
 
 @pytest.fixture
@@ -229,6 +230,33 @@ def test_other_processes_read_after_the_parent_has(kit, cache, method):
     for worker in workers:
         worker.join(timeout=60)
         assert worker.exitcode == 0
+
+
+class Batches(Dataset):
+    """One batch of all samples, and whether its memory was the parent's before it was sent."""
+
+    def __init__(self, cache: TeacherCache) -> None:
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, _: int) -> tuple[TeacherBatch, bool]:
+        batch = self.cache.read(self.cache.tokens, head_maps=True)
+        tensors = [batch.heatmap, batch.canvas_mask, batch.view_matrix, *batch.head_maps.values()]
+        tensors += [t for layer in batch.features.values() for t in (layer.values, layer.scale)]
+        return batch, all(tensor.is_shared() for tensor in tensors)
+
+
+def test_a_loaders_worker_reads_into_memory_of_the_parent(kit, cache):
+    ((batch, shared),) = DataLoader(Batches(cache), batch_size=None, num_workers=1)
+    assert shared
+    expected = cache.read(cache.tokens, head_maps=True)
+    assert torch.equal(batch.heatmap, expected.heatmap)
+    for name, layer in expected.features.items():
+        assert torch.equal(batch.features[name].values, layer.values)
+        assert torch.equal(batch.features[name].scale, layer.scale)
+    assert not Batches(cache)[0][1]
 
 
 def test_threads_read_the_same(kit, cache):

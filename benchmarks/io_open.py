@@ -1,0 +1,81 @@
+"""What it costs to open a store of a million samples."""
+
+import multiprocessing
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.tables import show, spread
+from cache.documents import small_files
+from cache.reader import TeacherCache
+from cache.spec import DataIdentity
+from cache.store import StoreAttributes
+
+COUNTS = (100, 1_000_000)
+LOOKUPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """One process: milliseconds to open, megabytes that it grew by, microseconds to find a token."""
+
+    open_ms: float
+    grown_mb: float
+    find_us: float
+
+
+def report(attributes: StoreAttributes, folder: Path, processes: int = 5) -> None:
+    """Print both sizes side by side."""
+    rows = []
+    for count in COUNTS:
+        path = _sparse(attributes, folder / f"sparse{count}.zarr", count)
+        found = _open_in_processes(path, processes)
+        figures = ([getattr(each, name) for each in found] for name in ("open_ms", "grown_mb", "find_us"))
+        rows.append((f"{count:,}", *map(spread, figures)))
+    show("open", ("samples", "open, ms", "memory, MB", "find a token, us"), rows)
+
+
+def _sparse(attributes: StoreAttributes, path: Path, count: int) -> Path:
+    """A store that says it is complete, without any shard."""
+    chance = random.Random(0)
+    tokens = tuple(f"{chance.getrandbits(128):032x}" for _ in range(count))
+    data = DataIdentity.of("sparse", ("all",), tokens)
+    spec = attributes.spec.model_copy(update={"data": data})
+    sparse = attributes.model_copy(update={"spec": spec, "fingerprint": spec.fingerprint, "sealed": True})
+    for key, content in small_files(sparse, tokens, {}).items():
+        (path / key).parent.mkdir(parents=True, exist_ok=True)
+        (path / key).write_bytes(content)
+    return path
+
+
+def _open_in_processes(path: Path, processes: int) -> Sequence[Opening]:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        return pool.map(_open, [path] * processes, chunksize=1)
+
+
+def _open(path: Path) -> Opening:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        cache = TeacherCache(path)
+        times.append(time.perf_counter() - began)
+    chance = random.Random(1)
+    tokens = [cache.tokens[chance.randrange(len(cache))] for _ in range(LOOKUPS)]
+    finding = []
+    for _ in range(5):
+        began = time.perf_counter()
+        assert all(token in cache for token in tokens)
+        finding.append(time.perf_counter() - began)
+    return Opening(
+        open_ms=1e3 * statistics.median(times),
+        grown_mb=(process.memory_info().rss - before) / 1e6,
+        find_us=1e6 * min(finding) / LOOKUPS,
+    )

@@ -1,0 +1,149 @@
+"""Reading with one thread beside the floor, and with two."""
+
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numcodecs import zstd
+
+from benchmarks.tables import ratio, show, spread
+from cache.codec import Distortion
+from cache.prefetch import prefetched
+from cache.reader import TeacherBatch, TeacherCache
+from cache.shard_reader import ShardReader
+from cache.shards import CHECKSUM_BYTES
+from cache.spec import DataIdentity
+from cache.store import Layout, StoredSample
+from cache.writer import StoreWriter
+
+BATCH = 4
+
+
+def mirrored(cache: TeacherCache, path: Path, samples: int) -> Path:
+    """A store of the head's features of `cache` and their mirror images (along x, along y, both), in shards of 32."""
+    tokens = tuple(f"{position:032x}" for position in range(samples))
+    data = DataIdentity.of("mirrored", ("all",), tokens)
+    spec = cache.spec.model_copy(update={"data": data, "layers": (cache.spec.layer("head"),), "head_maps": {}})
+    with StoreWriter(path, spec, tokens, head_weights={}, software={}, layout=Layout()) as writer:
+        for shard in writer.missing_shards():
+            opened = writer.shard(shard)
+            for position in writer.positions(shard):
+                opened.add([_mirrored(cache, position)])
+            opened.commit()
+        writer.seal()
+    return path
+
+
+def _mirrored(cache: TeacherCache, position: int) -> StoredSample:
+    mirror, source = divmod(position, len(cache))
+    sample = cache[cache.tokens[source]]
+    head = sample.features["head"]
+    axes = [(), (-1,), (-2,), (-1, -2)][mirror % 4]
+    arrays = {
+        "features/head": np.ascontiguousarray(head.values.flip(axes).numpy()),
+        "features/head_scale": head.scale.numpy(),
+        "heatmap": np.ascontiguousarray(sample.heatmap.flip(axes).numpy()),
+        "canvas_mask": np.packbits(sample.canvas_mask.flip(axes).numpy(), axis=-1),
+    }
+    return StoredSample(arrays=arrays, distortion={"head": Distortion(values=head.values.numel())})
+
+
+def report(cache: TeacherCache, rounds: int) -> None:
+    """Print the times of all, taking turns over the same batches in a random order."""
+    order = random.Random(0).sample(list(cache.tokens), len(cache))
+    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    buffers = cache.buffers(BATCH, ["head"])
+    floor = Floor(cache, buffers)
+    rows = _ZarrRows(zarr.open_group(cache.path, mode="r"), floor.names)
+    row_of = {token: row for row, token in enumerate(cache.tokens)}
+    ways: dict[str, Callable[[], None]] = {
+        "floor": lambda: _each(batches, floor.read),
+        "floor, features alone": lambda: _each(batches, partial(floor.read, names=("features/head",))),
+        "this reader": lambda: _each(batches, partial(cache.read, out=buffers)),
+        "zarr-python": lambda: _each(batches, lambda batch: [rows[row_of[token]] for token in batch]),
+        "this reader, 1 thread ahead": lambda: _drain(cache, batches, threads=1),
+        "this reader, 2 threads ahead": lambda: _drain(cache, batches, threads=2),
+    }
+    times = {name: Times() for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            times[name].add(way, len(cache), warm_up=turn == 0)
+    bytes_read = floor.bytes / len(cache)
+    lines = [(name, spread(t.wall), spread(t.process), ratio(t.wall, times["floor"].wall)) for name, t in times.items()]
+    title = f"read: {len(cache)} samples from a warm page cache, {bytes_read / 1e6:.2f} MB each, ms a sample"
+    show(title, ("", "wall", "process", "of the floor"), lines)
+
+
+class Times:
+    """Milliseconds a sample, by turn."""
+
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+        self.process: list[float] = []
+
+    def add(self, work: Callable[[], None], samples: int, warm_up: bool) -> None:
+        """Time `work`."""
+        wall, process = time.perf_counter(), time.process_time()
+        work()
+        if not warm_up:
+            self.wall.append(1e3 * (time.perf_counter() - wall) / samples)
+            self.process.append(1e3 * (time.process_time() - process) / samples)
+
+
+class Floor:
+    """What no reader of the same bytes can avoid: a pread and a decompression for each chunk, no check, files open."""
+
+    def __init__(self, cache: TeacherCache, buffers: TeacherBatch) -> None:
+        reader = ShardReader(cache.path, cache.attributes)
+        head = buffers.features["head"]
+        packed = np.empty((BATCH, *reader.arrays["canvas_mask"].shape), np.uint8)
+        self._out = {
+            "features/head": head.values.numpy(),
+            "features/head_scale": head.scale.numpy(),
+            "heatmap": buffers.heatmap.numpy(),
+            "canvas_mask": packed,
+        }
+        self.names, self.bytes = tuple(self._out), 0
+        self._places: dict[tuple[str, str], tuple[int, int, int]] = {}
+        for shard in cache.committed_shards():
+            chunks = cache.chunks_of(shard)
+            for name in self.names:
+                file = os.open(cache.path / reader.arrays[name].key(shard), os.O_RDONLY)
+                index = reader.index(reader.arrays[name], shard)
+                for chunk in chunks:
+                    offset, size = index[chunk.number].tolist()
+                    self._places[chunk.token, name] = file, offset, size - CHECKSUM_BYTES
+                    self.bytes += size
+
+    def read(self, tokens: Sequence[str], names: Sequence[str] | None = None) -> None:
+        """Read into the buffers."""
+        for row, token in enumerate(tokens):
+            for name in names or self.names:
+                file, offset, size = self._places[token, name]
+                zstd.decompress(os.pread(file, size, offset), self._out[name][row])
+
+
+class _ZarrRows:
+    """The same arrays' rows by zarr-python's own indexing."""
+
+    def __init__(self, group: zarr.Group, names: Sequence[str]) -> None:
+        self._arrays: list[Any] = [group[name] for name in names]
+
+    def __getitem__(self, row: int) -> list[Any]:
+        return [array[row, 0] for array in self._arrays]
+
+
+def _each(batches: Sequence[Sequence[str]], read: Callable[[Sequence[str]], object]) -> None:
+    for batch in batches:
+        read(batch)
+
+
+def _drain(cache: TeacherCache, batches: Sequence[Sequence[str]], threads: int) -> None:
+    for _ in prefetched(cache, batches, BATCH, layers=["head"], threads=threads):
+        pass

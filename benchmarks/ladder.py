@@ -1,0 +1,140 @@
+"""What each codec costs and keeps: bytes, error, and the mAP of the teacher's own head on what is read back."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from jaxtyping import Float
+from numcodecs import zstd
+from torch import Tensor
+
+from cache.codec import Distortion, encode, measure
+from cache.frames import Frames
+from cache.probe import PreparedFrames
+from cache.shards import CHECKSUM_BYTES, pack_chunk
+from cache.spec import CodecSpec
+from cache.teacher import Mmdet3dTeacher
+from student.evaluate import Metrics, evaluate
+from student.head import Detections, decode
+
+ANY = 0.1
+"""A budget that stops nothing."""
+CODECS = (
+    CodecSpec(kind="float16"),
+    *(CodecSpec(bits=bits, min_sqnr_db=ANY) for bits in (8, 7, 6, 5, 4)),
+    *(CodecSpec(bits=bits, companding=0.7, min_sqnr_db=ANY) for bits in (6, 5, 4)),
+    *(CodecSpec(target_sqnr_db=target, min_sqnr_db=ANY) for target in (38, 34, 30, 26, 24, 22, 21, 20)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A codec on some samples; sizes are means, with scales, checksums and places in the index; times are medians."""
+
+    codec: CodecSpec
+    bytes: float
+    float32_bytes: int
+    distortion: Distortion
+    encode_ms: float
+    decompress_ms: float
+
+    @property
+    def smaller(self) -> float:
+        """float32's bytes / these."""
+        return self.float32_bytes / self.bytes
+
+    @property
+    def name(self) -> str:
+        """The codec, in a few words."""
+        codec = self.codec
+        if codec.kind == "float16":
+            return "float16"
+        if codec.target_sqnr_db is not None:
+            return f"one step for {codec.target_sqnr_db:g} dB"
+        return f"{codec.bits} bits" + ("" if codec.companding == 1 else f", companding {codec.companding:g}")
+
+
+def layer_of(teacher: Mmdet3dTeacher, frames: Frames, positions: range, layer: str) -> Float[Tensor, "B C H W"]:
+    """The live teacher's features of some frames."""
+    prepared = PreparedFrames.of(frames, teacher)
+    with torch.inference_mode():
+        return torch.cat([teacher([prepared[position]]).layers[layer] for position in positions])
+
+
+def climb(features: Float[Tensor, "B C H W"], level: int = 1) -> Iterator[Rung]:
+    """Try all codecs, each sample as the store would hold it."""
+    for codec in CODECS:
+        sizes, encoding, decompressing, total = [], [], [], Distortion()
+        for sample in features.split(1):
+            began = time.perf_counter()
+            encoded = encode(sample, codec)
+            encoding.append(time.perf_counter() - began)
+            total += measure(sample, encoded)[0]
+            values = encoded.values[0].numpy()
+            packed = pack_chunk(values, level)
+            scales = 0 if codec.kind == "float16" else len(pack_chunk(encoded.scale.numpy(), level)) + 16
+            sizes.append(len(packed) + 16 + scales)
+            out = np.empty_like(values)
+            began = time.perf_counter()
+            zstd.decompress(packed[:-CHECKSUM_BYTES], out)
+            decompressing.append(time.perf_counter() - began)
+        yield Rung(
+            codec=codec,
+            bytes=float(np.mean(sizes)),
+            float32_bytes=4 * features[0].numel(),
+            distortion=total,
+            encode_ms=1e3 * float(np.median(encoding)),
+            decompress_ms=1e3 * float(np.median(decompressing)),
+        )
+
+
+def read_back(features: Float[Tensor, "B C H W"], codec: CodecSpec) -> Float[Tensor, "B C H W"]:
+    """The features as a reader of the store would see them."""
+    return torch.cat([encode(sample, codec).decode() for sample in features.split(1)])
+
+
+def head_metrics(teacher: Mmdet3dTeacher, features: Float[Tensor, "B C H W"], frames: Frames) -> Metrics:
+    """The official metrics of the teacher's own head on these features of all frames of a split."""
+    found = list(_detections(teacher, features))
+    with tempfile.TemporaryDirectory() as folder:
+        return evaluate(zip(frames.tokens, found, strict=True), frames, Path(folder), "lidar")
+
+
+@torch.inference_mode()
+def _detections(teacher: Mmdet3dTeacher, features: Float[Tensor, "B C H W"]) -> Iterator[Detections]:
+    identity = teacher.identity
+    for sample in features.split(1):
+        tasks = [levels[0] for levels in teacher.network.pts_bbox_head([sample])]
+        heatmap = torch.cat([task["heatmap"] for task in tasks], dim=1).sigmoid()
+        maps = {name: torch.stack([task[name] for task in tasks], dim=1) for name in tasks[0] if name != "heatmap"}
+        yield from decode(heatmap, maps, teacher.heatmap_grid, identity.tasks, identity.decoding)
+
+
+def plot(ladders: dict[str, list[Rung]], path: Path) -> None:
+    """Draw error against size, one curve for each way to choose the steps."""
+    figure, axes = plt.subplots(1, len(ladders), figsize=(5.5 * len(ladders), 4), squeeze=False, layout="constrained")
+    for axis, (title, rungs) in zip(axes[0], ladders.items(), strict=True):
+        for label, chosen in _families(rungs).items():
+            points = sorted((rung.smaller, rung.distortion.sqnr_db) for rung in chosen)
+            axis.plot(*zip(*points, strict=True), "o-", label=label)
+        axis.set(title=title, xlabel="times smaller than float32", ylabel="SQNR, dB")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _families(rungs: list[Rung]) -> dict[str, list[Rung]]:
+    coded = [rung for rung in rungs if rung.codec.kind != "float16"]
+    own = [rung for rung in coded if rung.codec.target_sqnr_db is None]
+    return {
+        "a step for each channel": [rung for rung in own if rung.codec.companding == 1],
+        "the same, companded": [rung for rung in own if rung.codec.companding != 1],
+        "one step for all channels": [rung for rung in coded if rung.codec.target_sqnr_db is not None],
+    }
