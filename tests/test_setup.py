@@ -1,0 +1,60 @@
+"""The set-up script, as far as it can be run without installing anything."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What the set-up script reads, without a .venv."""
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def setup(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [folder / ".ci" / "setup"], env=os.environ | environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_missing_python_is_said_clearly(checkout: Path) -> None:
+    run = setup(checkout, PYTHON="/bin/false")
+    assert run.returncode == 1
+    assert "Python 3.11 is needed and was not found (looked for: /bin/false)" in run.stderr
+    assert "make setup PYTHON=" in run.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_nothing_is_done_when_nothing_changed(checkout: Path) -> None:
+    parts = [
+        checkout / "pyproject.toml",
+        *(checkout / ".ci" / name for name in ("constraints.txt", "setup", "build-mmcv")),
+    ]
+    content = b"".join(part.read_bytes() for part in parts)
+    done = subprocess.run(["sha256sum"], input=content, capture_output=True, check=True).stdout
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / ".setup-done").write_bytes(done)
+    run = setup(checkout, PYTHON="/bin/false")
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_a_kept_wheel_is_reused(checkout: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho mmcv-key\n")
+    python.chmod(0o755)
+    wheel = tmp_path / "kept" / "offline-distillbev" / "mmcv-key" / "mmcv-2.1.0-cp311-cp311-linux_x86_64.whl"
+    wheel.parent.mkdir(parents=True)
+    wheel.touch()
+    run = subprocess.run(
+        [checkout / ".ci" / "build-mmcv", python],
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "kept")},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert run.stdout.strip() == str(wheel)
