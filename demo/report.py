@@ -22,9 +22,6 @@ from cache.reader import TeacherCache
 from cache.report import figure
 from cache.spec import PointPipeline
 
-SHOWN_SCORE = 0.3
-"""Boxes with lower scores are left out of the pictures."""
-
 COLOURS = {"ground truth": "#1b9e3e", "teacher": "#1f5fd0", "student": "#e08a00", "distilled": "#d01c5b"}
 
 
@@ -79,13 +76,15 @@ def _json(path: Path) -> dict:
 
 
 def _detections(folder: Path, frame: Frame) -> Float[np.ndarray, "M 7"]:
-    """x, y, z (bottom), dx, dy, dz, yaw_rad in the LiDAR frame of the boxes worth showing, from results_nusc.json."""
+    """x, y, z (bottom), dx, dy, dz, yaw_rad in the LiDAR frame, from results_nusc.json.
+
+    The surest ones, as many as there are objects: how sure a detector is varies with how long it was trained.
+    """
     results = _json(folder / "evaluation" / "results_nusc.json")["results"][frame.token]
+    results.sort(key=lambda result: -result["detection_score"])
     to_lidar = np.linalg.inv(frame.lidar_to_global)
     boxes = []
-    for result in results:
-        if result["detection_score"] < SHOWN_SCORE:
-            continue
+    for result in results[: len(frame.boxes)]:
         width, length, height = result["size"]
         center = to_lidar[:3, :3] @ result["translation"] + to_lidar[:3, 3]
         heading = to_lidar[:3, :3] @ Quaternion(result["rotation"]).rotation_matrix[:, 0]
@@ -115,7 +114,7 @@ def _draw_bev(frame: Frame, found: dict[str, Float[np.ndarray, "M 7"]], path: Pa
         axis.scatter(points[:, 0], points[:, 1], s=0.4, c="#9a9a9a", linewidths=0)
         _outline(axis, frame.boxes, "ground truth")
         _outline(axis, boxes, name)
-        axis.set(aspect="equal", xlim=(-30, 30), ylim=(-30, 30), xlabel="x (m)", title=f"{name}: {len(boxes)} boxes")
+        axis.set(aspect="equal", xlim=(-24, 24), ylim=(-24, 24), xlabel="x (m)", title=name)
         axis.legend(loc="upper right")
     axes[0].set_ylabel("y (m)")
     picture.savefig(path, dpi=110)
@@ -140,7 +139,7 @@ def _draw_cameras(frame: Frame, boxes: Float[np.ndarray, "M 7"], path: Path) -> 
         height, width = camera.size
         axis.set(xlim=(0, width), ylim=(height, 0), title=camera.name)
         axis.axis("off")
-    picture.suptitle("green: ground truth, red: distilled student")
+    picture.suptitle("green: ground truth; red: what the distilled student is surest of")
     picture.savefig(path, dpi=100)
     plt.close(picture)
 

@@ -6,6 +6,7 @@ import resource
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -37,6 +38,7 @@ LAST = "last.ckpt"
 
 # Lightning's own remarks (devices, tips, loggers) hide ours; its warnings stay.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of Lightning's own call of torch
 
 
 @dataclass(frozen=True, kw_only=True)
