@@ -181,10 +181,7 @@ def train_student(
 
     settings = load_yaml(config, StudentConfig, overrides or ())
     summary = train_student(settings, data, cache or [], out or Path("runs") / config.stem, resume)
-    _say(
-        f"{summary.steps} steps, {summary.seconds_per_step:.2f} s a step, peak memory {summary.peak_memory_mb:.0f} MB, "
-        f"final loss {summary.final_loss:.2f}\ncheckpoint: {summary.checkpoint}"
-    )
+    _say(summary)
 
 
 @app.command()

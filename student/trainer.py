@@ -46,14 +46,19 @@ class TrainingSummary:
     """What a training cost; written to summary.json.
 
     peak_memory_mb: of the training process: CUDA memory where a GPU trained, resident memory otherwise.
-    seconds_per_step: median over the steps after the first two, data loading included.
+    seconds_per_step: median over the steps after the first two, data loading included; None where there are none.
     """
 
     steps: int
-    seconds_per_step: float
+    seconds_per_step: float | None
     peak_memory_mb: float
     final_loss: float
     checkpoint: str
+
+    def __str__(self) -> str:
+        pace = "" if self.seconds_per_step is None else f"{self.seconds_per_step:.2f} s a step, "
+        cost = f"{self.steps} steps, {pace}peak memory {self.peak_memory_mb:.0f} MB, final loss {self.final_loss:.2f}"
+        return f"{cost}\ncheckpoint: {self.checkpoint}"
 
 
 class StudentModule(lightning.LightningModule):
@@ -171,7 +176,7 @@ class _Cost(Callback):
         steps = [after - before for before, after in zip(self.ends[1:], self.ends[2:], strict=False)]
         return TrainingSummary(
             steps=trainer.global_step,
-            seconds_per_step=statistics.median(steps) if steps else float("nan"),
+            seconds_per_step=statistics.median(steps) if steps else None,
             peak_memory_mb=_peak_memory_mb(),
             final_loss=float(trainer.callback_metrics["loss"]),
             checkpoint=str(checkpoint),
