@@ -9,6 +9,8 @@ from jaxtyping import install_import_hook
 install_import_hook(["cache", "student", "demo"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from cache.frames import Frames  # noqa: E402
+from demo.config import WorldConfig  # noqa: E402
+from demo.world import make_world  # noqa: E402
 
 ONE_FRAME = Path(__file__).parent.parent.parent / "shared" / "nuscenes-one-frame"
 
@@ -25,3 +27,14 @@ def real_root() -> Path:
 def real_frames(real_root: Path) -> Frames:
     """The real key frame as the only frame of mini_train."""
     return Frames(root=real_root, version="v1.0-mini", splits=("mini_train",))
+
+
+@pytest.fixture(scope="session")
+def made_frames(tmp_path_factory: pytest.TempPathFactory) -> Frames:
+    """The two frames of mini_train of a tiny made-up world."""
+    root = tmp_path_factory.mktemp("made-frames") / "world"
+    size = WorldConfig(
+        train_scenes=1, val_scenes=1, key_frames=2, past_sweeps=1, image_size=(144, 256), lidar_azimuths=360
+    )
+    make_world(root, size, processes=1)
+    return Frames(root=root, version="v1.0-mini", splits=("mini_train",))

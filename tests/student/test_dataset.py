@@ -16,33 +16,40 @@ CONFIG = StudentConfig.model_validate({"image": {"size": (128, 352)}, "detector"
 
 
 @pytest.fixture
-def camera(real_frames: Frames) -> Camera:
-    return real_frames[0].cameras[1]
+def camera(made_frames: Frames) -> Camera:
+    return made_frames[0].cameras[1]
 
 
-def test_a_batch_has_the_promised_shapes(real_frames: Frames) -> None:
-    dataset = StudentDataset(real_frames, CONFIG, times=2)
-    batch = collate([dataset[0], dataset[Draw(index=0, seed=(1, 2, 3))]])
+def test_a_batch_has_the_promised_shapes(made_frames: Frames) -> None:
+    dataset = StudentDataset(made_frames, CONFIG, times=2)
+    batch = collate([dataset[0], dataset[Draw(index=1, seed=(1, 2, 3))]])
     assert batch.images.shape == (2, 2, 6, 3, 128, 352)
     assert batch.images.dtype == torch.uint8
     assert batch.depth_m.shape == (2, 6, 8, 22)
-    assert batch.tokens == real_frames.tokens * 2
-    assert batch.boxes[0].shape == (65, 9)
-    # The scene's first frame is its own history: no ego motion.
-    torch.testing.assert_close(batch.to_current, torch.eye(4).expand(2, 2, 4, 4), atol=1e-5, rtol=0)
+    assert batch.tokens == made_frames.tokens
+    assert batch.boxes[0].shape == (len(made_frames[0].boxes), 9)
 
 
-def test_a_seed_decides_every_draw(real_frames: Frames) -> None:
-    dataset = StudentDataset(real_frames, CONFIG)
+def test_history_moves_with_the_ego(made_frames: Frames) -> None:
+    first, second = (StudentDataset(made_frames, CONFIG, times=2)[index].to_current[0] for index in (0, 1))
+    # The scene's first frame is its own history.
+    torch.testing.assert_close(first, torch.eye(4).expand(2, 4, 4), atol=1e-4, rtol=0)
+    moved = np.linalg.inv(made_frames[1].lidar_to_global) @ made_frames[0].lidar_to_global
+    torch.testing.assert_close(second[1], torch.from_numpy(moved).float(), atol=1e-4, rtol=1e-4)
+    assert second[1, :2, 3].norm() > 0.5
+
+
+def test_a_seed_decides_every_draw(made_frames: Frames) -> None:
+    dataset = StudentDataset(made_frames, CONFIG)
     same, again, other = (dataset[Draw(index=0, seed=(0, 0, seed))] for seed in (5, 5, 6))
     assert torch.equal(same.images, again.images)
     assert torch.equal(same.image_matrix, again.image_matrix)
     assert not torch.equal(same.image_matrix, other.image_matrix)
 
 
-def test_depth_is_the_nearest_point_of_a_patch(real_frames: Frames) -> None:
-    frame, camera_index = real_frames[0], 1
-    sample = StudentDataset(real_frames, CONFIG)[0]
+def test_depth_is_the_nearest_point_of_a_patch(made_frames: Frames) -> None:
+    frame, camera_index = made_frames[0], 1
+    sample = StudentDataset(made_frames, CONFIG)[0]
     matrices = [matrix.double().numpy() for matrix in sample.image_matrix[0, 0]]
     depth = project_depth(frame, matrices, CONFIG)[camera_index]
     camera = frame.cameras[camera_index]
@@ -65,9 +72,9 @@ def test_a_reduced_image_keeps_its_geometry(camera: Camera) -> None:
     full, identity = read_image(camera, scale=1.0)
     half, to_original = read_image(camera, scale=0.5)
     np.testing.assert_allclose(identity, np.eye(3))
-    assert half.shape == (450, 800, 3)
+    assert half.shape == (72, 128, 3)
     np.testing.assert_allclose(to_original @ (0, 0, 1), (0.5, 0.5, 1))
-    blocks = full.reshape(450, 2, 800, 2, 3).mean(axis=(1, 3))
+    blocks = full.reshape(72, 2, 128, 2, 3).mean(axis=(1, 3))
     assert np.abs(blocks - half).mean() < 2
 
 
@@ -95,8 +102,8 @@ def test_a_missing_image_is_named(camera: Camera, tmp_path: Path) -> None:
 
 def test_an_image_of_another_size_is_refused(camera: Camera, tmp_path: Path) -> None:
     shutil.copy(camera.path, tmp_path / "image.jpg")
-    with pytest.raises(DataError, match=r"got 1600 x 900; expected 800 x 450"):
-        read_image(replace(camera, path=tmp_path / "image.jpg", size=(450, 800)), 0.5)
+    with pytest.raises(DataError, match=r"got 256 x 144; expected 128 x 72"):
+        read_image(replace(camera, path=tmp_path / "image.jpg", size=(72, 128)), 0.5)
 
 
 def test_the_sequence_is_one_for_any_number_of_ranks() -> None:
