@@ -99,7 +99,7 @@ class Frames(Sequence[Frame]):
 
     def __getitem__(self, key: int | str) -> Frame:  # type: ignore[override]
         token = self.tokens[key] if isinstance(key, int) else key
-        sample = self.tables.get("sample", token)
+        sample = self._sample(token)
         lidar = self.tables.get("sample_data", sample["data"]["LIDAR_TOP"])
         lidar_to_ego, ego_to_global = self._sensor_to_ego(lidar), self._ego_to_global(lidar)
         global_to_lidar = np.linalg.inv(ego_to_global @ lidar_to_ego)
@@ -119,6 +119,17 @@ class Frames(Sequence[Frame]):
 
     def __iter__(self) -> Iterator[Frame]:
         return (self[token] for token in self.tokens)
+
+    def _sample(self, token: str) -> dict:
+        try:
+            return self.tables.get("sample", token)
+        except KeyError:
+            raise DataError(
+                "the tables hold no such key frame",
+                where=f"{self.root}, {self.version}",
+                got=token,
+                cure="Check the token, or open the version that it belongs to",
+            ) from None
 
     def _sensor_to_ego(self, data: dict) -> Matrix:
         return _pose(self.tables.get("calibrated_sensor", data["calibrated_sensor_token"]))

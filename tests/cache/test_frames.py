@@ -254,3 +254,8 @@ def test_a_past_rotation_is_placed_as_by_mmdet3d(tmp_path: Path, tables: Tables,
     ours = frame.sweeps[2].to_key
     np.testing.assert_allclose(ours[:3, :3], theirs["sensor2lidar_rotation"], atol=1e-9)
     np.testing.assert_allclose(ours[:3, 3], theirs["sensor2lidar_translation"], atol=1e-9)
+
+
+def test_an_unknown_token_is_named(made_frames: Frames) -> None:
+    with pytest.raises(DataError, match=r"the tables hold no such key frame .*; got nonsense"):
+        made_frames["nonsense"]
