@@ -84,8 +84,8 @@ def _samples(cache: TeacherCache, dtype: torch.dtype) -> Iterator[Sample]:
 def _row(
     name: str, fidelity: str, path: Path, begin: Callable[[], Iterable[Any]], samples: int, epochs: int
 ) -> tuple[str, ...]:
-    stored = sum(file.stat().st_size for file in _files(path)) / samples
     times = _run(path, begin, samples, epochs)
+    stored = sum(file.stat().st_size for file in _files(path)) / samples  # some formats leave unpacked copies
     row = name, fidelity, f"{stored / 1e6:.2f}", spread(times.warm_ms), spread(times.cold_ms)
     print(f"measured {', '.join(row)}", flush=True)
     return *row, f"{times.disk_bytes / 1e6:.2f}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numcodecs import zstd
+from torch import Tensor
 
 from benchmarks.tables import ratio, show, spread
 from cache.codec import Distortion
@@ -23,10 +24,12 @@ from cache.store import Layout, StoredSample
 from cache.writer import StoreWriter
 
 BATCH = 4
+IMAGES = 8
+"""Of a square: four turns, each as it is and mirrored."""
 
 
-def mirrored(cache: TeacherCache, path: Path, samples: int) -> Path:
-    """A store of the head's features of `cache` and their mirror images (along x, along y, both), in shards of 32."""
+def turned(cache: TeacherCache, path: Path, samples: int) -> Path:
+    """A store of the head's features of `cache`, their quarter turns, and the mirror images of all, in shards of 32."""
     tokens = tuple(f"{position:032x}" for position in range(samples))
     data = DataIdentity.of("mirrored", ("all",), tokens)
     spec = cache.spec.model_copy(update={"data": data, "layers": (cache.spec.layer("head"),), "head_maps": {}})
@@ -34,22 +37,26 @@ def mirrored(cache: TeacherCache, path: Path, samples: int) -> Path:
         for shard in writer.missing_shards():
             opened = writer.shard(shard)
             for position in writer.positions(shard):
-                opened.add([_mirrored(cache, position)])
+                opened.add([_turned(cache, position)])
             opened.commit()
         writer.seal()
     return path
 
 
-def _mirrored(cache: TeacherCache, position: int) -> StoredSample:
-    mirror, source = divmod(position, len(cache))
+def _turned(cache: TeacherCache, position: int) -> StoredSample:
+    image, source = divmod(position, len(cache))
     sample = cache[cache.tokens[source]]
     head = sample.features["head"]
-    axes = [(), (-1,), (-2,), (-1, -2)][mirror % 4]
+
+    def turn(maps: Tensor) -> Tensor:
+        maps = maps.rot90(image % 4, (-2, -1))
+        return (maps.flip(-1) if image % IMAGES >= 4 else maps).contiguous()
+
     arrays = {
-        "features/head": np.ascontiguousarray(head.values.flip(axes).numpy()),
+        "features/head": turn(head.values).numpy(),
         "features/head_scale": head.scale.numpy(),
-        "heatmap": np.ascontiguousarray(sample.heatmap.flip(axes).numpy()),
-        "canvas_mask": np.packbits(sample.canvas_mask.flip(axes).numpy(), axis=-1),
+        "heatmap": turn(sample.heatmap).numpy(),
+        "canvas_mask": np.packbits(turn(sample.canvas_mask).numpy(), axis=-1),
     }
     return StoredSample(arrays=arrays, distortion={"head": Distortion(values=head.values.numel())})
 

@@ -115,16 +115,15 @@ def _detections(teacher: Mmdet3dTeacher, features: Float[Tensor, "B C H W"]) -> 
         yield from decode(heatmap, maps, teacher.heatmap_grid, identity.tasks, identity.decoding)
 
 
-def plot(ladders: dict[str, list[Rung]], path: Path) -> None:
+def plot(rungs: list[Rung], title: str, path: Path) -> None:
     """Draw error against size, one curve for each way to choose the steps."""
-    figure, axes = plt.subplots(1, len(ladders), figsize=(5.5 * len(ladders), 4), squeeze=False, layout="constrained")
-    for axis, (title, rungs) in zip(axes[0], ladders.items(), strict=True):
-        for label, chosen in _families(rungs).items():
-            points = sorted((rung.smaller, rung.distortion.sqnr_db) for rung in chosen)
-            axis.plot(*zip(*points, strict=True), "o-", label=label)
-        axis.set(title=title, xlabel="times smaller than float32", ylabel="SQNR, dB")
-        axis.grid(alpha=0.3)
-        axis.legend()
+    figure, axis = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    for label, chosen in _families(rungs).items():
+        points = sorted((rung.smaller, rung.distortion.sqnr_db) for rung in chosen)
+        axis.plot(*zip(*points, strict=True), "o-", label=label)
+    axis.set(title=title, xlabel="times smaller than float32", ylabel="SQNR, dB")
+    axis.grid(alpha=0.3)
+    axis.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -187,7 +187,7 @@ def _write_litdata(folder: Path, samples: Iterable[Sample]) -> None:
 
 def _open_litdata(folder: Path, order: Sequence[int]) -> Iterable[Any]:
     litdata = importlib.import_module("litdata")
-    dataset = litdata.StreamingDataset(str(folder), shuffle=True)
+    dataset = litdata.StreamingDataset(str(folder), cache_dir=str(folder / "cache"), shuffle=True)
     return litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True)
 
 
