@@ -19,11 +19,6 @@ def spatial_attention(energy: Map, temperature: float) -> Map:
     return (torch.softmax(energy.flatten(1) / temperature, dim=1) * height * width).view(batch, height, width)
 
 
-def channel_attention(energy: Float[Tensor, "B C"], temperature: float) -> Float[Tensor, "B C"]:
-    """Softmax over channels of the mean absolute value over cells / t, times C."""
-    return torch.softmax(energy / temperature, dim=1) * energy.shape[1]
-
-
 def joint_attention(
     kind: SpatialAttention, teacher: Map, student: Map, temperature: float, student_ratio: float = 1.0
 ) -> Map:

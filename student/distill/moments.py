@@ -45,7 +45,7 @@ def moments(
 
     Args:
         teacher: float features, or features as the cache stores them.
-        channel_temperature: t of the channel attention, softmax over c of mean_hw |T| / t, times C.
+        channel_temperature: t of the channel attention, C softmax over channels of (mean over cells of |T| / t).
     """
     stored = teacher if isinstance(teacher, Encoded) else None
     values = teacher.values if isinstance(teacher, Encoded) else teacher

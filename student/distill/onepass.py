@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cache.codec import Encoded
-from student.distill.attention import channel_attention
 from student.distill.criteria import SLOPES, VALUES
 from student.distill.term_configs import Criterion
 from student.distill.threads import for_each
 
-BLOCK = {"cpu": 2**18}
-"""Elements of a block: 1 MB of float32 on a CPU."""
+BLOCK = {"cpu": 2**19}
+"""Elements of a block: 2 MB of float32 on a CPU."""
 DEVICE_BLOCK = 2**20
 """On other devices: large enough to keep them busy, small beside a batch of features."""
 
@@ -38,9 +37,9 @@ class OnePass(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         pairs = _pairs(student, values, stored)
         sums = _for_each(pairs, lambda index, pair: _sum_up(pair, criterion, temperature))
-        *maps, ours, theirs, energy = (torch.stack(part) for part in zip(*sums, strict=True))
+        *maps, ours, theirs, attention = (torch.stack(part) for part in zip(*sums, strict=True))
         maps = [part.unflatten(1, student.shape[2:]) for part in maps]
-        ctx.save_for_backward(student, values, channel_attention(energy, temperature))
+        ctx.save_for_backward(student, values, attention)
         ctx.stored, ctx.criterion = stored, criterion
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*maps[4:])
@@ -149,13 +148,14 @@ def _for_each(pairs: list[_Pair], work: Callable[[int, _Pair], Result]) -> list[
 
 @torch.no_grad()
 def _sum_up(pair: _Pair, criterion: Criterion, temperature: float) -> list[Tensor]:
-    """The six maps, (cells,), and the three vectors, (C,): sums of student and teacher, and the teacher's energy."""
+    """The six maps, (cells,), and three vectors, (C,): sums of student and teacher, and the channel attention
+    C softmax(mean over cells of |T| / t)."""
     positive = pair.stored is not None and pair.stored.codec.kind == "unsigned"
-    error, weighted, our_sum, their_sum, our_energy, their_energy = pair.scale.new_zeros(6, pair.cells)
-    vectors: list[list[Tensor]] = [[], [], []]
-    # The softmax over all channels, block by block: `mass` is its sum so far, relative to its largest term so far.
-    peak, mass, room = pair.scale.new_full((), -torch.inf), pair.scale.new_zeros(()), pair.scratch()
-    for (ours, codes), scale in zip(pair.blocks(), pair.split(pair.scale), strict=True):
+    our_sum, their_sum, our_energy, their_energy = pair.scale.new_zeros(4, pair.cells)
+    scales = pair.split(pair.scale)
+    ours_by_channel, theirs_by_channel, logits = [], [], []
+    errors, room = pair.scale.new_empty(len(scales), 2, pair.cells), pair.scratch()
+    for (ours, codes), scale, error in zip(pair.blocks(), scales, errors, strict=True):
         work, ones = room[: len(ours)], torch.ones_like(scale)
         our_sum.addmv_(ours.T, ones)
         their_sum.addmv_(codes.T, scale)
@@ -165,18 +165,18 @@ def _sum_up(pair: _Pair, criterion: Criterion, temperature: float) -> list[Tenso
             sizes = torch.abs(codes, out=work)
             their_energy.addmv_(sizes.T, scale)
             size = sizes.sum(1) * scale
-        energy = size / pair.cells
-        for found, part in zip(vectors, (ours.sum(1), total, energy), strict=True):
-            found.append(part)
-        errors = VALUES[criterion](torch.addcmul(ours, codes, scale[:, None], value=-1, out=work))
-        error.addmv_(errors.T, ones)
-        higher = torch.maximum(peak, energy.max() / temperature)
-        share, fade, peak = (energy / temperature - higher).exp(), (peak - higher).exp(), higher
-        weighted.mul_(fade).addmv_(errors.T, share)
-        mass = mass * fade + share.sum()
-    weighted.mul_(len(pair.student) / mass)
-    maps = error, weighted, our_sum, their_sum, our_energy, their_sum if positive else their_energy
-    return [*maps, *(torch.cat(parts) for parts in vectors)]
+        ours_by_channel.append(ours.sum(1))
+        theirs_by_channel.append(total)
+        # The attention's softmax is over the channels of all blocks: here it is relative to the block's largest term.
+        logits.append(size / (pair.cells * temperature))
+        weights = torch.stack([ones, (logits[-1] - logits[-1].max()).exp()])
+        difference = VALUES[criterion](torch.addcmul(ours, codes, scale[:, None], value=-1, out=work))
+        torch.mm(weights, difference, out=error)
+    attention = torch.softmax(torch.cat(logits), dim=0) * len(pair.student)
+    largest = torch.stack([part.max() for part in pair.split(attention)])
+    maps = errors[:, 0].sum(0), largest @ errors[:, 1], our_sum, their_sum, our_energy
+    vectors = torch.cat(ours_by_channel), torch.cat(theirs_by_channel), attention
+    return [*maps, their_sum if positive else their_energy, *vectors]
 
 
 @torch.no_grad()
