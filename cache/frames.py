@@ -174,7 +174,7 @@ class Frames(Sequence[Frame]):
             if name is None or annotation["num_lidar_pts"] + annotation["num_radar_pts"] == 0:
                 continue
             velocity = np.nan_to_num(self.tables.box_velocity(token))
-            boxes.append(_box_in_lidar(annotation, velocity, global_to_lidar))
+            boxes.append(box_in_lidar(annotation, velocity, global_to_lidar))
             labels.append(CLASSES.index(name))
         return np.asarray(boxes, dtype=np.float32).reshape(-1, 9), np.asarray(labels, dtype=np.int64)
 
@@ -231,8 +231,8 @@ def _pose(record: dict) -> Matrix:
     return transform_matrix(record["translation"], Quaternion(record["rotation"]))
 
 
-def _box_in_lidar(annotation: dict, velocity: Float[np.ndarray, "3"], global_to_lidar: Matrix) -> list[float]:
-    """x, y, z (bottom), dx, dy, dz, yaw, vx, vy of an annotation, in the LiDAR frame."""
+def box_in_lidar(annotation: dict, velocity: Float[np.ndarray, "3"], global_to_lidar: Matrix) -> list[float]:
+    """An annotation or a result of nuScenes as x, y, z (bottom), dx, dy, dz, yaw_rad, vx, vy in the LiDAR frame."""
     rotation = global_to_lidar[:3, :3]
     center = rotation @ annotation["translation"] + global_to_lidar[:3, 3]
     width, length, height = annotation["size"]

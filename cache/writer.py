@@ -112,7 +112,7 @@ class StoreWriter:
         _check_tokens(spec, tokens)
         self.path, self.spec, self.layout = Path(path), spec, layout
         self.arrays = sample_arrays(spec)
-        self._shards = part.shards(-(-len(tokens) // layout.samples_per_shard))
+        self._shards = part.shards(self._total())
         self._open: dict[int, ShardWriter] = {}
         self._leases: Leases | None = None
         try:

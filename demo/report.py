@@ -14,13 +14,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from pyquaternion import Quaternion
 
-from cache.frames import Camera, Frame, Frames
+from cache.frames import Camera, Frame, Frames, box_in_lidar
 from cache.points import load_points
 from cache.reader import TeacherCache
 from cache.report import figure
 from cache.spec import PointPipeline
+from student.nms import footprint_corners
 
 COLOURS = {"ground truth": "#1b9e3e", "teacher": "#1f5fd0", "student": "#e08a00", "distilled": "#d01c5b"}
 
@@ -83,27 +83,17 @@ def _detections(folder: Path, frame: Frame) -> Float[np.ndarray, "M 7"]:
     results = _json(folder / "evaluation" / "results_nusc.json")["results"][frame.token]
     results.sort(key=lambda result: -result["detection_score"])
     to_lidar = np.linalg.inv(frame.lidar_to_global)
-    boxes = []
-    for result in results[: len(frame.boxes)]:
-        width, length, height = result["size"]
-        center = to_lidar[:3, :3] @ result["translation"] + to_lidar[:3, 3]
-        heading = to_lidar[:3, :3] @ Quaternion(result["rotation"]).rotation_matrix[:, 0]
-        yaw_rad = np.arctan2(heading[1], heading[0])
-        boxes.append([*center[:2], center[2] - height / 2, length, width, height, yaw_rad])
+    shown = results[: len(frame.boxes)]
+    boxes = [box_in_lidar(result, np.array([*result["velocity"], 0.0]), to_lidar)[:7] for result in shown]
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 7)
 
 
 def corners_m(boxes: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M 8 3"]:
     """The corners of boxes: the bottom's four around, the front two first, then the top's four."""
-    around = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2
-    unit = np.concatenate([np.insert(around, 2, 0, axis=1), np.insert(around, 2, 1, axis=1)])
-    local = unit * boxes[:, None, 3:6]
-    cosine, sine = np.cos(boxes[:, None, 6]), np.sin(boxes[:, None, 6])
-    turned = np.stack(
-        [local[..., 0] * cosine - local[..., 1] * sine, local[..., 0] * sine + local[..., 1] * cosine, local[..., 2]],
-        -1,
-    )
-    return turned + boxes[:, None, :3]
+    around = np.roll(footprint_corners(boxes[:, [0, 1, 3, 4, 6]]), 1, axis=1)
+    bottom, top = boxes[:, 2], boxes[:, 2] + boxes[:, 5]
+    z = np.stack([bottom, top], axis=1).repeat(4, axis=1)
+    return np.concatenate([np.tile(around, (1, 2, 1)), z[..., None]], axis=-1)
 
 
 def _draw_bev(frame: Frame, found: dict[str, Float[np.ndarray, "M 7"]], path: Path) -> None:

@@ -129,13 +129,13 @@ class TeacherSource:
 
 def collate(samples: list[Batch], sources: tuple[TeacherSource, ...] = ()) -> Batch:
     """Join batches, and add what each teacher's cache holds of the same tokens, still encoded."""
-    joined: dict[str, Any] = {name: torch.cat([getattr(s, name) for s in samples]) for name in _TENSORS}
-    joined |= {name: sum((getattr(s, name) for s in samples), ()) for name in ("tokens", "boxes", "labels")}
+    joined = {f.name: _join([getattr(sample, f.name) for sample in samples]) for f in fields(Batch)}
     teachers = tuple(source.cache.read(joined["tokens"], layers=source.layers) for source in sources)
-    return Batch(**joined, teachers=teachers)
+    return Batch(**joined | {"teachers": teachers})
 
 
-_TENSORS = ("images", "intrinsics", "image_matrix", "camera_to_lidar", "to_current", "bev_matrix", "depth_m")
+def _join(values: list[Any]) -> Any:
+    return torch.cat(values) if isinstance(values[0], Tensor) else sum(values, ())
 
 
 class SeededSampler(Sampler[Draw]):

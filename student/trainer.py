@@ -136,6 +136,7 @@ def train_student(
     module = StudentModule(config, [source.cache.spec for source in sources])
     if config.distill is not None and config.distill.inherit_head:
         inherit_head(module.detector.head, sources[0].cache.head_weights())
+    _keep_earlier_log(out / "csv" / "metrics.csv")
     cost = _Cost()
     training = config.training
     trainer = lightning.Trainer(
@@ -198,13 +199,13 @@ def _checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
         raise ConfigError(
             "a training is there already", where=out, cure="Continue it with --resume, or give another --out"
         )
-    if not resume:
-        return None
-    # Lightning's CSV logger begins its file anew; what an earlier run logged is kept beside it.
-    log = out / "csv" / "metrics.csv"
+    return checkpoint if resume else None
+
+
+def _keep_earlier_log(log: Path) -> None:
+    """Lightning's CSV logger begins its file anew; what an earlier run logged is kept beside it."""
     if log.exists():
         log.rename(log.with_name(f"metrics-{len(list(log.parent.glob('metrics-*.csv')))}.csv"))
-    return checkpoint
 
 
 def _open_sources(config: StudentConfig, paths: Sequence[Path], frames: Frames) -> tuple[TeacherSource, ...]:

@@ -30,11 +30,17 @@ def real_frames(real_root: Path) -> Frames:
 
 
 @pytest.fixture(scope="session")
-def made_frames(tmp_path_factory: pytest.TempPathFactory) -> Frames:
-    """The two frames of mini_train of a tiny made-up world."""
-    root = tmp_path_factory.mktemp("made-frames") / "world"
+def made_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny made-up world: two frames of mini_train, two of mini_val."""
+    root = tmp_path_factory.mktemp("made") / "world"
     size = WorldConfig(
         train_scenes=1, val_scenes=1, key_frames=2, past_sweeps=1, image_size=(144, 256), lidar_azimuths=360
     )
     make_world(root, size, processes=1)
-    return Frames(root=root, version="v1.0-mini", splits=("mini_train",))
+    return root
+
+
+@pytest.fixture(scope="session")
+def made_frames(made_root: Path) -> Frames:
+    """The two frames of mini_train of the made-up world."""
+    return Frames(root=made_root, version="v1.0-mini", splits=("mini_train",))

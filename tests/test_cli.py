@@ -16,8 +16,6 @@ import pytest
 import yaml
 
 from cli import main
-from demo.config import WorldConfig
-from demo.world import make_world
 
 ROOT = Path(__file__).parent.parent
 TEACHER = ROOT / "configs" / "demo" / "teacher_model.py"
@@ -111,16 +109,12 @@ class Workshop:
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def workshop(made_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed (make setup)")
     base = tmp_path_factory.mktemp("workshop")
     made = Workshop(
-        world=base / "world", store=base / "teacher.zarr", student=base / "student.yaml", dump=base / "dump.yaml"
+        world=made_root, store=base / "teacher.zarr", student=base / "student.yaml", dump=base / "dump.yaml"
     )
-    size = WorldConfig(
-        train_scenes=1, val_scenes=1, key_frames=2, past_sweeps=1, image_size=(144, 256), lidar_azimuths=360
-    )
-    make_world(made.world, size)
     made.student.write_text(yaml.safe_dump(STUDENT))
     made.dump.write_text(yaml.safe_dump(DUMP))
     run = cli("dump-teacher", made.dump, "--data", made.world, "--random-weights", "--out", made.store)

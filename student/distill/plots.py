@@ -14,6 +14,7 @@ from torch import Tensor
 from cache.grid import BevGrid
 from student.distill.fgd import CellWeights
 from student.distill.regions import Regions
+from student.nms import footprint_corners
 
 REGION_COLOURS = {
     "true_negative": "#f2f2f2",
@@ -87,7 +88,5 @@ def _finish(axes: Axes, grid: BevGrid, boxes: Float[Tensor, "M D"] | None, title
 
 def outlines(boxes: Float[Tensor, "M D"]) -> Float[Tensor, "M 5 2"]:
     """The corners of boxes seen from above, in metres, the first one again at the end."""
-    corners = torch.tensor([[1, 1], [-1, 1], [-1, -1], [1, -1], [1, 1]], dtype=boxes.dtype, device=boxes.device) / 2
-    ahead, left = (corners * boxes[:, None, 3:5]).unbind(-1)
-    cos, sin = boxes[:, 6:7].cos(), boxes[:, 6:7].sin()
-    return torch.stack([ahead * cos - left * sin, ahead * sin + left * cos], dim=-1) + boxes[:, None, :2]
+    corners = torch.from_numpy(footprint_corners(boxes[:, [0, 1, 3, 4, 6]].detach().cpu().numpy()))
+    return torch.cat([corners, corners[:, :1]], dim=1).to(boxes)
