@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from cache.errors import DataError
 from cache.frames import Camera, Frame, Frames
@@ -136,30 +136,6 @@ def collate(samples: list[Batch], sources: tuple[TeacherSource, ...] = ()) -> Ba
 
 def _join(values: list[Any]) -> Any:
     return torch.cat(values) if isinstance(values[0], Tensor) else sum(values, ())
-
-
-class SeededSampler(Sampler[Draw]):
-    """The same global sequence of samples and draws for any number of workers and ranks.
-
-    Position p of epoch e is frame permutation[p] and carries the seed (seed, e, p); rank r of R takes the positions
-    r, r + R, ... of the longest run that all ranks share alike.
-    """
-
-    def __init__(self, length: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
-        self.length, self.seed, self.rank, self.ranks = length, seed, rank, ranks
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length // self.ranks
-
-    def __iter__(self) -> Iterator[Draw]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        for position in range(self.rank, len(self) * self.ranks, self.ranks):
-            yield Draw(index=int(order[position]), seed=(self.seed, self.epoch, position))
 
 
 def read_image(camera: Camera, scale: float) -> tuple[UInt8[np.ndarray, "H W 3"], Float[np.ndarray, "3 3"]]:

@@ -15,11 +15,11 @@ HOUSE = [
     ("cache", "codec durable shards store documents shard_writer writer shard_reader reader prefetch"),
     ("cache", "record probe dump plan verify report"),
     ("student.distill", "term_configs config"),
-    ("student", "config augment dataset backbones depth lift bev nms head targets detectors"),
+    ("student", "config augment dataset sampling backbones depth lift bev nms head targets detectors"),
     ("student.distill", "inherit threads adapters boxes criteria attention masks onepass moments regions losses"),
     ("student.distill", "relations responses"),
     ("student.distill", "views fgd terms objective plots"),
-    ("student", "checkpoint evaluate trainer"),
+    ("student", "checkpoint evaluate module callbacks trainer"),
     ("demo", "config road shapes actors light placing scene rays paint camera lidar shots files tables world"),
     ("demo", "report pipeline"),
 ]

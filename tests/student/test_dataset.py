@@ -10,7 +10,7 @@ from cache.errors import DataError
 from cache.frames import Camera, Frames
 from cache.points import load_points
 from student.config import StudentConfig
-from student.dataset import KEY_SWEEP_ONLY, Draw, SeededSampler, StudentDataset, collate, project_depth, read_image
+from student.dataset import KEY_SWEEP_ONLY, Draw, StudentDataset, collate, project_depth, read_image
 
 CONFIG = StudentConfig.model_validate({"image": {"size": (128, 352)}, "detector": {"image_stride": 16}})
 
@@ -104,21 +104,3 @@ def test_an_image_of_another_size_is_refused(camera: Camera, tmp_path: Path) -> 
     shutil.copy(camera.path, tmp_path / "image.jpg")
     with pytest.raises(DataError, match=r"got 256 x 144; expected 128 x 72"):
         read_image(replace(camera, path=tmp_path / "image.jpg", size=(72, 128)), 0.5)
-
-
-def test_the_sequence_is_one_for_any_number_of_ranks() -> None:
-    single = list(SeededSampler(13, seed=7))
-    assert sorted(draw.index for draw in single) == list(range(13))
-    for ranks in (2, 4):
-        parts = [list(SeededSampler(13, seed=7, rank=rank, ranks=ranks)) for rank in range(ranks)]
-        merged = [draw for together in zip(*parts, strict=True) for draw in together]
-        assert merged == single[: len(merged)]
-
-
-def test_epochs_differ_in_order_and_seed() -> None:
-    sampler = SeededSampler(20, seed=7)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert [draw.index for draw in first] != [draw.index for draw in second]
-    assert not {draw.seed for draw in first} & {draw.seed for draw in second}
