@@ -1,4 +1,4 @@
-"""Augmentation of images and of the BEV space, as the matrices that were realised.
+"""Augmentation of images, as the matrices that were realised; that of the BEV space is in cache.views.
 
 Pixel coordinates are those of pixel centres: (0, 0) is the centre of the first pixel.
 """
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from student.config import BevAugmentConfig, ImageConfig
+from student.config import ImageConfig
 
 Affine = Float[np.ndarray, "3 3"]
 
@@ -52,40 +52,6 @@ def warp_image(image: UInt8[np.ndarray, "H W 3"], matrix: Affine, size: tuple[in
 def reduced_pixels(factor_x: float, factor_y: float) -> Affine:
     """Pixels of an image decoded at 1 / factor of its size -> pixels of the original."""
     return _about_corner(np.diag([factor_x, factor_y, 1.0]))
-
-
-def bev_matrix(config: BevAugmentConfig, rng: np.random.Generator | None) -> Float[np.ndarray, "4 4"]:
-    """LiDAR -> augmented BEV: rotate, scale, then negate x and y with even odds, the order of the public code.
-
-    Args:
-        rng: where the draws come from; None for evaluation (the identity).
-    """
-    matrix = np.eye(4)
-    if rng is None:
-        return matrix
-    matrix[:2, :2] = _rotation(np.deg2rad(rng.uniform(*config.rotation_deg)))[:2, :2]
-    matrix[:3] *= rng.uniform(*config.scale)
-    if config.flip_x and rng.integers(2):
-        matrix[0] *= -1
-    if config.flip_y and rng.integers(2):
-        matrix[1] *= -1
-    return matrix
-
-
-def move_boxes(boxes: Float[np.ndarray, "M 9"], matrix: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "M 9"]:
-    """Boxes (x, y, z, dx, dy, dz, yaw_rad, vx, vy) under a similarity of the BEV space: a `bev_matrix`."""
-    linear = matrix[:3, :3]
-    scale = np.cbrt(abs(np.linalg.det(linear)))
-    heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6])], axis=-1) @ linear[:2, :2].T
-    return np.concatenate(
-        [
-            boxes[:, :3] @ linear.T + matrix[:3, 3],
-            boxes[:, 3:6] * scale,
-            np.arctan2(heading[:, 1], heading[:, 0])[:, None],
-            boxes[:, 7:9] @ linear[:2, :2].T,
-        ],
-        axis=1,
-    ).astype(np.float32)
 
 
 def _about_corner(matrix: Affine) -> Affine:

@@ -10,6 +10,7 @@ from cache.errors import ConfigError
 from cache.grid import BevGrid
 from cache.spec import Decoding
 from cache.strict import Strict
+from cache.views import BevAugmentConfig
 from student.distill.config import DistillConfig
 
 TASKS = (
@@ -49,18 +50,6 @@ class ImageConfig(Strict):
     flip: bool = True
     crop_height: tuple[float, float] = (0.0, 0.0)
     """Fraction of the resized image below the crop, drawn at training time."""
-
-
-class BevAugmentConfig(Strict):
-    """Augmentation of the BEV space, with the public ranges; off unless asked for.
-
-    A canonical cache is right only without it: then points, boxes, cameras and cached features share one frame.
-    """
-
-    rotation_deg: tuple[float, float] = (0.0, 0.0)
-    scale: tuple[float, float] = (1.0, 1.0)
-    flip_x: bool = False
-    flip_y: bool = False
 
 
 class HeadConfig(Strict):
@@ -174,6 +163,7 @@ class StudentConfig(Strict):
     data: DataConfig = DataConfig()
     image: ImageConfig = ImageConfig()
     bev_augment: BevAugmentConfig = BevAugmentConfig()
+    """Of points, boxes and cameras; off unless asked for. A canonical cache is right only without it."""
     detector: DetectorConfig = DetectorConfig()
     training: TrainingConfig = TrainingConfig()
     distill: DistillConfig | None = None

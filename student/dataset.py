@@ -17,7 +17,8 @@ from cache.frames import Camera, Frame, Frames
 from cache.points import load_points
 from cache.reader import TeacherBatch, TeacherCache
 from cache.spec import PointPipeline
-from student.augment import bev_matrix, image_matrix, move_boxes, reduced_pixels, warp_image
+from cache.views import bev_matrix, move_boxes
+from student.augment import image_matrix, reduced_pixels, warp_image
 from student.config import StudentConfig
 
 KEY_SWEEP_ONLY = PointPipeline(past_sweeps=0, pad_empty_sweeps=False)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 HOUSE = [
-    ("cache", "errors strict grid spec frames points loader"),
+    ("cache", "errors strict grid views spec frames points loader"),
     ("cache", "checkpoint detector teacher teacher_training"),
     ("cache", "codec durable shards store documents shard_writer writer shard_reader reader prefetch"),
     ("cache", "record probe dump plan verify report"),

@@ -1,8 +1,7 @@
 import numpy as np
-import pytest
 
-from student.augment import bev_matrix, image_matrix, move_boxes, reduced_pixels, warp_image
-from student.config import BevAugmentConfig, ImageConfig
+from student.augment import image_matrix, reduced_pixels, warp_image
+from student.config import ImageConfig
 
 STILL = ImageConfig(size=(256, 704), resize=(0, 0), rotation_deg=(0, 0), flip=False)
 
@@ -54,36 +53,3 @@ def test_reduced_pixels_keep_the_corner() -> None:
     matrix = reduced_pixels(2.0, 2.0)
     np.testing.assert_allclose(apply(matrix, 0, 0), (0.5, 0.5))  # the first reduced pixel covers pixels 0 and 1
     np.testing.assert_allclose(apply(matrix, 1, 3), (2.5, 6.5))
-
-
-def test_bev_matrix_is_the_identity_by_default() -> None:
-    np.testing.assert_array_equal(bev_matrix(BevAugmentConfig(), np.random.default_rng(0)), np.eye(4))
-    wild = BevAugmentConfig(rotation_deg=(-22.5, 22.5), scale=(0.95, 1.05), flip_x=True, flip_y=True)
-    np.testing.assert_array_equal(bev_matrix(wild, None), np.eye(4))
-
-
-def test_bev_rotation_is_counter_clockwise_and_scale_is_uniform() -> None:
-    config = BevAugmentConfig(rotation_deg=(90, 90), scale=(2, 2))
-    matrix = bev_matrix(config, np.random.default_rng(0))
-    np.testing.assert_allclose(matrix @ (1, 0, 1, 1), (0, 2, 2, 1), atol=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_boxes_move_with_their_corners(seed: int) -> None:
-    config = BevAugmentConfig(rotation_deg=(-22.5, 22.5), scale=(0.95, 1.05), flip_x=True, flip_y=True)
-    matrix = bev_matrix(config, np.random.default_rng(seed))
-    box = np.array([[10.0, -4.0, -1.0, 4.0, 2.0, 1.5, 0.3, 3.0, 1.0]], np.float32)
-    moved = move_boxes(box, matrix)
-    corners = lambda b: {tuple(np.round(c, 3)) for c in footprint(b[0])}  # noqa: E731
-    expected = footprint(box[0]) @ matrix[:2, :2].T
-    assert corners(moved) == {tuple(np.round(c, 3)) for c in expected}
-    nose = box[0, :2] + 2 * np.array([np.cos(0.3), np.sin(0.3)])
-    moved_nose = moved[0, :2] + moved[0, 3] / 2 * np.array([np.cos(moved[0, 6]), np.sin(moved[0, 6])])
-    np.testing.assert_allclose(moved_nose, matrix[:2, :2] @ nose, atol=1e-4)
-    np.testing.assert_allclose(moved[0, 7:9], matrix[:2, :2] @ box[0, 7:9], atol=1e-5)
-
-
-def footprint(box: np.ndarray) -> np.ndarray:
-    x, y, _, length, width, _, yaw = box[:7]
-    turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
-    return np.array([[l, w] for l in (-1, 1) for w in (-1, 1)]) * (length / 2, width / 2) @ turn.T + (x, y)  # noqa: E741
