@@ -120,15 +120,15 @@ def inspect(
 ) -> None:
     """What a store holds: identity, layers, sizes, error report, statistics; with a token, its picture."""
     from cache.reader import TeacherCache
-    from cache.report import describe, figure, statistics, statistics_table
+    from cache.report import statistics, statistics_table
 
     cache = TeacherCache(store, allow_partial=True)
     if token is None:
-        for table in (*describe(cache), statistics_table(statistics(cache))):
+        for table in (*cache.tables(), statistics_table(statistics(cache))):
             console.print(table)
         return
     picture = out or Path(f"{token}.png")
-    figure(cache[token]).savefig(picture, dpi=110)
+    cache[token].plot().savefig(picture, dpi=110)
     _say(picture)
 
 

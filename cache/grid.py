@@ -40,6 +40,10 @@ class BevGrid(Strict):
                 )
         return self
 
+    def __str__(self) -> str:
+        (x0, x1), (y0, y1), (cell_x, cell_y) = self.x_range_m, self.y_range_m, self.cell_m
+        return f"x {x0:g} .. {x1:g} m, y {y0:g} .. {y1:g} m, cells {cell_x:g} x {cell_y:g} m, {self.frame}"
+
     @property
     def shape(self) -> tuple[int, int]:
         """(H, W): cells along y, cells along x."""

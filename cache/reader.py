@@ -8,8 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
@@ -18,12 +19,19 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from cache.codec import Encoded
+from cache import facts
+from cache.codec import Encoded, describe
 from cache.errors import CorruptStoreError, NotCachedError, StoreError, UnsealedError
+from cache.markup import element
+from cache.pictures import Map, draw_maps, maps_of, thumbnails
 from cache.shard_reader import Chunk, ShardReader, read_file
 from cache.shards import REPAIR, checked
 from cache.spec import CacheSpec, LayerSpec
 from cache.store import HEAD_WEIGHTS, ROOT, parse_root, record_key, scale_of, whole_key
+from cache.tables import Table, card
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,21 @@ class TeacherSample:
     canvas_mask: Bool[Tensor, "V h w"]
     head_maps: dict[str, Tensor]
     view_matrix: Float[Tensor, "V 4 4"]
+
+    def maps(self, view: int = 0) -> dict[str, Map]:
+        """What there is to see, (H, W) each: each layer's energy (mean over channels of |value|), heatmap, canvas."""
+        return maps_of(self.features, self.heatmap, self.canvas_mask, view)
+
+    def plot(self, view: int = 0) -> "Figure":
+        """The maps side by side; row 0 (lowest y) is at the bottom."""
+        return draw_maps(self.maps(view), f"token {self.token}")
+
+    def __repr__(self) -> str:
+        return f"TeacherSample({self.token!r}: {_said(_tensors(self))})"
+
+    def _repr_html_(self) -> str:
+        table = Table(title="arrays", rows=tuple(_tensors(self).items()))
+        return card(f"TeacherSample {self.token}", thumbnails(self.maps()), table.html())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +78,13 @@ class TeacherBatch:
     canvas_mask: Bool[Tensor, "B h w"]
     head_maps: dict[str, Tensor]
     view_matrix: Float[Tensor, "B 4 4"]
+
+    def __repr__(self) -> str:
+        return f"TeacherBatch({len(self.tokens)} tokens: {_said(_tensors(self))})"
+
+    def _repr_html_(self) -> str:
+        arrays = Table(title="arrays", rows=tuple(_tensors(self).items()))
+        return card(f"TeacherBatch of {len(self.tokens)} tokens", arrays.html())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TeacherBatch":
         """The same batch on another device, still encoded."""
@@ -143,6 +173,28 @@ class TeacherCache:
     def __reduce__(self) -> tuple:
         """Travel as a path: a worker process opens the store again."""
         return _reopen, (self.path, self._allow_partial)
+
+    def __repr__(self) -> str:
+        state = "" if self.attributes.sealed else ", not complete"
+        return f"TeacherCache({str(self.path)!r}, {len(self)} samples{state}: {self.spec!r})"
+
+    def _repr_html_(self) -> str:
+        first = [(element("div", token), thumbnails(self[token].maps())) for token in self.tokens[:1]]
+        tables = [table.html() for table in self.tables(self.committed_shards()[:1])]
+        return card(f"TeacherCache of {len(self)} samples, the first of which is", *chain(*first), *tables)
+
+    def tables(self, shards: Sequence[int] | None = None) -> list[Table]:
+        """The store in tables: identity, layers with their error report, sizes.
+
+        Args:
+            shards: whose files' sizes are counted; those of all committed ones by default.
+        """
+        counted = self.committed_shards() if shards is None else shards
+        return [
+            facts.identity(self.path, self.attributes, len(self)),
+            facts.layers(self.attributes),
+            facts.sizes(self.attributes, self._shards, counted),
+        ]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -339,6 +391,17 @@ class TeacherCache:
 
     def _tokens_of(self, shard: int) -> tuple[str, ...]:
         return self._all_tokens[shard * self._shards.size : (shard + 1) * self._shards.size]
+
+
+def _tensors(held: TeacherSample | TeacherBatch) -> dict[str, str]:
+    """Type and shape of each array, by name."""
+    arrays = {name: layer.values for name, layer in held.features.items()} | {"heatmap": held.heatmap}
+    arrays |= {"canvas mask": held.canvas_mask} | held.head_maps
+    return {name: describe(tensor) for name, tensor in arrays.items()}
+
+
+def _said(arrays: dict[str, str]) -> str:
+    return ", ".join(f"{name} {what}" for name, what in arrays.items())
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32, pin: bool) -> Tensor:

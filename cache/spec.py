@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
 from cache.errors import ConfigError, MismatchError
 from cache.grid import BevGrid
-from cache.strict import Strict
+from cache.strict import Strict, differences
+from cache.tables import Table, card
 
 FORMAT_VERSION = 1
 
@@ -77,6 +77,13 @@ class CodecSpec(Strict):
             )
         return self
 
+    def __str__(self) -> str:
+        if self.kind == "float16":
+            return self.kind
+        companding = "" if self.companding == 1 else f", companding {self.companding:g}"
+        target = "" if self.target_sqnr_db is None else f", step for {self.target_sqnr_db:g} dB"
+        return f"{self.kind}, {self.bits} bits{companding}{target}"
+
     @property
     def levels(self) -> int:
         """The largest code: 255 for unsigned 8 bits, 127 for signed 8 bits; float16 has no codes."""
@@ -90,6 +97,10 @@ class CodecSpec(Strict):
         return stored[self.kind]
 
 
+LAYER_COLUMNS = ("layer", "shape", "grid", "codec")
+"""Of LayerSpec.facts."""
+
+
 class LayerSpec(Strict):
     """One map of features: (channels, H, W) over a grid."""
 
@@ -97,6 +108,11 @@ class LayerSpec(Strict):
     channels: int = Field(gt=0)
     grid: BevGrid
     codec: CodecSpec
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Name, shape, grid and codec, as a person reads them."""
+        return self.name, " x ".join(map(str, (self.channels, *self.grid.shape))), str(self.grid), str(self.codec)
 
 
 NmsType = Literal["circle", "rotate"]
@@ -170,6 +186,27 @@ class CacheSpec(Strict):
     views: tuple[Literal["canonical"], ...] = ("canonical",)
 
     @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """What is cached of which teacher, as a person reads it: names and values."""
+        teacher, data = self.teacher, self.data
+        return (
+            ("fingerprint", self.fingerprint),
+            ("samples", f"{data.samples} of {data.version}, {', '.join(data.splits)}"),
+            ("views", ", ".join(self.views)),
+            ("teacher", f"{teacher.name}, {teacher.weights} weights {teacher.weights_sha256[:12]}"),
+            ("classes", ", ".join(teacher.classes)),
+            ("points", f"{self.points.past_sweeps} past sweeps"),
+        )
+
+    def __repr__(self) -> str:
+        layers = ", ".join(" ".join(layer.facts[:2]) for layer in self.layers)
+        return f"CacheSpec({self.teacher.name} on {dict(self.facts)['samples']}: {layers}; {self.fingerprint[:12]})"
+
+    def _repr_html_(self) -> str:
+        layers = Table(title="layers", columns=LAYER_COLUMNS, rows=tuple(layer.facts for layer in self.layers))
+        return card("CacheSpec", Table(title="identity", rows=self.facts).html(), layers.html())
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON of this record.
 
@@ -196,7 +233,7 @@ class CacheSpec(Strict):
         """One readable line for each leaf of `expected`, a spec or a part of one, that differs from this record."""
         whole = isinstance(expected, CacheSpec)
         wanted = expected.model_dump(mode="json") if isinstance(expected, CacheSpec) else expected
-        return list(_differences(self.model_dump(mode="json"), wanted, "", whole))
+        return list(differences(self.model_dump(mode="json"), wanted, whole))
 
     def require(self, expected: "CacheSpec | dict[str, Any]", where: object) -> None:
         """Insist on `expected`.
@@ -211,19 +248,6 @@ class CacheSpec(Strict):
                 where=str(where),
                 cure="Point to the right store, dump a new one, or change the configuration",
             )
-
-
-def _differences(stored: Any, expected: Any, path: str, whole: bool) -> Iterator[str]:
-    """`whole`: keys that only the stored record has differ too."""
-    if isinstance(stored, dict) and isinstance(expected, dict):
-        for key in (stored | expected) if whole else expected:
-            inner = f"{path}.{key}" if path else key
-            yield from _differences(stored.get(key), expected.get(key), inner, whole)
-    elif isinstance(stored, list) and isinstance(expected, list | tuple) and len(stored) == len(expected):
-        for index, (ours, theirs) in enumerate(zip(stored, expected, strict=True)):
-            yield from _differences(ours, theirs, f"{path}[{index}]", whole)
-    elif stored != expected:
-        yield f"{path}: stored {stored!r}, expected {expected!r}"
 
 
 def _sha256(text: str) -> str:

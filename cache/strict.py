@@ -1,7 +1,7 @@
 """Strict configuration: YAML into frozen pydantic models, with unknown keys refused and the nearest known one named."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,6 +63,23 @@ def load_yaml(path: str | Path | None, model: type[Model], overrides: Iterable[s
             raise ConfigError("not an override", where="--set", got=override, expected="dotted.key=value")
         _lay_over(values, key.split("."), _yaml(value, where=f"--set {key}"))
     return model.parse(values, where=path or model.__name__)
+
+
+def differences(stored: Any, expected: Any, whole: bool, path: str = "") -> Iterator[str]:
+    """One readable line for each leaf of plain data that differs.
+
+    Args:
+        whole: keys that only the stored record has differ too.
+    """
+    if isinstance(stored, dict) and isinstance(expected, dict):
+        for key in (stored | expected) if whole else expected:
+            inner = f"{path}.{key}" if path else key
+            yield from differences(stored.get(key), expected.get(key), whole, inner)
+    elif isinstance(stored, list) and isinstance(expected, list | tuple) and len(stored) == len(expected):
+        for index, (ours, theirs) in enumerate(zip(stored, expected, strict=True)):
+            yield from differences(ours, theirs, whole, f"{path}[{index}]")
+    elif stored != expected:
+        yield f"{path}: stored {stored!r}, expected {expected!r}"
 
 
 def _yaml(text: str, where: str | Path) -> Any:

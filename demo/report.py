@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from cache.frames import Camera, Frame, Frames, box_in_lidar
 from cache.points import load_points
 from cache.reader import TeacherCache
-from cache.report import figure
 from cache.spec import PointPipeline
 from student.nms import footprint_corners
 
@@ -42,9 +41,7 @@ def write_report(out: Path, costs: dict[str, Cost]) -> None:
     _draw_bev(frame, found, out / "bev.png")
     _draw_cameras(frame, found["distilled"], out / "cameras.png")
     _draw_losses(out, out / "losses.png")
-    picture = figure(TeacherCache(out / "teacher.zarr")[frame.token])
-    picture.savefig(out / "cached.png", dpi=110)
-    plt.close(picture)
+    TeacherCache(out / "teacher.zarr")[frame.token].plot().savefig(out / "cached.png", dpi=110)
 
 
 def table(out: Path, costs: dict[str, Cost]) -> str:

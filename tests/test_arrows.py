@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 HOUSE = [
-    ("cache", "errors strict grid views spec frames points loader"),
+    ("cache", "errors strict markup tables grid views spec frames points loader"),
     ("cache", "checkpoint detector teacher teacher_training"),
-    ("cache", "codec durable shards store documents shard_writer writer shard_reader reader prefetch"),
+    ("cache", "codec pictures durable shards store documents shard_writer writer shard_reader facts reader prefetch"),
     ("cache", "record probe dump plan verify report"),
     ("student.distill", "term_configs config"),
     ("student", "config augment dataset sampling backbones depth lift bev nms head targets detectors"),
@@ -65,7 +65,7 @@ def test_cache_never_imports_student(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("cache.reader", (*TEACHER_LIBRARIES, "pytorch_lightning", "nuscenes")),
+        ("cache.reader", (*TEACHER_LIBRARIES, "pytorch_lightning", "nuscenes", "matplotlib", "rich")),
         ("student.distill.objective", (*TEACHER_LIBRARIES, "pytorch_lightning", "nuscenes")),
         ("student.trainer", TEACHER_LIBRARIES),
         ("student.evaluate", TEACHER_LIBRARIES),

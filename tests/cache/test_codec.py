@@ -1,9 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from cache.codec import Distortion, encode, measure, require_budget, shared_step
+from cache.codec import Distortion, encode, expected_sqnr_db, measure, require_budget, shared_step
 from cache.errors import ConfigError, TeacherError
 from cache.spec import CodecSpec
 
@@ -269,3 +270,25 @@ def test_the_same_codes_on_a_gpu():
     ours, theirs = encode(features, UNSIGNED), encode(features.cuda(), UNSIGNED).to("cpu")
     assert (ours.values.int() - theirs.values.int()).abs().max() <= 1
     assert torch.equal(ours.pin_memory().to("cuda").decode().cpu(), ours.decode())
+
+
+@pytest.mark.parametrize(
+    ("codec", "off_db"),
+    [
+        (CodecSpec(), 0.3),
+        (CodecSpec(kind="signed"), 0.3),
+        (CodecSpec(bits=6, companding=0.7), 0.3),
+        (CodecSpec(kind="float16"), 0.3),
+        (CodecSpec(target_sqnr_db=34), 0.6),
+    ],
+)
+def test_the_expected_ratio_is_close_to_the_measured_one(codec: CodecSpec, off_db: float) -> None:
+    values = torch.randn(2, 8, 32, 32, generator=torch.Generator().manual_seed(0))
+    values = values if codec.kind == "signed" else values.relu()
+    encoded = encode(values, codec)
+    measured = [distortion.sqnr_db for distortion in measure(values, encoded)]
+    np.testing.assert_allclose(expected_sqnr_db(encoded), measured, atol=off_db)
+
+
+def test_nothing_but_zeros_has_no_rounding() -> None:
+    assert expected_sqnr_db(encode(torch.zeros(1, 2, 3, 3), CodecSpec())).tolist() == [float("inf")]

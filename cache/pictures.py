@@ -1,0 +1,97 @@
+"""Maps over a BEV grid as pictures: row 0, the lowest y, at the bottom. Matplotlib is imported where it is used."""
+
+import base64
+import io
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from cache.codec import Encoded
+from cache.markup import Html, element, join
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Map = Float[Tensor, "_ _"]
+Palette = Literal["magma", "viridis", "gray"]
+
+
+def energy(features: Float[Tensor, "*n C H W"]) -> Float[Tensor, "*n H W"]:
+    """The mean over channels of the absolute value."""
+    return features.abs().mean(dim=-3)
+
+
+def maps_of(
+    features: Mapping[str, Encoded], heatmap: UInt8[Tensor, "_ K _ _"], canvas_mask: Tensor, view: int
+) -> dict[str, Map]:
+    """One view of a sample in pictures: each layer's energy, the heatmap's strongest class, the canvas mask."""
+    layers = {
+        f"{name}: {' x '.join(map(str, encoded.values.shape[-3:]))}": energy(encoded.decode()[view])
+        for name, encoded in features.items()
+    }
+    return layers | {
+        "heatmap, max over classes": heatmap[view].amax(dim=0).float() / 255,
+        "canvas mask": canvas_mask[view].float(),
+    }
+
+
+def draw_maps(maps: Mapping[str, Map], title: str, palette: Palette = "magma") -> "Figure":
+    """A row of maps, each from its own least to its own largest value."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.3 * len(maps), 3.6), layout="constrained")
+    for place, (name, values) in enumerate(maps.items(), start=1):
+        axes = figure.add_subplot(1, len(maps), place)
+        axes.imshow(values.float().numpy(), origin="lower", cmap=palette)
+        axes.set_title(name, fontsize=9)
+        axes.axis("off")
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def thumbnails(maps: Mapping[str, Map], cells: int = 96) -> Html:
+    """A row of small pictures with their names."""
+    style = "display:inline-block;margin:6px 10px 6px 0;font-size:11px"
+    picture = "display:block;width:150px;height:150px;object-fit:contain;image-rendering:pixelated"
+    return join(
+        *(
+            element("span", element("img", src=picture_uri(values, cells), alt=name, style=picture), name, style=style)
+            for name, values in maps.items()
+        )
+    )
+
+
+def picture_uri(values: Map, cells: int = 160, largest: float | None = None, palette: Palette = "magma") -> str:
+    """A map as a data URI: a PNG of 256 colours.
+
+    Args:
+        cells: cells are averaged until neither side is longer.
+        largest: the value of the brightest colour; the map's own largest by default. 0 is the darkest.
+    """
+    small = _shrunk(values, cells)
+    top = max(float(small.max()) if largest is None else largest, 1e-12)
+    index = (small / top * 255).clamp(0, 255).round().to(torch.uint8).flip(0).numpy()
+    image = Image.fromarray(index)
+    image.putpalette(_colours(palette).tobytes())
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _shrunk(values: Map, cells: int) -> Map:
+    factor = -(-max(values.shape) // cells)
+    return F.avg_pool2d(values[None, None], factor, ceil_mode=True)[0, 0] if factor > 1 else values
+
+
+@lru_cache(maxsize=3)
+def _colours(palette: Palette) -> UInt8[np.ndarray, "256 3"]:
+    import matplotlib
+
+    return np.ascontiguousarray(matplotlib.colormaps[palette](np.arange(256), bytes=True)[:, :3])
