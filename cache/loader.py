@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cache.errors import OfflineDistillError
@@ -12,11 +13,17 @@ from cache.errors import OfflineDistillError
 class Loader(DataLoader):
     """Like DataLoader, but an OfflineDistillError of a worker is raised in the parent as it was.
 
-    DataLoader itself would raise one whose message is the worker's traceback, which no user can read.
+    DataLoader itself would raise one whose message is the worker's traceback, which no user can read. Where there is a
+    GPU, batches come in page-locked memory.
     """
 
     def __init__(self, dataset: Dataset, *, collate_fn: Callable[[list], Any], **options: Any) -> None:
-        super().__init__(_Handed(dataset=dataset), collate_fn=_Collate(function=collate_fn), **options)
+        super().__init__(
+            _Handed(dataset=dataset),
+            collate_fn=_Collate(function=collate_fn),
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():

@@ -76,7 +76,7 @@ class BevDetector(nn.Module):
             "boxes": head.boxes_weight * boxes_loss(output.head_maps, targets, head.code_weights),
         }
         if output.depth is not None:
-            terms["depth"] = config.depth_weight * depth_loss(output.depth, batch.depth_m, config.depth_m)
+            terms["depth"] = config.depth_weight * depth_loss(output.depth, batch.taught_depth_m(), config.depth_m)
         return terms
 
     def detect(self, output: StudentOutput) -> list[Detections]:

@@ -19,6 +19,7 @@ from cache.reader import TeacherCache
 from student.callbacks import Cost, ProgressBar, TrainingSummary
 from student.config import StudentConfig
 from student.dataset import StudentDataset, TeacherSource, collate
+from student.detectors import BevDetector
 from student.distill.inherit import inherit_head
 from student.module import StudentModule
 from student.sampling import SeededSampler
@@ -64,7 +65,7 @@ def train_student(
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    trainer.fit(module, _loader(frames, config, sources, module.detector.times), ckpt_path=checkpoint)
+    trainer.fit(module, _loader(frames, config, sources, module.detector), ckpt_path=checkpoint)
     summary = cost.summary(trainer, out / "checkpoints" / LAST)
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
     return summary
@@ -116,7 +117,7 @@ def _require_tokens(cache: TeacherCache, path: Path, frames: Frames) -> None:
         )
 
 
-def _loader(frames: Frames, config: StudentConfig, sources: tuple[TeacherSource, ...], times: int) -> Loader:
+def _loader(frames: Frames, config: StudentConfig, sources: tuple[TeacherSource, ...], detector: BevDetector) -> Loader:
     batch_size, workers = config.training.batch_size, config.data.workers
     if len(frames) < batch_size:
         raise ConfigError(
@@ -127,7 +128,7 @@ def _loader(frames: Frames, config: StudentConfig, sources: tuple[TeacherSource,
             cure="Lower it",
         )
     return Loader(
-        StudentDataset(frames, config, times),
+        StudentDataset(frames, config, detector.times, with_depth=detector.supervise_depth),
         batch_size=batch_size,
         sampler=SeededSampler(len(frames), config.training.seed),
         collate_fn=partial(collate, sources=sources),

@@ -15,7 +15,7 @@ HOUSE = [
     ("cache", "codec pictures durable shards store documents shard_writer writer shard_reader facts reader prefetch"),
     ("cache", "record probe dump plan verify report"),
     ("student.distill", "term_configs config"),
-    ("student", "config augment dataset sampling backbones depth lift bev nms head targets detectors"),
+    ("student", "config augment images depth_map dataset sampling backbones depth lift bev nms head targets detectors"),
     ("student.distill", "inherit threads adapters boxes criteria attention masks onepass moments regions losses"),
     ("student.distill", "relations responses"),
     ("student.distill", "views fgd terms objective plots"),

@@ -1,30 +1,28 @@
-import shutil
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from cache.codec import Encoded
 from cache.errors import DataError
-from cache.frames import Camera, Frames
-from cache.points import load_points
+from cache.frames import Frames
+from cache.loader import Loader
+from cache.reader import TeacherBatch
+from cache.spec import CodecSpec
 from student.config import StudentConfig
-from student.dataset import KEY_SWEEP_ONLY, Draw, StudentDataset, collate, project_depth, read_image
+from student.dataset import Batch, Draw, StudentDataset, collate
 
 CONFIG = StudentConfig.model_validate({"image": {"size": (128, 352)}, "detector": {"image_stride": 16}})
 
 
-@pytest.fixture
-def camera(made_frames: Frames) -> Camera:
-    return made_frames[0].cameras[1]
-
-
 def test_a_batch_has_the_promised_shapes(made_frames: Frames) -> None:
-    dataset = StudentDataset(made_frames, CONFIG, times=2)
+    dataset = StudentDataset(made_frames, CONFIG, times=2, with_depth=True)
     batch = collate([dataset[0], dataset[Draw(index=1, seed=(1, 2, 3))]])
     assert batch.images.shape == (2, 2, 6, 3, 128, 352)
     assert batch.images.dtype == torch.uint8
+    assert batch.depth_m is not None
     assert batch.depth_m.shape == (2, 6, 8, 22)
     assert batch.tokens == made_frames.tokens
     assert batch.boxes[0].shape == (len(made_frames[0].boxes), 9)
@@ -47,60 +45,53 @@ def test_a_seed_decides_every_draw(made_frames: Frames) -> None:
     assert not torch.equal(same.image_matrix, other.image_matrix)
 
 
-def test_depth_is_the_nearest_point_of_a_patch(made_frames: Frames) -> None:
-    frame, camera_index = made_frames[0], 1
-    sample = StudentDataset(made_frames, CONFIG)[0]
-    matrices = [matrix.double().numpy() for matrix in sample.image_matrix[0, 0]]
-    depth = project_depth(frame, matrices, CONFIG)[camera_index]
-    camera = frame.cameras[camera_index]
-    expected: dict[tuple[int, int], float] = {}
-    for point in load_points(frame, KEY_SWEEP_ONLY)[:, :3].astype(np.float64):
-        x, y, z = np.linalg.solve(camera.to_lidar, [*point, 1])[:3]
-        if z <= 1:
-            continue
-        u, v, _ = matrices[camera_index] @ camera.intrinsics @ (x / z, y / z, 1)
-        row, column = int((v + 0.5) // 16), int((u + 0.5) // 16)
-        if 0 <= row < 8 and 0 <= column < 22:
-            expected[row, column] = min(z, expected.get((row, column), np.inf))
-    assert len(expected) > 50
-    assert (depth > 0).sum() == len(expected)
-    for place, z in expected.items():
-        assert depth[place] == pytest.approx(z, rel=1e-5)
+def test_lidar_is_read_only_for_a_detector_that_learns_depth(
+    made_frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_depth = StudentDataset(made_frames, CONFIG, with_depth=True)[0]
+    assert with_depth.taught_depth_m().shape == (1, 6, 8, 22)
+    monkeypatch.setattr("student.depth_map.load_points", None)
+    batch = collate([StudentDataset(made_frames, CONFIG)[0]])
+    assert batch.depth_m is None
+    with pytest.raises(DataError, match="the detector learns depth and the batch has none"):
+        batch.taught_depth_m()
 
 
-def test_a_reduced_image_keeps_its_geometry(camera: Camera) -> None:
-    full, identity = read_image(camera, scale=1.0)
-    half, to_original = read_image(camera, scale=0.5)
-    np.testing.assert_allclose(identity, np.eye(3))
-    assert half.shape == (72, 128, 3)
-    np.testing.assert_allclose(to_original @ (0, 0, 1), (0.5, 0.5, 1))
-    blocks = full.reshape(72, 2, 128, 2, 3).mean(axis=(1, 3))
-    assert np.abs(blocks - half).mean() < 2
+def test_data_loader_pins_every_tensor_of_a_batch(made_frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = replace(StudentDataset(made_frames, CONFIG, with_depth=True)[0], teachers=(small_teacher_batch(),))
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    assert pin_memory(batch).tokens == batch.tokens
+    assert {id(tensor) for tensor in tensors_of(batch)} == {id(tensor) for tensor in pinned}
 
 
-def broken(camera: Camera, tmp_path: Path, content: bytes) -> Camera:
-    path = tmp_path / "image.jpg"
-    path.write_bytes(content)
-    return replace(camera, path=path)
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_come_pinned_where_there_is_a_gpu(made_frames: Frames) -> None:
+    loader = Loader(StudentDataset(made_frames, CONFIG, with_depth=True), collate_fn=collate, num_workers=1)
+    assert all(tensor.is_pinned() for tensor in tensors_of(next(iter(loader))))
 
 
-def test_a_truncated_image_is_refused(camera: Camera, tmp_path: Path) -> None:
-    whole = camera.path.read_bytes()
-    with pytest.raises(DataError, match=r"a camera image is corrupt \(.*image.jpg\); got .*truncated"):
-        read_image(broken(camera, tmp_path, whole[: len(whole) // 2]), 0.5)
+def tensors_of(batch: Batch) -> list[torch.Tensor]:
+    """All of them."""
+    values = [getattr(batch, field.name) for field in fields(batch)]
+    parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+    teachers = [tensor for part in parts if isinstance(part, TeacherBatch) for tensor in teacher_tensors(part)]
+    return [part for part in parts if isinstance(part, torch.Tensor)] + teachers
 
 
-def test_a_file_that_is_no_image_is_refused(camera: Camera, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a camera image is corrupt"):
-        read_image(broken(camera, tmp_path, b"not a picture"), 0.5)
+def teacher_tensors(teacher: TeacherBatch) -> list[torch.Tensor]:
+    layers = [tensor for layer in teacher.features.values() for tensor in (layer.values, layer.scale)]
+    return [*layers, teacher.heatmap, teacher.canvas_mask, *teacher.head_maps.values(), teacher.view_matrix]
 
 
-def test_a_missing_image_is_named(camera: Camera, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a camera image is missing \(.*gone.jpg\)"):
-        read_image(replace(camera, path=tmp_path / "gone.jpg"), 0.5)
-
-
-def test_an_image_of_another_size_is_refused(camera: Camera, tmp_path: Path) -> None:
-    shutil.copy(camera.path, tmp_path / "image.jpg")
-    with pytest.raises(DataError, match=r"got 256 x 144; expected 128 x 72"):
-        read_image(replace(camera, path=tmp_path / "image.jpg", size=(72, 128)), 0.5)
+def small_teacher_batch() -> TeacherBatch:
+    values = torch.zeros(1, 2, 4, 4, dtype=torch.uint8)
+    return TeacherBatch(
+        tokens=("a",),
+        features={"head": Encoded(values=values, scale=torch.ones(1, 2), codec=CodecSpec())},
+        heatmap=values.clone(),
+        canvas_mask=torch.zeros(1, 4, 4, dtype=torch.bool),
+        head_maps={"reg": torch.zeros(1, 1, 2, 4, 4, dtype=torch.float16)},
+        view_matrix=torch.eye(4)[None],
+    )
