@@ -1,19 +1,19 @@
 """The command line: one command for each stage; the work itself is in cache/, student/ and demo/."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
-from cache.errors import OfflineDistillError
+from cache.console import answering, examples, progress, say
+from cache.ending import ending_well
 from cache.strict import load_yaml
+from cache.versions import installed_versions
 
 if TYPE_CHECKING:
     from cache.dump import DumpConfig, DumpProgress
@@ -24,22 +24,51 @@ if TYPE_CHECKING:
 # Everything heavy (torch, mmdet3d, Lightning) is imported by the command that needs it: --help stays quick, and a
 # training of the student never sees mmdet3d.
 
+TEACHER = "configs/centerpoint_pillar02.yaml --data nuscenes --checkpoint teacher.pth"
+"""As the examples name it."""
+
+
+class Commands(TyperGroup):
+    """The commands, each of which ends with one message and one of the documented exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with ending_well(ctx.params["debug"]):
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Distil a LiDAR teacher that ran once into a camera student.",
+    epilog="Exit codes: 0 fine; 1 an error, or damage found; 2 wrong usage; 130 interrupted; 143 terminated.",
 )
-console = Console()
 
 Data = Annotated[Path, typer.Option("--data", help="nuScenes root: the folder of samples/, sweeps/ and v1.0-*/.")]
 DumpFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML of a DumpConfig.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="The teacher's weights.")]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Random weights instead; the store says so.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Lay dotted.key=value over the configuration.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
 
 
-@app.command()
+def _versions(wanted: bool) -> None:
+    if wanted:
+        for name, version in installed_versions().items():
+            say(f"{name} {version or '(not installed)'}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, too.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_versions, is_eager=True, help="Print the versions that matter.")
+    ] = False,
+) -> None:
+    """Distil a LiDAR teacher that ran once into a camera student."""
+
+
+@app.command(epilog=examples("cli make-world world --config configs/demo/world.yaml"))
 def make_world(
     out: Annotated[Path, typer.Argument(help="Folder to make; must not exist yet.")],
     config: Annotated[Path | None, typer.Option(help="YAML of a WorldConfig; the demo's size without it.")] = None,
@@ -49,12 +78,16 @@ def make_world(
     from demo.world import WorldConfig, make_world
 
     world = load_yaml(config, WorldConfig, overrides or ())
-    with _progress("key frames") as advance:
+    with progress("key frames") as advance:
         made = make_world(out, world, progress=advance)
-    _say(f"{out}: {'made' if made else 'was there already, made by the same configuration; nothing done'}")
+    say(f"{out}: {'made' if made else 'was there already, made by the same configuration; nothing done'}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "cli train-teacher configs/demo/teacher_model.py --data world --version v1.0-mini --split mini_train --out run"
+    )
+)
 def train_teacher(
     config: Annotated[str, typer.Argument(help="mmdet3d configuration: a file, or a model-zoo configuration's name.")],
     data: Data,
@@ -67,10 +100,10 @@ def train_teacher(
     from cache.teacher_training import train_teacher
 
     frames = Frames(root=data, version=version, splits=(split,))
-    _say(f"checkpoint: {train_teacher(config, frames, out)}")
+    say(f"checkpoint: {train_teacher(config, frames, out)}")
 
 
-@app.command()
+@app.command(epilog=examples(f"cli plan {TEACHER} --out teacher.zarr"))
 def plan(
     config: DumpFile,
     data: Data,
@@ -79,17 +112,24 @@ def plan(
     random_weights: RandomWeights = False,
     probes: Annotated[int, typer.Option(min=1, help="Frames to try.")] = 4,
     overrides: Overrides = None,
+    json: Json = False,
 ) -> None:
     """What a dump would take, measured on a handful of frames, before anything is written."""
     from cache.plan import plan
 
-    settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, overrides)
-    costs = plan(settings, frames, teacher, out, probes)
-    console.print(costs.table())
+    with answering(json) as answer:
+        settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, overrides)
+        costs = plan(settings, frames, teacher, out, probes)
+        answer(costs, costs.table())
     costs.require_room()
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        f"cli dump-teacher {TEACHER} --out teacher.zarr",
+        "cli dump-teacher configs/demo/dump.yaml --data world --random-weights --out teacher.zarr --part 0/4",
+    )
+)
 def dump_teacher(
     config: DumpFile,
     data: Data,
@@ -100,39 +140,47 @@ def dump_teacher(
         str | None, typer.Option(help="i/n: write only this part; torchrun's ranks need no option.")
     ] = None,
     overrides: Overrides = None,
+    json: Json = False,
 ) -> None:
     """Run the teacher once over the data set and write its features to a store."""
     from cache.dump import dump
     from cache.writer import Part
 
     chosen = Part.of_rank(os.environ) if part is None else Part.parse(part)
-    settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, overrides)
-    with _dump_progress() as progress:
-        report = dump(settings, frames, teacher, out, progress, chosen)
-    _say(report)
+    with answering(json) as answer:
+        settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, overrides)
+        with _dump_progress() as advance:
+            answer(dump(settings, frames, teacher, out, advance, chosen))
 
 
-@app.command()
+@app.command(epilog=examples("cli inspect teacher.zarr", "cli inspect teacher.zarr TOKEN --out picture.png"))
 def inspect(
     store: Annotated[Path, typer.Argument(help="A store; one that is not complete yet will do.")],
     token: Annotated[str | None, typer.Argument(help="A sample, to be drawn.")] = None,
     out: Annotated[Path | None, typer.Option(help="The picture's file; TOKEN.png without it.")] = None,
+    json: Json = False,
 ) -> None:
     """What a store holds: identity, layers, sizes, error report, statistics; with a token, its picture."""
     from cache.reader import TeacherCache
-    from cache.report import statistics, statistics_table
+    from cache.report import statistics_table, summarise
 
-    cache = TeacherCache(store, allow_partial=True)
-    if token is None:
-        for table in (*cache.tables(), statistics_table(statistics(cache))):
-            console.print(table)
-        return
-    picture = out or Path(f"{token}.png")
-    cache[token].plot().savefig(picture, dpi=110)
-    _say(picture)
+    with answering(json) as answer:
+        cache = TeacherCache(store, allow_partial=True)
+        if token is not None:
+            picture = out or Path(f"{token}.png")
+            cache[token].plot().savefig(picture, dpi=110)
+            answer({"token": token, "picture": picture}, picture)
+            return
+        summary = summarise(cache)
+        answer(summary, *cache.tables(), statistics_table(summary.statistics))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "cli verify teacher.zarr --quick",
+        f"cli verify teacher.zarr --repair {TEACHER}",
+    )
+)
 def verify(
     store: Annotated[Path, typer.Argument(help="The store to look through.")],
     full: Annotated[bool, typer.Option("--full/--quick", help="Every byte, or documents, sizes and indexes.")] = True,
@@ -143,27 +191,35 @@ def verify(
     checkpoint: Checkpoint = None,
     random_weights: RandomWeights = False,
     overrides: Overrides = None,
+    json: Json = False,
 ) -> None:
     """Look for damage in a store; exit code 1 where there is some left."""
     from cache.errors import ConfigError
     from cache.verify import repair as mend
     from cache.verify import verify
 
-    if repair is None:
-        with _progress("shards") as advance:
-            report = verify(store, full, advance)
-    else:
-        if data is None:
-            raise ConfigError("a repair runs the teacher again", expected="--data", cure="Give the nuScenes root")
-        settings, frames, teacher = _stage_one(repair, data, checkpoint, random_weights, overrides)
-        with _dump_progress() as progress:
-            report = mend(store, settings, frames, teacher, progress)
-    _say(report)
+    with answering(json) as answer:
+        if repair is None:
+            with progress("shards") as advance:
+                report = verify(store, full, advance)
+        else:
+            if data is None:
+                raise ConfigError("a repair runs the teacher again", expected="--data", cure="Give the nuScenes root")
+            settings, frames, teacher = _stage_one(repair, data, checkpoint, random_weights, overrides)
+            with _dump_progress() as advance:
+                report = mend(store, settings, frames, teacher, advance)
+        answer(report)
     if report.damage:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --out runs/distilled",
+        "cli train-student configs/bevdepth_r50.yaml --data nuscenes --set distill=null --out runs/alone",
+        "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --resume",
+    )
+)
 def train_student(
     config: Annotated[Path, typer.Argument(help="YAML of a StudentConfig.")],
     data: Data,
@@ -174,17 +230,25 @@ def train_student(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<config's name> without it.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
     overrides: Overrides = None,
+    json: Json = False,
 ) -> None:
     """Train a camera student, distilling from the store (switch that off with --set distill=null)."""
     from student.config import StudentConfig
     from student.trainer import train_student
 
     settings = load_yaml(config, StudentConfig, overrides or ())
-    summary = train_student(settings, data, cache or [], out or Path("runs") / config.stem, resume)
-    _say(summary)
+    with answering(json) as answer, progress("steps") as advance:
+        run = out or Path("runs") / config.stem
+        summary = train_student(settings, data, cache or [], run, resume, progress=advance)
+    answer(summary)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "cli evaluate --data nuscenes --checkpoint runs/distilled/checkpoints/last.ckpt",
+        "cli evaluate --data nuscenes --cache teacher.zarr --json",
+    )
+)
 def evaluate(
     data: Data,
     checkpoint: Annotated[Path | None, typer.Option(help="A student's checkpoint.")] = None,
@@ -192,6 +256,7 @@ def evaluate(
     version: Annotated[str | None, typer.Option(help="nuScenes version; the student's or the store's own.")] = None,
     split: Annotated[str | None, typer.Option(help="nuScenes split; the student's or the store's last.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results and the devkit's files.")] = Path("evaluation"),
+    json: Json = False,
 ) -> None:
     """Official nuScenes detection metrics of a student, or of the teacher from the cache alone."""
     from cache.errors import ConfigError
@@ -201,13 +266,12 @@ def evaluate(
         raise ConfigError(
             "what is to be evaluated?", expected="--checkpoint or --cache", cure="Give exactly one of them"
         )
-    with _progress("samples") as advance:
+    with answering(json) as answer, progress("samples") as advance:
         if checkpoint is not None:
             metrics = evaluate_student(checkpoint, data, version, split, out, progress=advance)
         elif cache is not None:
             metrics = evaluate_teacher(cache, data, version, split, out, progress=advance)
-    console.print(_metrics_table(metrics))
-    _say(f"details: {out}")
+    answer(metrics, _metrics_table(metrics), f"details: {out}")
 
 
 def _stage_one(
@@ -234,11 +298,6 @@ def _stage_one(
     return settings, frames, load_teacher(settings.teacher, checkpoint, device)
 
 
-def _say(what: object) -> None:
-    """Print a plain line, neither wrapped nor coloured."""
-    console.print(str(what), soft_wrap=True, highlight=False, markup=False)
-
-
 def _metrics_table(metrics: "Metrics") -> Table:
     """The five errors beside mAP and NDS, then the average precision of each class."""
     table = Table("metric", "value")
@@ -255,24 +314,9 @@ def _metrics_table(metrics: "Metrics") -> Table:
 
 
 @contextmanager
-def _progress(unit: str) -> Iterator[Callable[..., None]]:
-    """A bar on the terminal; yields what is to be called with (done, total) and perhaps a remark."""
-    columns = (
-        TextColumn(unit),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[remark]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(unit, total=None, remark="")
-        yield lambda done, total, remark="": bar.update(task, completed=done, total=total, remark=remark)
-
-
-@contextmanager
 def _dump_progress() -> "Iterator[Callable[[DumpProgress], None]]":
     """A bar that shows a dump's rate and size too."""
-    with _progress("samples") as advance:
+    with progress("samples") as advance:
         yield lambda state: advance(
             state.done,
             state.total,
@@ -281,13 +325,8 @@ def _dump_progress() -> "Iterator[Callable[[DumpProgress], None]]":
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one message and exit code 1."""
-    try:
-        app()
-    except OfflineDistillError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {type(error).__name__}:", end=" ")
-        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False)
-        sys.exit(1)
+    """Run the command line."""
+    app()
 
 
 if __name__ == "__main__":

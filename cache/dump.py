@@ -15,12 +15,13 @@ from pydantic import Field, PositiveInt
 from cache.errors import UnsealedError
 from cache.frames import Frames
 from cache.loader import Loader
-from cache.probe import PreparedFrames, software_versions, spec_of
+from cache.probe import PreparedFrames, spec_of
 from cache.record import stored_samples
 from cache.spec import CodecSpec
 from cache.store import Layout, StoredSample
 from cache.strict import Strict
 from cache.teacher import Teacher
+from cache.versions import software_versions
 from cache.writer import WHOLE, Part, StoreWriter
 
 

@@ -26,12 +26,8 @@ def layers(attributes: StoreAttributes) -> Table:
 
 def sizes(attributes: StoreAttributes, reader: ShardReader, shards: Sequence[int]) -> Table:
     """Bytes a sample of each array, as the manifest counts them in some shards, beside float32."""
-    views = len(attributes.spec.views)
-    samples = sum(_samples_in(attributes, shard) for shard in shards)
-    stored = {
-        name: sum(reader.file(array, shard).bytes for shard in shards) / max(1, samples)
-        for name, array in reader.arrays.items()
-    }
+    views, samples = len(attributes.spec.views), _samples_in(attributes, shards)
+    stored = stored_bytes(attributes, reader, shards)
     float32 = {
         name: 4.0 * views * int(np.prod(array.shape)) * (8 if name == "canvas_mask" else 1)
         for name, array in reader.arrays.items()
@@ -46,9 +42,18 @@ def sizes(attributes: StoreAttributes, reader: ShardReader, shards: Sequence[int
     )
 
 
-def _samples_in(attributes: StoreAttributes, shard: int) -> int:
+def stored_bytes(attributes: StoreAttributes, reader: ShardReader, shards: Sequence[int]) -> dict[str, float]:
+    """Bytes a sample of each array, as the manifest counts them in some shards."""
+    samples = max(1, _samples_in(attributes, shards))
+    return {
+        name: sum(reader.file(array, shard).bytes for shard in shards) / samples
+        for name, array in reader.arrays.items()
+    }
+
+
+def _samples_in(attributes: StoreAttributes, shards: Sequence[int]) -> int:
     size = attributes.layout.samples_per_shard
-    return min(size, attributes.spec.data.samples - shard * size)
+    return sum(min(size, attributes.spec.data.samples - shard * size) for shard in shards)
 
 
 def _error(report: LayerReport | None) -> tuple[str, str, str]:

@@ -1,9 +1,6 @@
 """What a store will hold, learnt from the teacher and one frame, before anything is written."""
 
-import importlib.metadata
-import platform
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +15,6 @@ from cache.grid import BevGrid
 from cache.points import load_points
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline
 from cache.teacher import Teacher, TeacherOutput
-
-LIBRARIES = ("offline-distillbev", "torch", "numpy", "numcodecs", "nuscenes-devkit", "mmdet3d", "mmcv", "spconv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +40,6 @@ class PreparedFrames(Dataset):
         except OfflineDistillError as error:
             error.where = ", ".join(str(part) for part in (error.where, f"token {frame.token}") if part)
             raise
-
-
-def software_versions() -> dict[str, str]:
-    """Python's version and those of the installed libraries that decide a store's content."""
-    versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
 
 
 def spec_of(layers: Mapping[str, CodecSpec], head_maps: bool, frames: Frames, teacher: Teacher) -> CacheSpec:

@@ -1,10 +1,15 @@
 """What a person sees of a store."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from cache.facts import stored_bytes
 from cache.reader import TeacherCache
+from cache.shard_reader import ShardReader
+from cache.spec import CacheSpec
+from cache.store import LayerReport
 from cache.tables import Table
 
 
@@ -18,6 +23,39 @@ class LayerStatistics:
     """Largest absolute value."""
     zeros: float
     """Fraction of values that are exactly 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSummary:
+    """What the tables of a store say, for a machine."""
+
+    path: Path
+    fingerprint: str
+    sealed: bool
+    samples: int
+    """Committed."""
+    spec: CacheSpec
+    software: dict[str, str]
+    codec_report: dict[str, LayerReport]
+    bytes_per_sample: dict[str, float]
+    """By array."""
+    statistics: dict[str, LayerStatistics]
+
+
+def summarise(cache: TeacherCache) -> StoreSummary:
+    """Identity, layers, sizes, error report and statistics."""
+    shards = ShardReader(cache.path, cache.attributes)
+    return StoreSummary(
+        path=cache.path,
+        fingerprint=cache.spec.fingerprint,
+        sealed=cache.attributes.sealed,
+        samples=len(cache),
+        spec=cache.spec,
+        software=cache.attributes.software,
+        codec_report=cache.attributes.codec_report,
+        bytes_per_sample=stored_bytes(cache.attributes, shards, cache.committed_shards()),
+        statistics=statistics(cache),
+    )
 
 
 def statistics(cache: TeacherCache, samples: int = 8) -> dict[str, LayerStatistics]:

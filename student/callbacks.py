@@ -4,13 +4,14 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks import Callback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,16 @@ class TrainingSummary:
         return f"{cost}\ncheckpoint: {self.checkpoint}"
 
 
-class ProgressBar(RichProgressBar):
-    """Without the logger's version, which says nothing here."""
+class Progress(Callback):
+    """Tells whoever started the training how far it is."""
 
-    def get_metrics(self, *args: Any) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}
+    def __init__(self, tell: Callable[[int, int, str], None]) -> None:
+        self.tell = tell
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            remark = f"epoch {trainer.current_epoch + 1}, loss {float(trainer.callback_metrics['loss']):.2f}"
+            self.tell(trainer.global_step, int(trainer.estimated_stepping_batches), remark)
 
 
 class Cost(Callback):

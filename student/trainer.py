@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from cache.errors import ConfigError, NotCachedError
 from cache.frames import Frames
 from cache.loader import Loader
 from cache.reader import TeacherCache
-from student.callbacks import Cost, ProgressBar, TrainingSummary
+from student.callbacks import Cost, Progress, TrainingSummary
 from student.config import StudentConfig
 from student.dataset import StudentDataset, TeacherSource, collate
 from student.detectors import BevDetector
@@ -32,11 +32,17 @@ warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of Lightning's own 
 
 
 def train_student(
-    config: StudentConfig, root: Path, cache_paths: Sequence[Path], out: Path, resume: bool = False
+    config: StudentConfig,
+    root: Path,
+    cache_paths: Sequence[Path],
+    out: Path,
+    resume: bool = False,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> TrainingSummary:
     """Train a student; with `config.distill`, from the caches of one or several teachers.
 
     Leaves in `out`: checkpoints/last.ckpt, csv/metrics.csv, tensorboard/, summary.json.
+    After each step `progress` is called with (done, total) steps and a remark.
 
     Raises:
         ConfigError: distillation without a cache, nothing to resume, or an `out` that holds another training.
@@ -60,9 +66,10 @@ def train_student(
         precision=training.precision,
         gradient_clip_val=training.gradient_clip,
         logger=[CSVLogger(out, name="", version="csv"), TensorBoardLogger(out, name="", version="tensorboard")],
-        callbacks=[ModelCheckpoint(out / "checkpoints", filename=Path(LAST).stem), ProgressBar(), cost],
+        callbacks=[ModelCheckpoint(out / "checkpoints", filename=Path(LAST).stem), Progress(progress), cost],
         use_distributed_sampler=False,
         enable_model_summary=False,
+        enable_progress_bar=False,
         log_every_n_steps=1,
     )
     trainer.fit(module, _loader(frames, config, sources, module.detector), ckpt_path=checkpoint)
