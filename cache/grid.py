@@ -13,11 +13,12 @@ Frame = Literal["lidar", "ego"]
 
 
 class BevGrid(Strict):
-    """A rectangle of square-sided cells seen from above; row = y, column = x, cell (0, 0) at (x_min, y_min).
+    """A rectangle of cells seen from above; cell (0, 0) is at (x_min, y_min).
 
     Metres are those of `frame`: "lidar" is nuScenes' LIDAR_TOP sensor (x right, y forward, z up) and "ego" the
-    vehicle's rear axle (x forward, y left). A feature map of the grid is (C, H, W) with H = cells along y and
-    W = cells along x. In continuous cell coordinates the centre of cell (row, column) is (column + 0.5, row + 0.5).
+    vehicle's rear axle (x forward, y left). A feature map of the grid is (C, H, W); with axes "yx" its rows are y
+    and its columns x, with "xy" its rows are x and its columns y. In continuous cell coordinates the centre of cell
+    (row, column) is (column + 0.5, row + 0.5).
     """
 
     x_range_m: tuple[float, float]
@@ -25,7 +26,8 @@ class BevGrid(Strict):
     cell_m: tuple[float, float]
     """Size of a cell along x and along y."""
     frame: Frame = "lidar"
-    axes: Literal["yx"] = "yx"
+    axes: Literal["yx", "xy"] = "yx"
+    """What a map's rows and its columns run along."""
 
     @model_validator(mode="after")
     def _whole_cells(self) -> "BevGrid":
@@ -46,17 +48,24 @@ class BevGrid(Strict):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(H, W): cells along y, cells along x."""
+        """(H, W): how many rows and columns a map has."""
         (x0, x1), (y0, y1), (cell_x, cell_y) = self.x_range_m, self.y_range_m, self.cell_m
-        return round((y1 - y0) / cell_y), round((x1 - x0) / cell_x)
+        return self._by_axis(round((y1 - y0) / cell_y), round((x1 - x0) / cell_x))
 
     def to_cells(self, xy_m: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
         """Metres (x, y) to continuous cell coordinates (column, row)."""
-        return (xy_m - self._origin) / np.asarray(self.cell_m)
+        return self._turned((xy_m - self._origin) / np.asarray(self.cell_m))
 
     def to_metres(self, cells: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
         """Continuous cell coordinates (column, row) to metres (x, y)."""
-        return cells * np.asarray(self.cell_m) + self._origin
+        return self._turned(cells) * np.asarray(self.cell_m) + self._origin
+
+    @property
+    def cell_matrix(self) -> Float[np.ndarray, "3 3"]:
+        """Metres (x, y, 1) to continuous cell coordinates (column, row, 1): `to_cells` as a matrix."""
+        origin, *units = self.to_cells(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        columns = [[*(unit - origin), 0.0] for unit in units]
+        return np.array([*columns, [*origin, 1.0]]).T
 
     def centers_m(self) -> Float[np.ndarray, "H W 2"]:
         """(x, y) of the centre of every cell, in metres."""
@@ -70,8 +79,17 @@ class BevGrid(Strict):
     def resized(self, shape: tuple[int, int]) -> "BevGrid":
         """The grid over the same range with H x W cells."""
         (x0, x1), (y0, y1) = self.x_range_m, self.y_range_m
-        return self.model_copy(update={"cell_m": ((x1 - x0) / shape[1], (y1 - y0) / shape[0])})
+        along_y, along_x = self._by_axis(*shape)
+        return self.model_copy(update={"cell_m": ((x1 - x0) / along_x, (y1 - y0) / along_y)})
 
     @property
     def _origin(self) -> Float[np.ndarray, "2"]:
         return np.asarray([self.x_range_m[0], self.y_range_m[0]])
+
+    def _by_axis(self, along_y: int, along_x: int) -> tuple[int, int]:
+        """(along y, along x) to (rows, columns), and back: the swap is its own inverse."""
+        return (along_y, along_x) if self.axes == "yx" else (along_x, along_y)
+
+    def _turned(self, pairs: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
+        """(along x, along y) to (column, row), and back."""
+        return pairs if self.axes == "yx" else pairs[..., ::-1]

@@ -5,7 +5,6 @@ Geometry runs in float32 whatever the autocast: a bfloat16 matrix would move poi
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -104,10 +103,7 @@ def cells_of_points(
 
 def cell_matrix(grid: BevGrid, like: Tensor) -> Float[Tensor, "3 3"]:
     """Metres (x, y, 1) -> continuous cell coordinates (column, row, 1), on the device and in the type of `like`."""
-    origin, unit = grid.to_cells(np.array([[0.0, 0.0], [1.0, 1.0]]))
-    matrix = np.diag([*(unit - origin), 1.0])
-    matrix[:2, 2] = origin
-    return torch.as_tensor(matrix, dtype=like.dtype, device=like.device)
+    return torch.as_tensor(grid.cell_matrix, dtype=like.dtype, device=like.device)
 
 
 def pool(

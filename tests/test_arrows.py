@@ -16,7 +16,7 @@ HOUSE = [
     ("cache", "record probe dump plan verify report"),
     ("student.distill", "term_configs config"),
     ("student", "config augment images depth_map dataset sampling backbones depth lift bev nms head targets detectors"),
-    ("student.distill", "inherit threads adapters boxes criteria attention masks onepass moments regions losses"),
+    ("student.distill", "inherit threads adapters warp boxes criteria attention masks onepass moments regions losses"),
     ("student.distill", "relations responses"),
     ("student.distill", "views fgd terms objective plots"),
     ("student", "checkpoint evaluate module callbacks trainer"),
