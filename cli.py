@@ -153,26 +153,31 @@ def dump_teacher(
             answer(dump(settings, frames, teacher, out, advance, chosen))
 
 
-@app.command(epilog=examples("cli inspect teacher.zarr", "cli inspect teacher.zarr TOKEN --out picture.png"))
+@app.command(epilog=examples("cli inspect teacher.zarr", "cli inspect teacher.zarr --html report.html"))
 def inspect(
     store: Annotated[Path, typer.Argument(help="A store; one that is not complete yet will do.")],
     token: Annotated[str | None, typer.Argument(help="A sample, to be drawn.")] = None,
     out: Annotated[Path | None, typer.Option(help="The picture's file; TOKEN.png without it.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page for a browser: one file, no network.")] = None,
     json: Json = False,
 ) -> None:
     """What a store holds: identity, layers, sizes, error report, statistics; with a token, its picture."""
+    from cache.html_report import write_html
     from cache.reader import TeacherCache
     from cache.report import statistics_table, summarise
 
     with answering(json) as answer:
         cache = TeacherCache(store, allow_partial=True)
-        if token is not None:
+        if html is not None:
+            write_html(cache, html)
+            answer({"page": html}, html)
+        elif token is not None:
             picture = out or Path(f"{token}.png")
             cache[token].plot().savefig(picture, dpi=110)
             answer({"token": token, "picture": picture}, picture)
-            return
-        summary = summarise(cache)
-        answer(summary, *cache.tables(), statistics_table(summary.statistics))
+        else:
+            summary = summarise(cache)
+            answer(summary, *cache.tables(), statistics_table(summary.statistics))
 
 
 @app.command(

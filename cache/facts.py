@@ -36,7 +36,7 @@ def sizes(attributes: StoreAttributes, reader: ShardReader, shards: Sequence[int
     rows.append(("together", sum(stored.values()), sum(float32.values())))
     total_gb = sum(stored.values()) * samples / 1e9
     return Table(
-        title=f"bytes a sample, of {samples} samples in {len(shards)} shards; {total_gb:.3f} GB together",
+        title=f"bytes a sample ({samples:,} samples, {total_gb:.3f} GB)",
         columns=("array", "stored", "as float32", "smaller by"),
         rows=tuple((name, f"{s:,.0f}", f"{f:,.0f}", f"{f / s:.1f} x" if s else "") for name, s, f in rows),
     )

@@ -3,26 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cache.facts import stored_bytes
 from cache.reader import TeacherCache
 from cache.shard_reader import ShardReader
 from cache.spec import CacheSpec
 from cache.store import LayerReport
+from cache.survey import LayerStatistics, survey
 from cache.tables import Table
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerStatistics:
-    """Of a layer's decoded values in some samples."""
-
-    mean: float
-    std: float
-    largest: float
-    """Largest absolute value."""
-    zeros: float
-    """Fraction of values that are exactly 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +41,8 @@ def summarise(cache: TeacherCache) -> StoreSummary:
         software=cache.attributes.software,
         codec_report=cache.attributes.codec_report,
         bytes_per_sample=stored_bytes(cache.attributes, shards, cache.committed_shards()),
-        statistics=statistics(cache),
+        statistics=survey(cache).statistics,
     )
-
-
-def statistics(cache: TeacherCache, samples: int = 8) -> dict[str, LayerStatistics]:
-    """Statistics of each layer, over samples spread evenly through the store."""
-    places = np.unique(np.linspace(0, len(cache) - 1, min(samples, len(cache))).astype(int))
-    batch = cache.read([cache.tokens[int(place)] for place in places])
-    found = {}
-    for name, layer in batch.features.items():
-        values = layer.decode()
-        found[name] = LayerStatistics(
-            mean=values.mean().item(),
-            std=values.std().item(),
-            largest=values.abs().max().item(),
-            zeros=(values == 0).float().mean().item(),
-        )
-    return found
 
 
 def statistics_table(found: dict[str, LayerStatistics]) -> Table:

@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 HOUSE = [
-    ("cache", "errors versions console ending strict markup tables grid views spec frames points loader"),
+    ("cache", "errors versions console ending strict markup tables charts grid views spec frames points loader"),
     ("cache", "checkpoint detector teacher teacher_training"),
     ("cache", "codec pictures durable shards store documents shard_writer writer shard_reader facts reader prefetch"),
-    ("cache", "record probe dump plan verify report"),
+    ("cache", "record probe dump plan verify survey report html_report"),
     ("student.distill", "term_configs config"),
     ("student", "config augment images depth_map dataset sampling backbones depth lift bev nms head targets detectors"),
     ("student.distill", "inherit threads adapters warp boxes criteria attention masks onepass moments regions losses"),

@@ -223,6 +223,11 @@ def test_inspect_shows_the_store_and_draws_a_sample(workshop: Workshop, tmp_path
     drawn = cli("inspect", workshop.store, cache.tokens[0], "--out", picture)
     assert drawn.code == 0, drawn.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
+    page = tmp_path / "report.html"
+    written = cli("inspect", workshop.store, "--html", page)
+    assert written.code == 0, written.stderr
+    assert str(page) in written.stdout
+    assert cache.spec.fingerprint in page.read_text()
 
 
 def test_verify_finds_a_flipped_bit_and_repairs_it(workshop: Workshop, tmp_path: Path) -> None:

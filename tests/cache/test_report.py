@@ -1,29 +1,21 @@
-import numpy as np
-import pytest
 from rich.console import Console
 
 from cache.reader import TeacherCache
-from cache.report import statistics, statistics_table
+from cache.report import statistics_table, summarise
 
 
-def text_of(tables) -> str:
+def test_a_summary_says_what_the_tables_say(sealed_store) -> None:
+    cache = TeacherCache(sealed_store)
+    summary = summarise(cache)
+    assert (summary.samples, summary.fingerprint, summary.sealed) == (10, cache.spec.fingerprint, True)
+    stored = sum(file.stat().st_size for file in (sealed_store / "heatmap").glob("c.*")) / 10
+    assert summary.bytes_per_sample["heatmap"] == stored
     console = Console(width=240, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    for table in tables:
-        console.print(table)
-    return console.export_text()
+    console.print(statistics_table(summary.statistics))
+    assert f"{summary.statistics['head'].zeros:.1%}" in console.export_text()
 
 
-@pytest.fixture
-def cache(sealed_store) -> TeacherCache:
-    return TeacherCache(sealed_store)
-
-
-def test_statistics_by_an_independent_way(kit, cache):
-    found = statistics(cache, samples=100)["head"]
-    samples = [kit.make_sample(cache.spec, position).arrays for position in range(10)]
-    values = np.stack([s["features/head"] * s["features/head_scale"][..., None, None] for s in samples])
-    assert found.mean == pytest.approx(values.mean(), rel=1e-5)
-    assert found.std == pytest.approx(values.std(ddof=1), rel=1e-5)
-    assert found.largest == pytest.approx(values.max(), rel=1e-5)
-    assert found.zeros == pytest.approx((values == 0).mean(), rel=1e-5)
-    assert f"{found.zeros:.1%}" in text_of([statistics_table({"head": found})])
+def test_a_store_without_a_sample_has_a_summary(kit, tmp_path) -> None:
+    kit.open_writer(tmp_path / "teacher.zarr").close()
+    summary = summarise(TeacherCache(tmp_path / "teacher.zarr", allow_partial=True))
+    assert (summary.samples, summary.sealed, summary.statistics) == (0, False, {})
