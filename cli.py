@@ -120,7 +120,7 @@ def plan(
     with answering(json) as answer:
         settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, overrides)
         costs = plan(settings, frames, teacher, out, probes)
-        answer(costs, costs.table())
+        answer(costs, costs.table(), costs.view_table())
     costs.require_room()
 
 
@@ -159,6 +159,7 @@ def inspect(
     token: Annotated[str | None, typer.Argument(help="A sample, to be drawn.")] = None,
     out: Annotated[Path | None, typer.Option(help="The picture's file; TOKEN.png without it.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page for a browser: one file, no network.")] = None,
+    view: Annotated[str | None, typer.Option(help="Which view to draw; the first without it.")] = None,
     json: Json = False,
 ) -> None:
     """What a store holds: identity, layers, sizes, error report, statistics; with a token, its picture."""
@@ -173,7 +174,7 @@ def inspect(
             answer({"page": html}, html)
         elif token is not None:
             picture = out or Path(f"{token}.png")
-            cache[token].plot().savefig(picture, dpi=110)
+            cache[token].plot(0 if view is None else cache.view(view)).savefig(picture, dpi=110)
             answer({"token": token, "picture": picture}, picture)
         else:
             summary = summarise(cache)

@@ -9,7 +9,18 @@ import safetensors.torch
 from torch import Tensor
 
 from cache.shards import sign, with_checksum
-from cache.store import HEAD_WEIGHTS, ROOT, Layout, SampleArray, StoreAttributes, sample_arrays, whole_key
+from cache.spec import CacheSpec
+from cache.store import (
+    HEAD_WEIGHTS,
+    ROOT,
+    Layout,
+    SampleArray,
+    StoreAttributes,
+    sample_arrays,
+    view_matrix_shape,
+    whole_key,
+)
+from cache.views import view_matrices
 
 
 def small_files(
@@ -20,10 +31,17 @@ def small_files(
     whole = {
         "token": names.view(np.uint8).reshape(len(names), -1),
         "token_order": np.argsort(names, kind="stable").astype("<i8"),
-        "view_matrix": np.stack([np.eye(4, dtype="<f4") for _ in attributes.spec.views]),
+        "view_matrix": view_matrix(attributes.spec, tokens),
     }
     files = {whole_key(name, values.ndim): with_checksum(values.tobytes()) for name, values in whole.items()}
     return {HEAD_WEIGHTS: weights_file(head_weights), **files, **_documents(attributes, names.dtype.itemsize)}
+
+
+def view_matrix(spec: CacheSpec, tokens: Sequence[str]) -> np.ndarray:
+    """The array `view_matrix`: one for all samples, or one for each where some views are drawn."""
+    different = tokens if spec.drawn else tokens[:1]
+    matrices = [view_matrices(spec.views, spec.drawn, token) for token in different]
+    return np.stack(matrices).astype("<f4").reshape(view_matrix_shape(spec))
 
 
 def weights_file(tensors: Mapping[str, Tensor]) -> bytes:
@@ -39,7 +57,8 @@ def _documents(attributes: StoreAttributes, token_bytes: int) -> dict[str, bytes
         nodes[array.name] = _sharded(array, samples, views, attributes.layout)
     nodes["token"] = _whole("uint8", (samples, token_bytes), ("sample", "token_byte"))
     nodes["token_order"] = _whole("int64", (samples,), ("sample",))
-    nodes["view_matrix"] = _whole("float32", (views, 4, 4), ("view", "row", "column"))
+    shape = view_matrix_shape(attributes.spec)
+    nodes["view_matrix"] = _whole("float32", shape, ("sample", "view", "row", "column")[-len(shape) :])
     root = {
         "zarr_format": 3,
         "node_type": "group",

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,12 +17,13 @@ from cache.errors import UnsealedError
 from cache.frames import Frames
 from cache.loader import Loader
 from cache.probe import PreparedFrames, spec_of
-from cache.record import stored_samples
+from cache.record import joined_views, stored_samples
 from cache.spec import CodecSpec
 from cache.store import Layout, StoredSample
 from cache.strict import Strict
 from cache.teacher import Teacher
 from cache.versions import software_versions
+from cache.views import CANONICAL, ViewsConfig, labelled
 from cache.writer import WHOLE, Part, StoreWriter
 
 
@@ -37,10 +39,12 @@ class DumpConfig(Strict):
     )
     head_maps: bool = True
     """Keep the head's other maps as float16 too: the cached teacher can be evaluated, and boxes be drawn."""
+    views: ViewsConfig = CANONICAL
     samples_per_shard: int = Field(32, ge=1, le=64)
     zstd_level: int = Field(1, ge=1, le=19)
     batch_size: PositiveInt = 4
-    """Frames that the teacher sees at once; never from two shards, so that a resumed dump forms the same batches."""
+    """Frames that the teacher sees at once, all in one view; never from two shards, so that a resumed dump forms the
+    same batches."""
     workers: int = Field(4, ge=0)
     """Processes that load points and voxelise."""
 
@@ -138,7 +142,7 @@ def open_writer(
     """Create or resume the store of a dump; see `StoreWriter`."""
     return StoreWriter(
         out,
-        spec_of(config.layers, config.head_maps, frames, teacher),
+        spec_of(config.layers, config.head_maps, config.views, frames, teacher),
         frames.tokens,
         head_weights=teacher.head_weights(),
         software=software_versions(),
@@ -174,7 +178,7 @@ def _fill(
     batches = list(_batches(writer, config.batch_size))
     total = sum(len(batch.positions) for batch in batches)
     done, began = _Written(), time.monotonic()
-    with closing(_overlapped(_jobs(writer, batches, config.workers, frames, teacher), limit=2)) as results:
+    with closing(_overlapped(_jobs(writer, batches, config, frames, teacher), limit=2)) as results:
         for written in results:
             done = _Written(samples=done.samples + written.samples, bytes=done.bytes + written.bytes)
             progress(_progress(done, total, time.monotonic() - began))
@@ -182,17 +186,21 @@ def _fill(
 
 
 def _jobs(
-    writer: StoreWriter, batches: list[_Batch], workers: int, frames: Frames, teacher: Teacher
+    writer: StoreWriter, batches: list[_Batch], config: DumpConfig, frames: Frames, teacher: Teacher
 ) -> Iterator[Callable[[], _Written]]:
-    """Run the teacher over the batches; what is left to do of each is to write it."""
-    positions = [batch.positions for batch in batches]
-    prepared = PreparedFrames.of(frames, teacher)
-    loader = Loader(prepared, batch_sampler=positions, collate_fn=list, num_workers=workers if batches else 0)
-    for batch, inputs in zip(batches, loader, strict=True):
-        tokens = tuple(frames.tokens[position] for position in batch.positions)
-        with torch.inference_mode():
-            samples = stored_samples(teacher(inputs), tokens, writer.spec)
-        yield partial(_write, writer, batch, samples)
+    """Run the teacher over the batches, view after view; what is left to do of each is to write it."""
+    names = writer.spec.views
+    numbers = [[p * len(names) + v for p in batch.positions] for batch in batches for v in range(len(names))]
+    prepared = PreparedFrames.of(frames, teacher, config.views)
+    workers = config.workers if batches else 0
+    inputs = iter(Loader(prepared, batch_sampler=numbers, collate_fn=list, num_workers=workers))
+    for batch in batches:
+        views = []
+        for name, one_view in zip(names, islice(inputs, len(names)), strict=True):
+            labels = tuple(labelled(frames.tokens[position], name) for position in batch.positions)
+            with torch.inference_mode():
+                views.append(stored_samples(teacher(one_view), labels, writer.spec))
+        yield partial(_write, writer, batch, joined_views(views))
 
 
 def _overlapped(jobs: Iterable[Callable[[], _Written]], limit: int) -> Generator[_Written, None, None]:

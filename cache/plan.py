@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from rich.table import Table
 
 from cache.codec import Distortion
@@ -14,11 +15,12 @@ from cache.dump import DumpConfig
 from cache.errors import StoreError
 from cache.frames import Frames
 from cache.probe import PreparedFrames, spec_of
-from cache.record import stored_samples
+from cache.record import joined_views, stored_samples
 from cache.shards import pack_chunk
 from cache.spec import CacheSpec
 from cache.store import StoredSample
 from cache.teacher import Teacher
+from cache.views import labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +35,26 @@ class ArrayPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewPlan:
+    """One view's share of a sample."""
+
+    name: str
+    bytes: float
+    seconds: float
+    """Loading, the teacher, encoding."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A dump's cost. Sizes are means over the probed frames; the time is that of one process without loader workers."""
 
     path: Path
     samples: int
     arrays: tuple[ArrayPlan, ...]
+    views: tuple[ViewPlan, ...]
     files: int
     seconds_per_sample: float
+    """Of all views, and their compression."""
     free_bytes: int
 
     @property
@@ -65,7 +79,7 @@ class Plan:
                 where=self.path,
                 got=f"{self.free_bytes / 1e9:,.1f} GB free",
                 expected=f"{self.total_bytes / 1e9:,.1f} GB for {self.samples} samples",
-                cure="Dump fewer layers or splits, use fewer bits, leave out head_maps, or choose another disk",
+                cure="Dump fewer views, layers or splits, use fewer bits, leave out head_maps, or choose another disk",
             )
 
     def table(self) -> Table:
@@ -85,6 +99,14 @@ class Plan:
             table.add_row(array.name, *sizes, smaller, ratio, f"{array.bytes * self.samples / 1e9:,.3f}")
         return table
 
+    def view_table(self) -> Table:
+        """What each view adds."""
+        table = Table("view", "bytes a sample", "seconds a sample", "GB together", "hours together")
+        for view in self.views:
+            together = view.bytes * self.samples / 1e9, view.seconds * self.samples / 3600
+            table.add_row(view.name, f"{view.bytes:,.0f}", f"{view.seconds:.2f}", *(f"{x:,.2f}" for x in together))
+        return table
+
 
 def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes: int = 4) -> Plan:
     """Run the teacher on some frames, spread evenly, and measure what they would take.
@@ -92,37 +114,64 @@ def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes
     Raises:
         TeacherError, ConfigError, DataError: see `cache.dump.dump`.
     """
-    spec = spec_of(config.layers, config.head_maps, frames, teacher)
-    prepared = PreparedFrames.of(frames, teacher)
+    spec = spec_of(config.layers, config.head_maps, config.views, frames, teacher)
     positions = np.unique(np.linspace(0, len(frames) - 1, min(probes, len(frames))).astype(int)).tolist()
     began = time.monotonic()
-    samples = []
-    for position in positions:
-        with torch.inference_mode():
-            samples += stored_samples(teacher([prepared[position]]), (frames.tokens[position],), spec)
-    arrays = _arrays(samples, spec, config.zstd_level)
-    seconds = (time.monotonic() - began) / len(samples)
+    views, seconds = _probed(config, frames, teacher, positions, spec)
+    samples = joined_views(views)
+    sizes = _sizes(samples, config.zstd_level)
+    elapsed = time.monotonic() - began
     shards = -(-len(frames) // config.samples_per_shard)
     return Plan(
         path=Path(out),
         samples=len(frames),
-        arrays=arrays,
-        files=shards * (len(arrays) + 1),
-        seconds_per_sample=seconds,
+        arrays=_arrays(samples, sizes),
+        views=tuple(
+            ViewPlan(name=name, bytes=float(sum(of[view] for of in sizes.values())), seconds=seconds[view])
+            for view, name in enumerate(spec.views)
+        ),
+        files=shards * (len(sizes) + 1),
+        seconds_per_sample=elapsed / len(samples),
         free_bytes=_free_bytes(Path(out)),
     )
 
 
-def _arrays(samples: list[StoredSample], spec: CacheSpec, zstd_level: int) -> tuple[ArrayPlan, ...]:
+def _probed(
+    config: DumpConfig, frames: Frames, teacher: Teacher, positions: list[int], spec: CacheSpec
+) -> tuple[list[list[StoredSample]], list[float]]:
+    """The frames in each view as they would be stored, and the seconds that each took for one frame."""
+    prepared = PreparedFrames.of(frames, teacher, config.views)
+    views, seconds = [], []
+    for view, name in enumerate(spec.views):
+        began = time.monotonic()
+        samples = []
+        for position in positions:
+            label = labelled(frames.tokens[position], name)
+            with torch.inference_mode():
+                output = teacher([prepared[position * len(spec.views) + view]])
+                samples += stored_samples(output, (label,), spec)
+        views.append(samples)
+        seconds.append((time.monotonic() - began) / len(positions))
+    return views, seconds
+
+
+def _sizes(samples: list[StoredSample], zstd_level: int) -> dict[str, Float[np.ndarray, "V"]]:
+    """Bytes of each array's views for one sample, each with its place in the shard's index."""
+    return {
+        name: np.mean([[len(pack_chunk(view, zstd_level)) + 16 for view in s.arrays[name]] for s in samples], axis=0)
+        for name in samples[0].arrays
+    }
+
+
+def _arrays(samples: list[StoredSample], sizes: dict[str, Float[np.ndarray, "V"]]) -> tuple[ArrayPlan, ...]:
     plans = []
     for name, values in samples[0].arrays.items():
-        sizes = [len(pack_chunk(view, zstd_level)) for sample in samples for view in sample.arrays[name]]
         layer = name.removeprefix("features/")
         loss = sum((s.distortion.get(layer, Distortion()) for s in samples), start=Distortion())
         plans.append(
             ArrayPlan(
                 name=name,
-                bytes=sum(sizes) / len(samples) + 16 * len(spec.views),  # and its place in the shard's index
+                bytes=float(sizes[name].sum()),
                 float32_bytes=4.0 * values.size * (8 if name == "canvas_mask" else 1),
                 sqnr_db=loss.sqnr_db if loss.values else None,
             )

@@ -15,34 +15,41 @@ from cache.grid import BevGrid
 from cache.points import load_points
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline
 from cache.teacher import Teacher, TeacherOutput
+from cache.views import CANONICAL, ViewsConfig, labelled, move_points, view_matrices
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedFrames(Dataset):
-    """Frames as the teacher takes them; indexed in loader workers."""
+    """Frames as the teacher takes them, indexed in loader workers; number position * V + v is view v of a frame."""
 
     frames: Frames
     points: PointPipeline
     prepare: Callable[[Float[np.ndarray, "N 5"]], Any]
+    views: ViewsConfig
 
     @classmethod
-    def of(cls, frames: Frames, teacher: Teacher) -> "PreparedFrames":
+    def of(cls, frames: Frames, teacher: Teacher, views: ViewsConfig = CANONICAL) -> "PreparedFrames":
         """Without the teacher's network, which workers do not need."""
-        return cls(frames=frames, points=teacher.points, prepare=teacher.prepare)
+        return cls(frames=frames, points=teacher.points, prepare=teacher.prepare, views=views)
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.frames) * len(self.views.names)
 
-    def __getitem__(self, position: int) -> Any:
-        frame = self.frames[position]
+    def __getitem__(self, number: int) -> Any:
+        position, view = divmod(number, len(self.views.names))
+        frame, name = self.frames[position], self.views.names[view]
+        (matrix,) = view_matrices((name,), self.views.drawn_views, frame.token)
         try:
-            return self.prepare(load_points(frame, self.points))
+            return self.prepare(move_points(load_points(frame, self.points), matrix))
         except OfflineDistillError as error:
-            error.where = ", ".join(str(part) for part in (error.where, f"token {frame.token}") if part)
+            parts = error.where, f"token {labelled(frame.token, name)}"
+            error.where = ", ".join(str(part) for part in parts if part)
             raise
 
 
-def spec_of(layers: Mapping[str, CodecSpec], head_maps: bool, frames: Frames, teacher: Teacher) -> CacheSpec:
+def spec_of(
+    layers: Mapping[str, CodecSpec], head_maps: bool, views: ViewsConfig, frames: Frames, teacher: Teacher
+) -> CacheSpec:
     """What the store will hold; the first frame is run to learn the maps' channels.
 
     Raises:
@@ -73,6 +80,8 @@ def spec_of(layers: Mapping[str, CodecSpec], head_maps: bool, frames: Frames, te
         heatmap_grid=teacher.heatmap_grid,
         canvas_grid=teacher.canvas_grid,
         head_maps={name: maps.shape[2] for name, maps in output.head_maps.items()} if head_maps else {},
+        views=views.names,
+        drawn=views.drawn_views,
     )
 
 

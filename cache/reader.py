@@ -27,8 +27,9 @@ from cache.pictures import Map, draw_maps, maps_of, thumbnails
 from cache.shard_reader import Chunk, ShardReader, read_file
 from cache.shards import REPAIR, checked
 from cache.spec import CacheSpec, LayerSpec
-from cache.store import HEAD_WEIGHTS, ROOT, parse_root, record_key, scale_of, whole_key
+from cache.store import HEAD_WEIGHTS, ROOT, parse_root, record_key, scale_of, view_matrix_shape, whole_key
 from cache.tables import Table, card
+from cache.views import labelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +40,7 @@ class TeacherSample:
     """All that the store holds of one sample: V views, as in `TeacherBatch` otherwise."""
 
     token: str
+    views: tuple[str, ...]
     features: dict[str, Encoded]
     heatmap: UInt8[Tensor, "V K H W"]
     canvas_mask: Bool[Tensor, "V h w"]
@@ -51,7 +53,7 @@ class TeacherSample:
 
     def plot(self, view: int = 0) -> "Figure":
         """The maps side by side; row 0 (lowest y) is at the bottom."""
-        return draw_maps(self.maps(view), f"token {self.token}")
+        return draw_maps(self.maps(view), f"token {labelled(self.token, self.views[view])}")
 
     def __repr__(self) -> str:
         return f"TeacherSample({self.token!r}: {_said(_tensors(self))})"
@@ -168,7 +170,7 @@ class TeacherCache:
         self._shards = ShardReader(self.path, self.attributes)
         self._all_tokens = self._read_tokens()
         self.tokens: Sequence[str] = self._all_tokens if self.attributes.sealed else self._committed_tokens()
-        self._view_matrix = torch.from_numpy(self._whole("view_matrix", "<f4", (len(self.spec.views), 4, 4)).copy())
+        self._view_matrix = self._whole("view_matrix", "<f4", view_matrix_shape(self.spec))
 
     def __reduce__(self) -> tuple:
         """Travel as a path: a worker process opens the store again."""
@@ -213,6 +215,7 @@ class TeacherCache:
         batch = self.read((token,) * len(views), views=views, head_maps=True)
         return TeacherSample(
             token=token,
+            views=self.spec.views,
             features=batch.features,
             heatmap=batch.heatmap,
             canvas_mask=batch.canvas_mask,
@@ -289,6 +292,24 @@ class TeacherCache:
             )
         return safetensors.torch.load(data)
 
+    def view_matrices(self, tokens: Sequence[str]) -> Float[np.ndarray, "B V 4 4"]:
+        """Canonical LiDAR -> the BEV frame, of all views of each token.
+
+        Raises:
+            NotCachedError: a token was not dumped.
+        """
+        return np.stack([self._matrices_at(self._position(token)) for token in tokens])
+
+    def view(self, name: str) -> int:
+        """The index of the view of that name.
+
+        Raises:
+            NotCachedError: it was not dumped.
+        """
+        if name not in self.spec.views:
+            raise self._no_view(name)
+        return self.spec.views.index(name)
+
     def committed_shards(self) -> list[int]:
         """The shards that the manifest names now; all of them once the store is sealed."""
         shards = range(-(-len(self._all_tokens) // self._shards.size))
@@ -314,7 +335,8 @@ class TeacherCache:
         read(arrays["canvas_mask"], chunk, packed)
         mask = batch.canvas_mask[row].numpy()
         mask[...] = np.unpackbits(packed, axis=-1, count=mask.shape[-1])
-        batch.view_matrix[row] = self._view_matrix[chunk.view]
+        position = chunk.shard * self._shards.size + chunk.number // len(self.spec.views)
+        batch.view_matrix[row].numpy()[...] = self._matrices_at(position)[chunk.view]
 
     def _layer(self, name: str) -> LayerSpec:
         for layer in self.spec.layers:
@@ -334,10 +356,18 @@ class TeacherCache:
         chunks = []
         for token, view in zip(tokens, views or (0,) * len(tokens), strict=True):
             if not 0 <= view < count:
-                raise NotCachedError("the store does not hold this view", where=self.path, got=view, expected=count)
+                raise self._no_view(view)
             shard, row = divmod(self._position(token), self._shards.size)
             chunks.append(Chunk(token=token, shard=shard, view=view, number=row * count + view))
         return chunks
+
+    def _no_view(self, got: str | int) -> NotCachedError:
+        known = ", ".join(f"{index}: {name}" for index, name in enumerate(self.spec.views))
+        cure = "Ask for another view, or dump it"
+        return NotCachedError("the store does not hold this view", where=self.path, got=got, expected=known, cure=cure)
+
+    def _matrices_at(self, position: int) -> Float[np.ndarray, "V 4 4"]:
+        return self._view_matrix if self.spec.drawn is None else self._view_matrix[position]
 
     def _position(self, token: str) -> int:
         position = self._all_tokens.find(token)

@@ -1,11 +1,13 @@
 """What a teacher says -> what is stored of it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from cache.codec import encode, measure
+from cache.codec import Distortion, encode, measure
 from cache.errors import TeacherError
 from cache.spec import CacheSpec
 from cache.store import StoredSample, scale_of
@@ -13,7 +15,10 @@ from cache.teacher import TeacherOutput
 
 
 def stored_samples(output: TeacherOutput, tokens: tuple[str, ...], spec: CacheSpec) -> list[StoredSample]:
-    """The teacher's output as it is stored: encoded where it lies, then brought to the CPU.
+    """The teacher's output, of one view, as it is stored: encoded where it lies, then brought to the CPU.
+
+    Args:
+        tokens: what to call the samples where something is amiss.
 
     Raises:
         TeacherError, ConfigError: see `cache.codec.encode`; the heatmap is no probability.
@@ -38,6 +43,19 @@ def stored_samples(output: TeacherOutput, tokens: tuple[str, ...], spec: CacheSp
             distortion={name: samples[row] for name, samples in distortions.items()},
         )
         for row in range(len(tokens))
+    ]
+
+
+def joined_views(views: Sequence[list[StoredSample]]) -> list[StoredSample]:
+    """The same samples, with the views that come one after another in one; what the codec did to them adds up."""
+    return [
+        StoredSample(
+            arrays={name: np.concatenate([one.arrays[name] for one in sample]) for name in sample[0].arrays},
+            distortion={
+                name: sum((one.distortion[name] for one in sample), start=Distortion()) for name in sample[0].distortion
+            },
+        )
+        for sample in zip(*views, strict=True)
     ]
 
 

@@ -10,6 +10,7 @@ from cache.errors import ConfigError, MismatchError
 from cache.grid import BevGrid
 from cache.strict import Strict, differences
 from cache.tables import Table, card
+from cache.views import DrawnViews, ViewName, require_views, told_views
 
 FORMAT_VERSION = 1
 
@@ -183,7 +184,14 @@ class CacheSpec(Strict):
     canvas_grid: BevGrid
     head_maps: dict[str, int] = Field(default_factory=dict)
     """Channels for each task of the head's other maps ("reg": 2, ...); empty where they are not kept."""
-    views: tuple[Literal["canonical"], ...] = ("canonical",)
+    views: tuple[ViewName, ...] = ("canonical",)
+    drawn: DrawnViews | None = None
+    """How the drawn views were drawn; None where there is none."""
+
+    @model_validator(mode="after")
+    def _views_in_order(self) -> "CacheSpec":
+        require_views(self.views, self.drawn)
+        return self
 
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:
@@ -192,7 +200,7 @@ class CacheSpec(Strict):
         return (
             ("fingerprint", self.fingerprint),
             ("samples", f"{data.samples} of {data.version}, {', '.join(data.splits)}"),
-            ("views", ", ".join(self.views)),
+            ("views", told_views(self.views, self.drawn)),
             ("teacher", f"{teacher.name}, {teacher.weights} weights {teacher.weights_sha256[:12]}"),
             ("classes", ", ".join(teacher.classes)),
             ("points", f"{self.points.past_sweeps} past sweeps"),

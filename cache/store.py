@@ -9,7 +9,8 @@ A store is a folder:
     canvas_mask/                  uint8 (N, V, H, W / 8), numpy.packbits
     boxes_<name>/                 float16 (N, V, T, D, H, W), the head's other maps
     token/, token_order/          uint8 (N, bytes) padded with zeros; int64 (N,), the order that sorts them
-    view_matrix/                  float32 (V, 4, 4), canonical LiDAR -> the BEV frame of the view
+    view_matrix/                  float32 (V, 4, 4), canonical LiDAR -> the BEV frame of the view; (N, V, 4, 4) where
+                                  some views are drawn
     teacher_head.safetensors      the head's weights
     manifest/<shard>.json         one record for each committed shard; manifest/lock holds the writers' leases
 
@@ -113,6 +114,12 @@ class StoredSample:
 def scale_of(feature: str) -> str:
     """The array of a feature array's scales."""
     return f"{feature}_scale"
+
+
+def view_matrix_shape(spec: CacheSpec) -> tuple[int, ...]:
+    """(V, 4, 4); where some views are drawn each sample has its own: (N, V, 4, 4)."""
+    shape = (len(spec.views), 4, 4)
+    return shape if spec.drawn is None else (spec.data.samples, *shape)
 
 
 def sample_arrays(spec: CacheSpec) -> dict[str, SampleArray]:

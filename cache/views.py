@@ -97,6 +97,9 @@ class ViewsConfig(Strict):
         return DrawnViews(seed=self.seed, augment=self.augment) if self.drawn else None
 
 
+CANONICAL = ViewsConfig()
+
+
 def require_views(names: Sequence[str], drawn: DrawnViews | None) -> None:
     """Insist on at least one view, each once and in its order, and on `drawn` where there are drawn ones.
 
@@ -113,6 +116,14 @@ def require_views(names: Sequence[str], drawn: DrawnViews | None) -> None:
         )
 
 
+def told_views(names: Sequence[str], drawn: DrawnViews | None) -> str:
+    """The views of a store as a person reads them."""
+    if drawn is None:
+        return ", ".join(names)
+    ranges = ", ".join(f"{name} {value}" for name, value in drawn.augment.model_dump(exclude_defaults=True).items())
+    return f"{', '.join(names)}; drawn with seed {drawn.seed}: {ranges}"
+
+
 def view_matrices(names: Sequence[str], drawn: DrawnViews | None, token: str) -> Float[np.ndarray, "V 4 4"]:
     """float32 (V, 4, 4), canonical LiDAR -> BEV, of a sample's views. They depend on seed, token and name alone."""
     matrices = np.empty((len(names), 4, 4), np.float32)
@@ -124,6 +135,11 @@ def view_matrices(names: Sequence[str], drawn: DrawnViews | None, token: str) ->
             key = int.from_bytes(hashlib.sha256(token.encode()).digest(), "big")
             matrices[row] = bev_matrix(drawn.augment, np.random.default_rng((drawn.seed, int(number[1]), key)))
     return matrices
+
+
+def labelled(token: str, name: str) -> str:
+    """A token with its view, for messages; the canonical view goes without saying."""
+    return token if name == "canonical" else f"{token}, view {name}"
 
 
 def bev_matrix(config: BevAugmentConfig, rng: np.random.Generator | None) -> Matrix:

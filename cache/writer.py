@@ -10,19 +10,20 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from torch import Tensor
 
 from cache.codec import Distortion
-from cache.documents import small_files, weights_file
+from cache.documents import small_files, view_matrix, weights_file
 from cache.durable import Leases, explained, fsync_folder, write_durably
-from cache.errors import ConfigError, DataError, MismatchError, StoreError
+from cache.errors import ConfigError, CorruptStoreError, DataError, MismatchError, StoreError
 from cache.shard_writer import ShardWriter
-from cache.shards import read_signed, sign
+from cache.shards import checked, read_signed, sign
 from cache.spec import CacheSpec, DataIdentity
 from cache.store import (
     LOCK,
@@ -35,6 +36,7 @@ from cache.store import (
     parse_root,
     record_key,
     sample_arrays,
+    whole_key,
 )
 
 
@@ -91,7 +93,7 @@ class StoreWriter:
         redo: shards whose commitment is withdrawn, to repair a store; small files that differ are written again.
 
     Raises:
-        MismatchError: the store there has another spec or layout; nothing was touched.
+        MismatchError: the store there has another spec, layout or drawn views; nothing was touched.
         StoreBusyError: another process holds one of the part's shards.
         StoreError: the folder holds something else, or cannot be written.
         DataError: a token is empty, doubled or not what the spec says.
@@ -210,6 +212,8 @@ class StoreWriter:
             self._clean_documents()
             if not self._finished() and not (self.path / ROOT).exists():  # another may have been faster
                 self._create(tokens, head_weights, software)
+        if self.spec.drawn:
+            _require_same_matrices(self.path, view_matrix(self.spec, tokens))
         self._leases.take(self._shards)
         self._clean_shards()
 
@@ -282,6 +286,20 @@ def _require_free_folder(path: Path) -> None:
             expected="a store, an empty folder, or nothing",
             cure="Dump to another path",
         )
+
+
+def _require_same_matrices(path: Path, matrices: np.ndarray) -> None:
+    """Refuse to add samples under matrices that another version of numpy draws from the same seed."""
+    file = path / whole_key("view_matrix", matrices.ndim)
+    with suppress(CorruptStoreError, FileNotFoundError):  # `_withdraw` mends these
+        stored = checked(np.frombuffer(file.read_bytes(), np.uint8), str(file))
+        if stored.tobytes() != matrices.tobytes():
+            raise MismatchError(
+                "the drawn views are not those of the store",
+                where=file,
+                got=f"other numbers from numpy {np.__version__}",
+                cure="Go on with the version of numpy that the store's `software` names",
+            )
 
 
 def _check_tokens(spec: CacheSpec, tokens: Sequence[str]) -> None:

@@ -208,6 +208,7 @@ def test_a_plan_tells_the_cost_and_writes_nothing(workshop: Workshop, tmp_path: 
     assert run.code == 0, run.stderr
     assert "4 samples" in run.stdout
     assert "features/head" in run.stdout
+    assert "hours together" in run.stdout
     assert not out.exists()
 
 
@@ -228,6 +229,10 @@ def test_inspect_shows_the_store_and_draws_a_sample(workshop: Workshop, tmp_path
     assert written.code == 0, written.stderr
     assert str(page) in written.stdout
     assert cache.spec.fingerprint in page.read_text()
+    other = cli("inspect", workshop.store, cache.tokens[0], "--view", "flip_y")
+    assert other.code == 1
+    assert "does not hold this view" in other.stderr
+    assert "got flip_y; expected 0: canonical" in other.stderr
 
 
 def test_verify_finds_a_flipped_bit_and_repairs_it(workshop: Workshop, tmp_path: Path) -> None:

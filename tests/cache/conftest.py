@@ -65,13 +65,15 @@ def make_sample(spec: CacheSpec, seed: int) -> StoredSample:
         elif array.dtype == "float16":
             arrays[name] = random.normal(size=shape).astype(np.float16)
     for layer in spec.layers:
-        values = torch.from_numpy(random.normal(size=(1, layer.channels, *layer.grid.shape)).astype(np.float32))
+        values = torch.from_numpy(
+            random.normal(size=(len(spec.views), layer.channels, *layer.grid.shape)).astype(np.float32)
+        )
         values = values.relu() if layer.codec.kind == "unsigned" else values
         encoded = encode(values, layer.codec)
         arrays[f"features/{layer.name}"] = encoded.values.numpy()
         if layer.codec.kind != "float16":
             arrays[f"features/{layer.name}_scale"] = encoded.scale.numpy()
-        distortion[layer.name] = measure(values, encoded)[0]
+        distortion[layer.name] = sum(measure(values, encoded), start=Distortion())
     return StoredSample(arrays=arrays, distortion=distortion)
 
 

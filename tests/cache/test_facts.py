@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 from rich.console import Console
 
 from cache.reader import TeacherCache
+from cache.views import DrawnViews
 
 EVIL = "<script>alert(1)</script>"
 
@@ -83,3 +85,16 @@ def test_what_the_data_says_is_escaped(kit, tmp_path) -> None:
     for shown in (cache, cache.spec, cache[cache.tokens[0]], cache.read(cache.tokens[:1])):
         assert "<script" not in shown._repr_html_()
     assert "&lt;script&gt;" in cache._repr_html_()
+
+
+def test_views_are_told_and_drawn(kit, tmp_path) -> None:
+    how = DrawnViews(seed=4)
+    cache = TeacherCache(kit.make_store(tmp_path / "teacher.zarr", views=("canonical", "drawn0"), drawn=how))
+    assert "canonical, drawn0; drawn with seed 4: rotation_deg (-22.5, 22.5), scale (0.95, 1.05)" in text_of(
+        cache.tables()
+    )
+    sample = cache[cache.tokens[2]]
+    assert sample.plot().get_suptitle() == f"token {cache.tokens[2]}"
+    picture = sample.plot(cache.view("drawn0"))
+    assert picture.get_suptitle() == f"token {cache.tokens[2]}, view drawn0"
+    np.testing.assert_array_equal(picture.axes[-1].images[0].get_array(), sample.canvas_mask[1].float())

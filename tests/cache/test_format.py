@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cache.reader import TeacherCache
+from cache.views import DrawnViews
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "data" / "store-v1"
@@ -27,3 +28,16 @@ def test_the_reader_in_the_documentation(documented, layer):
     for token in cache.tokens:
         expected = cache[token].features[layer].decode()[0].numpy()
         np.testing.assert_allclose(documented["read"](GOLDEN, layer, token), expected, rtol=1e-5)
+        np.testing.assert_array_equal(documented["view_matrices"](GOLDEN, token), np.eye(4)[None])
+
+
+@pytest.mark.parametrize("drawn", [None, DrawnViews(seed=3)])
+def test_it_reads_every_view(kit, documented, tmp_path, drawn):
+    views = ("canonical", "flip_y", *(["drawn0"] if drawn else []))
+    store = kit.make_store(tmp_path / "teacher.zarr", views=views, drawn=drawn)
+    cache = TeacherCache(store)
+    for token in cache.tokens:
+        np.testing.assert_array_equal(documented["view_matrices"](store, token), cache.view_matrices([token])[0])
+        for view in range(len(views)):
+            expected = cache[token].features["backbone0"].decode()[view].numpy()
+            np.testing.assert_allclose(documented["read"](store, "backbone0", token, view), expected, rtol=1e-5)

@@ -3,6 +3,7 @@ from pydantic import ValidationError
 
 from cache.errors import MismatchError
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, PointPipeline
+from cache.views import DrawnViews
 
 
 @pytest.fixture
@@ -31,6 +32,9 @@ def test_everything_that_decides_the_content_changes_the_fingerprint(kit, spec):
         spec.model_copy(update={"layers": spec.layers[:1]}),
         spec.model_copy(update={"layers": (spec.layers[0].model_copy(update={"codec": CodecSpec(bits=7)}),)}),
         spec.model_copy(update={"head_maps": {}}),
+        spec.model_copy(update={"views": ("canonical", "flip_y")}),
+        spec.model_copy(update={"views": ("canonical", "drawn0"), "drawn": DrawnViews()}),
+        spec.model_copy(update={"views": ("canonical", "drawn0"), "drawn": DrawnViews(seed=1)}),
     ]
     prints = {each.fingerprint for each in others}
     assert len(prints) == len(others)

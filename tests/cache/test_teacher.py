@@ -10,12 +10,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from cache.codec import encode
+from cache.dump import DumpConfig, dump
 from cache.errors import TeacherError
 from cache.frames import Frames
 from cache.grid import BevGrid
 from cache.points import load_points
-from cache.spec import PointPipeline
+from cache.reader import TeacherCache
+from cache.spec import CodecSpec, PointPipeline
 from cache.teacher import Mmdet3dTeacher, load_teacher
+from cache.views import ViewsConfig, move_boxes
 
 pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed")
 
@@ -179,6 +183,36 @@ def test_the_configuration_hash_sees_the_model_alone(teacher: Mmdet3dTeacher, tm
     assert schedule.config_sha256 == teacher.identity.config_sha256
     assert model.config_sha256 != teacher.identity.config_sha256
     assert (model.decoding.log_dimensions, schedule.decoding.log_dimensions) == (False, True)
+
+
+def test_a_flipped_view_in_the_store(teacher: Mmdet3dTeacher, made_frames: Frames, tmp_path: Path) -> None:
+    """The store holds the teacher's own answer to mirrored points, and the moved boxes lie on them."""
+    config = DumpConfig(teacher=DEMO, layers={"head": CodecSpec()}, views=ViewsConfig(reflections=2), workers=0)
+    dump(config, made_frames, teacher, tmp_path / "teacher.zarr")
+    cache = TeacherCache(tmp_path / "teacher.zarr")
+    for frame in made_frames:
+        sample = cache[frame.token]
+        mirrored = load_points(frame, teacher.points) * np.array([1, -1, 1, 1, 1], np.float32)
+        output = teacher([teacher.prepare(mirrored)])
+        expected = encode(output.layers["head"], CodecSpec()).decode()[0]
+        torch.testing.assert_close(
+            sample.features["head"].decode()[1], expected, rtol=0, atol=0.02
+        )  # a step of the code
+        assert torch.equal(sample.canvas_mask[1], output.canvas_mask[0])
+        differing = (sample.canvas_mask[1] ^ sample.canvas_mask[0].flip(-2)).sum() / sample.canvas_mask[0].sum()
+        assert differing < 0.01  # points on the edge of two pillars
+        boxes = [move_boxes(frame.boxes, matrix) for matrix in sample.view_matrix.numpy()]
+        held = [[occupied(sample.canvas_mask[view], box) for box in boxes[view]] for view in (0, 1)]
+        assert held[0] == pytest.approx(held[1], abs=1)
+        assert sum(held[0]) > 10
+
+
+def occupied(mask: torch.Tensor, box: np.ndarray) -> int:
+    """Occupied pillars whose centres lie in a box, seen from above."""
+    offset = CANVAS.centers_m() - box[:2]
+    along = offset @ [np.cos(box[6]), np.sin(box[6])]
+    across = offset @ [-np.sin(box[6]), np.cos(box[6])]
+    return int(mask.numpy()[(np.abs(along) < box[3] / 2) & (np.abs(across) < box[4] / 2)].sum())
 
 
 # Against mmdet3d itself, on a real frame
