@@ -27,13 +27,13 @@ from cache.codec import Encoded
 from cache.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
 from student.distill.adapters import FeatureLayer
+from student.distill.answers import TeacherMaps
 from student.distill.attention import joint_attention
 from student.distill.boxes import draw_heatmaps, pad_boxes
 from student.distill.config import DistillConfig
 from student.distill.fgd import Fgd, weigh_cells
 from student.distill.objective import DistillObjective
 from student.distill.regions import region_scale
-from student.distill.views import TeacherMaps
 
 GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
 BATCH, CHANNELS, BOXES = 8, 384, 40

@@ -93,9 +93,25 @@ def adapted_grid(config: AdapterConfig, grid: BevGrid, where: str) -> BevGrid:
     Raises:
         MismatchError: the cells do not divide by the factor.
     """
+    return _split(config, grid) if config.kind.startswith("upsample") else _merged(config, grid, where)
+
+
+def grid_before(config: AdapterConfig, grid: BevGrid, where: str) -> BevGrid:
+    """The grid in front of an adapter that leads to `grid`.
+
+    Raises:
+        MismatchError: the cells do not divide by the factor.
+    """
+    return _merged(config, grid, where) if config.kind.startswith("upsample") else _split(config, grid)
+
+
+def _split(config: AdapterConfig, grid: BevGrid) -> BevGrid:
     height, width = grid.shape
-    if config.kind.startswith("upsample"):
-        return grid.resized((height * config.factor, width * config.factor))
+    return grid.resized((height * config.factor, width * config.factor))
+
+
+def _merged(config: AdapterConfig, grid: BevGrid, where: str) -> BevGrid:
+    height, width = grid.shape
     if height % config.factor or width % config.factor:
         raise MismatchError(
             f"the adapter {config.kind!r} cannot merge the cells",
@@ -105,53 +121,3 @@ def adapted_grid(config: AdapterConfig, grid: BevGrid, where: str) -> BevGrid:
             cure="Choose a factor that divides both",
         )
     return grid.resized((height // config.factor, width // config.factor))
-
-
-def require_same_grid(student: BevGrid, teacher: BevGrid, where: str) -> None:
-    """Insist that two adapted maps lie over the same metres, cell by cell.
-
-    Raises:
-        MismatchError: frame, range or number of cells differ.
-    """
-    require_same_range(student, teacher, where)
-    if student.shape != teacher.shape:
-        raise MismatchError(
-            "student and teacher have different cells after their adapters",
-            where=where,
-            got=f"student {describe(student)}",
-            expected=f"teacher {describe(teacher)}",
-            cure=_factor_advice(student.shape, teacher.shape),
-        )
-
-
-def require_same_range(student: BevGrid, teacher: BevGrid, where: str) -> None:
-    """Insist that two grids lie over the same metres of the same frame.
-
-    Raises:
-        MismatchError: frame or range differ.
-    """
-    ours, theirs = (grid.x_range_m + grid.y_range_m for grid in (student, teacher))
-    if student.frame == teacher.frame and all(abs(a - b) < 1e-3 for a, b in zip(ours, theirs, strict=True)):
-        return
-    raise MismatchError(
-        "student and teacher do not lie over the same ground",
-        where=where,
-        got=f"student {describe(student)}",
-        expected=f"teacher {describe(teacher)}",
-        cure="Set the student's detector.grid to the teacher's frame and range, or use another cache",
-    )
-
-
-def _factor_advice(student: tuple[int, int], teacher: tuple[int, int]) -> str:
-    (h, w), (height, width) = student, teacher
-    if height % h == 0 and width % w == 0 and height // h == width // w:
-        return f"Upsample the student by {height // h} more, or downsample the teacher by as much"
-    if h % height == 0 and w % width == 0 and h // height == w // width:
-        return f"Downsample the student by {h // height} more, or upsample the teacher by as much"
-    return "Choose layers whose numbers of cells are multiples of each other"
-
-
-def describe(grid: BevGrid) -> str:
-    """A grid in words."""
-    (x0, x1), (y0, y1), (height, width) = grid.x_range_m, grid.y_range_m, grid.shape
-    return f"{height} x {width} cells over x {x0:g} .. {x1:g} m, y {y0:g} .. {y1:g} m ({grid.frame} frame)"

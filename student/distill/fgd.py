@@ -8,15 +8,16 @@ from torch import Tensor, nn
 
 from cache.grid import BevGrid
 from student.distill.adapters import CellConv
+from student.distill.answers import Answers
 from student.distill.attention import joint_attention
 from student.distill.losses import channel_term, masked_sum, spatial_term
 from student.distill.masks import background, bg_scale, box_masks, extension, foreground, region_share, scales
 from student.distill.moments import Moments, decoded, full
+from student.distill.pairs import LayerPair, PairView
 from student.distill.regions import false_positives, fit, region_scale
 from student.distill.relations import attended_cells, selected_affinity
 from student.distill.term_configs import AffinityMode, FalsePositives, FgdTerm, SpatialAttention, pick
 from student.distill.threads import one_thread
-from student.distill.views import Answers, LayerPair, PairView
 
 Map = Float[Tensor, "B H W"]
 Region = Bool[Tensor, "B H W"]
@@ -45,6 +46,7 @@ def weigh_cells(
     answered: Region | None = None,
     occupied: Region | None = None,
     bg_over_fg: float = 0.0,
+    inside: Region | None = None,
 ) -> CellWeights:
     """Foreground, background, false positives and non-empty ground of a batch.
 
@@ -53,6 +55,7 @@ def weigh_cells(
         answered: cells that a network takes for an object without reason; those in the foreground do not count.
         occupied: cells that hold points; those in the foreground or in false positives do not count.
         bg_over_fg: background weight over foreground weight, for `negative_linear_gauss_in_gt`.
+        inside: the cells that count; the others are in no region and in no region's number.
     """
     covered = box_masks(boxes, grid, config.context_cells, config.context_weight)
     wide = extension(boxes, grid, config.radius, config.radius_scale) if config.foreground_mask != "gt" else None
@@ -63,21 +66,24 @@ def weigh_cells(
         config.gauss_weight,
         bg_over_fg,
     )
-    free = objects == 0
+    if inside is None:
+        inside = torch.ones_like(objects, dtype=torch.bool)
+    objects = objects * inside
+    free = inside & (objects == 0)
     mistaken = free & answered if answered is not None else torch.zeros_like(free)
     non_empty = free & occupied & ~mistaken if occupied is not None else torch.zeros_like(free)
-    taken = (covered.foreground != 0).sum(dim=(1, 2)).float()
+    taken = (inside & (covered.foreground != 0)).sum(dim=(1, 2)).float()
     if answered is not None or occupied is not None:
         taken = objects.sum(dim=(1, 2)) + (mistaken | non_empty).sum(dim=(1, 2))
-    share = bg_scale(taken, objects[0].numel()).expand_as(objects)
+    share = bg_scale(taken, inside.sum(dim=(1, 2)).float()).expand_as(objects)
     fg_scale, rest_scale = scales(config.scale_mask, covered.fg_scale, None if wide is None else wide.scale, share)
-    ground = background(config.background_mask, objects).masked_fill(mistaken | non_empty, 0.0)
+    ground = background(config.background_mask, objects) * (inside & ~(mistaken | non_empty))
     return CellWeights(
         foreground=objects * fg_scale,
         background=ground * rest_scale,
         false_positive=region_scale(config.fp_scale, mistaken) if answered is not None else None,
         non_empty=region_share(non_empty) if occupied is not None else None,
-        objects=~free,
+        objects=objects != 0,
         mistaken=mistaken,
     )
 
@@ -109,13 +115,14 @@ class Fgd(nn.Module):
         config = self.config
         moments = view.moments(config.feature_criterion, config.channel_temperature)
         with one_thread():
-            cells = self._cells(answers)
+            cells = self._cells(answers, view.inside)
             attention = joint_attention(
                 self.attention,
                 moments.teacher_energy / moments.channels,
                 moments.student_energy / moments.channels,
                 config.spatial_temperature,
                 config.student_ratio,
+                view.inside,
             )
             losses = self._by_region(moments, cells, attention)
         if self.weights["channel"]:
@@ -126,12 +133,12 @@ class Fgd(nn.Module):
             losses["affinity"] = self._affinity(view, cells, attention)
         return {name: value * self.weights[name] for name, value in losses.items()}
 
-    def _cells(self, answers: Answers) -> CellWeights:
+    def _cells(self, answers: Answers, inside: Region | None) -> CellWeights:
         ratio = self.weights["background"] / self.weights["foreground"] if self.weights["foreground"] else 0.0
         occupied = None
         if self.weights["non_empty"]:
             occupied = fit(answers.teachers[self.cache].canvas_mask.float(), self.grid.shape) > 0
-        return weigh_cells(self.config, answers.boxes, self.grid, self._answered(answers), occupied, ratio)
+        return weigh_cells(self.config, answers.boxes, self.grid, self._answered(answers), occupied, ratio, inside)
 
     def _answered(self, answers: Answers) -> Region | None:
         if self.false_positives == "none" or answers.epoch < self.config.fp_epoch:

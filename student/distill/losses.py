@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cache.codec import Encoded
 from student.distill.attention import activation_map, spatial_attention
 from student.distill.criteria import CRITERIA
-from student.distill.moments import Moments, decoded, full
+from student.distill.moments import Moments, counted_cells, decoded, full, only
 from student.distill.term_configs import Criterion
 
 Map = Float[Tensor, "B H W"]
@@ -25,7 +25,7 @@ def masked_sum(error: Map, weight: Map) -> Scalar:
 
 def all_cells(moments: Moments) -> Scalar:
     """`all`: mean of the criterion over all elements."""
-    return moments.error.mean() / moments.channels
+    return moments.error.sum() / (moments.cells.sum() * moments.channels)
 
 
 def fitnet(moments: Moments) -> Scalar:
@@ -35,8 +35,7 @@ def fitnet(moments: Moments) -> Scalar:
 
 def channel_term(moments: Moments, criterion: Criterion) -> Scalar:
     """Distance of the channel means, summed over channels, a sample."""
-    cells = moments.error[0].numel()
-    difference = (moments.student_channels - moments.teacher_channels) / cells
+    difference = (moments.student_channels - moments.teacher_channels) / moments.cells[:, None]
     return CRITERIA[criterion](difference).sum() / len(difference)
 
 
@@ -44,23 +43,31 @@ def spatial_term(moments: Moments, adapter: nn.Module, criterion: Criterion) -> 
     """Distance of the teacher's channel mean and the student's after a 3x3 convolution, summed over cells, a sample
     (DistillBEV's attention imitation; docs/objective.md, equation 8)."""
     student = adapter(moments.student_sum[:, None] / moments.channels)[:, 0]
-    return CRITERIA[criterion](student - moments.teacher_sum / moments.channels).sum() / len(student)
+    difference = only(student - moments.teacher_sum / moments.channels, moments.inside)
+    return CRITERIA[criterion](difference).sum() / len(student)
 
 
 def attention_transfer(
-    student: Float[Tensor, "B _ H W"], teacher: Float[Tensor, "B _ H W"] | Encoded, p: float = 2.0
+    student: Float[Tensor, "B _ H W"],
+    teacher: Float[Tensor, "B _ H W"] | Encoded,
+    p: float = 2.0,
+    inside: Region | None = None,
 ) -> Scalar:
     """Mean squared difference of normalised activation maps (Zagoruyko and Komodakis 2017, equation 2 as in their
-    code). Channels may differ."""
+    code). Channels may differ.
+
+    Args:
+        inside: the cells that count; both maps are 0 in the others.
+    """
     student = full(student)
     target = activation_map(decoded(teacher, student.dtype), p)
-    return (activation_map(student, p) - target).square().mean()
+    return (activation_map(student, p) - target).square().sum() / counted_cells(student, inside).sum()
 
 
 def attended_distance(moments: Moments, temperature: float) -> Scalar:
     """`linfengzhang`, feature term: mean over samples of sqrt(sum of (S - T)^2 A_spatial A_channel), the teacher's
     attentions (Zhang and Ma 2021; docs/objective.md, equation 12)."""
-    attention = spatial_attention(moments.teacher_energy / moments.channels, temperature)
+    attention = spatial_attention(moments.teacher_energy / moments.channels, temperature, moments.inside)
     squares = (moments.weighted_error * attention).sum(dim=(1, 2))
     # The root has no slope at 0; below the floor there is nothing left to learn.
     return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt().mean()

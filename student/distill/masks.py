@@ -129,11 +129,12 @@ def background(kind: BackgroundMask, foreground: Map) -> Map:
     return (foreground == 0).float() if kind == "logical_not" else 1 - foreground
 
 
-def bg_scale(taken: Float[Tensor, "B"], cells: int) -> Float[Tensor, "B 1 1"]:
+def bg_scale(taken: Float[Tensor, "B"], cells: int | Float[Tensor, "B"]) -> Float[Tensor, "B 1 1"]:
     """1 / the number of background cells of each sample; 0 where nothing is left.
 
     Args:
         taken: how many cells are not background.
+        cells: how many there are; a number, or one for each sample.
     """
     return _inverse(cells - taken)[:, None, None]
 

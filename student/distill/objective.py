@@ -11,13 +11,15 @@ from torch.nn.utils.rnn import pad_sequence
 from cache.errors import ConfigError, MismatchError
 from cache.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec
-from student.distill.adapters import FeatureLayer, require_same_range
+from student.distill.adapters import FeatureLayer
+from student.distill.answers import Answers, TeacherAnswer, Teaching, class_order, teacher_answer
 from student.distill.boxes import pad_boxes
 from student.distill.config import DistillConfig, PairConfig
+from student.distill.ground import require_common_ground, same_ground
+from student.distill.pairs import LayerPair, PairView
 from student.distill.regions import require_fit
 from student.distill.term_configs import FeatureTerm, FgdTerm, Term
 from student.distill.terms import HEATMAP_TERMS, PAIR_TERMS
-from student.distill.views import Answers, LayerPair, PairView, Teaching, class_order
 
 Tasks = tuple[tuple[str, ...], ...]
 
@@ -50,7 +52,7 @@ class DistillObjective(nn.Module):
         teachers: Sequence[CacheSpec],
     ) -> None:
         super().__init__()
-        self.config, self.heatmap_grid = config, heatmap_grid
+        self.config, self.heatmap_grid, self.teachers = config, heatmap_grid, tuple(teachers)
         classes = tuple(name for task in tasks for name in task)
         self.orders = tuple(class_order(spec.teacher.classes, classes, f"cache {i}") for i, spec in enumerate(teachers))
         self.task_slices = tuple(slice(*ends) for ends in pairwise(accumulate(map(len, tasks), initial=0)))
@@ -70,6 +72,7 @@ class DistillObjective(nn.Module):
         boxes: tuple[Float[Tensor, "_ 9"], ...],
         labels: tuple[Int[Tensor, "_"], ...],
         epoch: int,
+        to_teacher: Sequence[Float[Tensor, "B 4 4"] | None] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Weighted terms by name: "distill/<term>/<pair>/<part>", or "distill/<term>/<part>" for heatmaps.
 
@@ -80,27 +83,32 @@ class DistillObjective(nn.Module):
             boxes: x, y, z (bottom), dx, dy, dz in metres, yaw in radians, vx, vy in the BEV frame.
             labels: index into cache.spec.CLASSES.
             epoch: counts from 0.
+            to_teacher: for each cache, the student's (augmented) BEV frame -> the teacher's, in metres; None where both
+                see the same, and left out where all do. Cells that a teacher does not know leave its terms.
 
         Raises:
-            MismatchError: another number of teachers, a layer that is not there, or features of another shape than
-                was told at construction.
+            MismatchError: another number of teachers, a layer that is not there, features of another shape than was
+                told at construction, or a teacher of another frame without its matrix.
         """
         teachers = (teacher,) if isinstance(teacher, Teaching) else tuple(teacher)
-        if len(teachers) != len(self.orders):
+        matrices = (None,) * len(teachers) if to_teacher is None else tuple(to_teacher)
+        if not len(teachers) == len(matrices) == len(self.teachers):
             raise MismatchError(
                 "the objective was built for another number of teachers",
-                got=len(teachers),
-                expected=len(self.orders),
-                cure="Give one batch for each cache, in their order",
+                got=f"{len(teachers)}, with {len(matrices)} matrices",
+                expected=len(self.teachers),
+                cure="Give one batch, and one matrix or None, for each cache, in their order",
             )
         views = {
-            pair.label: layers(student_features, teachers[pair.cache].features)
+            pair.label: layers(student_features, teachers[pair.cache].features, matrices[pair.cache])
             for pair, layers in zip(self.config.pairs, self.pairs, strict=True)
             if epoch >= self.config.multi_scale_epoch or not pair.student.startswith("backbone")
         }
         # The adapters may run in half precision; sums over half a million elements may not.
         with torch.autocast(student_heatmap_logits.device.type, enabled=False):
-            answers = self._answers(student_heatmap_logits, teachers, boxes, labels, epoch)
+            told = zip(teachers, self.teachers, matrices, strict=True)
+            heard = tuple(teacher_answer(maps, spec, self.heatmap_grid, matrix) for maps, spec, matrix in told)
+            answers = self._answers(student_heatmap_logits, heard, boxes, labels, epoch)
             return dict(self._losses(views, answers))
 
     def detection_weight(self, epoch: int) -> float:
@@ -115,7 +123,7 @@ class DistillObjective(nn.Module):
     def _answers(
         self,
         logits: Float[Tensor, "B K H W"],
-        teachers: tuple[Teaching, ...],
+        teachers: tuple[TeacherAnswer, ...],
         boxes: tuple[Float[Tensor, "_ 9"], ...],
         labels: tuple[Int[Tensor, "_"], ...],
         epoch: int,
@@ -155,22 +163,30 @@ def _check_caches(config: DistillConfig, heatmap_grid: BevGrid, teachers: Sequen
             expected=f"below {len(teachers)}: that many caches were given, counted from 0",
             cure="Give the training one more cache, or correct `cache`",
         )
-    for index, spec in enumerate(teachers):
-        require_same_range(heatmap_grid, spec.heatmap_grid, f"heatmaps of cache {index}")
-        require_same_range(heatmap_grid, spec.canvas_grid, f"canvas mask of cache {index}")
 
 
 def _check_cells(
     config: DistillConfig, heatmap_grid: BevGrid, pairs: list[LayerPair], teachers: Sequence[CacheSpec]
 ) -> None:
-    for spec in teachers:
-        require_fit(spec.heatmap_grid.shape, heatmap_grid.shape, "heatmaps of teacher and student")
+    """Warped maps lie on the student's heatmap grid; the others have to fit it, and all have to fit the pairs."""
+    laid = [_laid_grids(heatmap_grid, spec, f"cache {index}") for index, spec in enumerate(teachers)]
+    for heatmap, _ in laid:
+        require_fit(heatmap.shape, heatmap_grid.shape, "heatmaps of teacher and student")
     canvas_counts = any(isinstance(term, FgdTerm) and term.non_empty_weight for term in config.terms)
     for pair in pairs:
-        spec, where = teachers[pair.config.cache], f"distill.pairs, {pair.config.label}"
-        require_fit(spec.heatmap_grid.shape, pair.grid.shape, f"{where}: heatmaps")
+        (heatmap, canvas), where = laid[pair.config.cache], f"distill.pairs, {pair.config.label}"
+        require_fit(heatmap.shape, pair.grid.shape, f"{where}: heatmaps")
         if canvas_counts:
-            require_fit(spec.canvas_grid.shape, pair.grid.shape, f"{where}: canvas mask")
+            require_fit(canvas.shape, pair.grid.shape, f"{where}: canvas mask")
+
+
+def _laid_grids(heatmap_grid: BevGrid, spec: CacheSpec, where: str) -> tuple[BevGrid, BevGrid]:
+    """The grids of heatmap and canvas mask as the terms see them, without augmentation."""
+    if same_ground(heatmap_grid, spec.heatmap_grid) and same_ground(heatmap_grid, spec.canvas_grid):
+        return spec.heatmap_grid, spec.canvas_grid
+    require_common_ground(heatmap_grid, spec.heatmap_grid, f"heatmaps of {where}")
+    require_common_ground(heatmap_grid, spec.canvas_grid, f"canvas mask of {where}")
+    return heatmap_grid, heatmap_grid
 
 
 def _build_pair(pair: PairConfig, student: Mapping[str, FeatureLayer], teachers: Sequence[CacheSpec]) -> LayerPair:

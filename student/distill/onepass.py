@@ -29,14 +29,20 @@ Result = TypeVar("Result")
 
 class OnePass(torch.autograd.Function):
     """Maps (B, H, W): error, weighted error, sums of student and teacher, their energies (without gradient); and
-    vectors (B, C): sums over cells of student and teacher."""
+    vectors (B, C): sums over cells of student and teacher. The temperature is the channel attention's, for sums over
+    cells: t times the number of cells."""
 
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, values: Tensor, stored: Encoded | None, criterion: Criterion, temperature: float
+        ctx: Any,
+        student: Tensor,
+        values: Tensor,
+        stored: Encoded | None,
+        criterion: Criterion,
+        temperature: Float[Tensor, "B"],
     ) -> tuple[Tensor, ...]:
         pairs = _pairs(student, values, stored)
-        sums = _for_each(pairs, lambda index, pair: _sum_up(pair, criterion, temperature))
+        sums = _for_each(pairs, lambda index, pair: _sum_up(pair, criterion, temperature[index]))
         *maps, ours, theirs, attention = (torch.stack(part) for part in zip(*sums, strict=True))
         maps = [part.unflatten(1, student.shape[2:]) for part in maps]
         ctx.save_for_backward(student, values, attention)
@@ -147,9 +153,9 @@ def _for_each(pairs: list[_Pair], work: Callable[[int, _Pair], Result]) -> list[
 
 
 @torch.no_grad()
-def _sum_up(pair: _Pair, criterion: Criterion, temperature: float) -> list[Tensor]:
+def _sum_up(pair: _Pair, criterion: Criterion, temperature: Float[Tensor, ""]) -> list[Tensor]:
     """The six maps, (cells,), and three vectors, (C,): sums of student and teacher, and the channel attention
-    C softmax(mean over cells of |T| / t)."""
+    C softmax(sum over cells of |T| / temperature)."""
     positive = pair.stored is not None and pair.stored.codec.kind == "unsigned"
     our_sum, their_sum, our_energy, their_energy = pair.scale.new_zeros(4, pair.cells)
     scales = pair.split(pair.scale)
@@ -168,7 +174,7 @@ def _sum_up(pair: _Pair, criterion: Criterion, temperature: float) -> list[Tenso
         ours_by_channel.append(ours.sum(1))
         theirs_by_channel.append(total)
         # The attention's softmax is over the channels of all blocks: here it is relative to the block's largest term.
-        logits.append(size / (pair.cells * temperature))
+        logits.append(size / temperature)
         weights = torch.stack([ones, (logits[-1] - logits[-1].max()).exp()])
         difference = VALUES[criterion](torch.addcmul(ours, codes, scale[:, None], value=-1, out=work))
         torch.mm(weights, difference, out=error)

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from student.distill.criteria import CRITERIA
+from student.distill.moments import counted_cells, only
 from student.distill.term_configs import Criterion
 
 Scalar = Float[Tensor, ""]
@@ -15,12 +16,16 @@ def affinity(
     teacher: Float[Tensor, "*B N _"],
     criterion: Criterion = "smooth_l1",
     split: int = 1,
+    inside: Bool[Tensor, "*B N"] | None = None,
 ) -> Scalar:
     """Mean difference of the Gram matrices F F^T of N cells; 0 for no cells. Channels may differ.
 
     Args:
         split: compare within this many random groups of cells, and take the groups' mean.
+        inside: the cells that count; both sides are 0 in the others.
     """
+    if inside is None:
+        inside = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
     cells = student.shape[-2]
     if cells == 0:
         return student.sum() * 0.0
@@ -28,12 +33,16 @@ def affinity(
     if split > 1:
         order = torch.randperm(cells, device=student.device)
         groups = [order[start::split] for start in range(min(split, cells))]
-    parts = [_gram_difference(student[..., group, :], teacher[..., group, :], criterion) for group in groups]
+    parts = [
+        _gram_difference(student[..., group, :], teacher[..., group, :], inside[..., group], criterion)
+        for group in groups
+    ]
     return torch.stack(parts).mean()
 
 
-def _gram_difference(student: Tensor, teacher: Tensor, criterion: Criterion) -> Tensor:
-    return CRITERIA[criterion](student @ student.mT - teacher @ teacher.mT).mean()
+def _gram_difference(student: Tensor, teacher: Tensor, inside: Tensor, criterion: Criterion) -> Tensor:
+    difference = CRITERIA[criterion](student @ student.mT - teacher @ teacher.mT)
+    return difference.sum() / inside.sum(dim=-1).double().square().sum().clamp(min=1).to(difference.dtype)
 
 
 def selected_affinity(
@@ -57,7 +66,7 @@ def attended_cells(
     """The cells of the highest attention: the first `top_k`, or those whose share of the sum is above a threshold."""
     flat = attention.flatten(1)
     if threshold is not None:
-        return attention / flat.shape[1] > threshold
+        return attention > threshold * flat.sum(dim=1)[:, None, None]
     best = flat.topk(min(top_k, flat.shape[1]), dim=1).indices
     return torch.zeros_like(flat, dtype=torch.bool).scatter(1, best, True).view_as(attention)
 
@@ -79,7 +88,16 @@ class NonLocal(nn.Module):
         # The block starts as the identity.
         nn.init.zeros_(self.norm.weight)
 
-    def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        theta, phi, g = (layer(features).flatten(2) for layer in (self.theta, self.phi, self.g))
-        mixed = (g @ phi.mT / g.shape[-1]) @ theta
-        return features + self.norm(self.out(mixed.unflatten(2, features.shape[2:])))
+    def forward(
+        self, features: Float[Tensor, "B C H W"], inside: Bool[Tensor, "B H W"] | None = None
+    ) -> Float[Tensor, "B C H W"]:
+        """The block among the cells that count, by default all; the others give 0 and have no part in its norm."""
+        theta, phi, g = (layer(features) for layer in (self.theta, self.phi, self.g))
+        theta, phi, g = theta.flatten(2), only(phi, inside).flatten(2), g.flatten(2)
+        cells = counted_cells(features, inside)[:, None, None].to(g.dtype)
+        mixed = self.out(((g @ phi.mT / cells) @ theta).unflatten(2, features.shape[2:]))
+        if inside is None:
+            return features + self.norm(mixed)
+        normed = torch.zeros_like(mixed).movedim(1, -1)
+        normed[inside] = self.norm(mixed.movedim(1, -1)[inside][:, :, None, None])[:, :, 0, 0]
+        return only(features + normed.movedim(-1, 1), inside)

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from cache.errors import ConfigError
 from student.distill import losses
 from student.distill.adapters import CellConv
+from student.distill.answers import Answers
 from student.distill.criteria import CRITERIA
 from student.distill.fgd import Fgd
 from student.distill.masks import background, bg_scale, box_masks
-from student.distill.moments import decoded, full
+from student.distill.moments import counted_cells, decoded, full, only
+from student.distill.pairs import LayerPair, PairView
 from student.distill.regions import fit, region_decomposition
 from student.distill.relations import NonLocal, affinity
 from student.distill.responses import SOFTENED, clipped, gauss_focal, s2m2_heatmap
@@ -31,7 +33,6 @@ from student.distill.term_configs import (
     S2m2HeatmapTerm,
     pick,
 )
-from student.distill.views import Answers, LayerPair, PairView
 
 Losses = dict[str, Tensor]
 Config = TypeVar("Config", bound=FeatureTerm)
@@ -68,7 +69,7 @@ class AttentionTransfer(OnPair[AttentionTransferTerm]):
     """`attention_transfer`."""
 
     def forward(self, view: PairView, answers: Answers) -> Losses:
-        value = losses.attention_transfer(view.adapted, view.teacher, self.config.p)
+        value = losses.attention_transfer(view.adapted, view.teacher, self.config.p, view.inside)
         return {"attention": self.weight() * value}
 
 
@@ -76,15 +77,15 @@ class ForegroundBackground(OnPair[ForegroundBackgroundTerm]):
     """`foreground_background`, scaled by the larger of the two scales as fgd's combine_gt is."""
 
     def forward(self, view: PairView, answers: Answers) -> Losses:
-        masks = box_masks(answers.boxes, self.grid)
-        inside, error = masks.foreground, view.moments(self.config.criterion).error
-        scale = torch.ones_like(inside)
+        masks, moments = box_masks(answers.boxes, self.grid), view.moments(self.config.criterion)
+        objects = only(masks.foreground, view.inside)
+        scale = torch.ones_like(objects)
         if self.config.scale:
-            scale = torch.maximum(masks.fg_scale, bg_scale(inside.sum(dim=(1, 2)), inside[0].numel()))
-        outside = background("logical_not", inside)
+            scale = torch.maximum(masks.fg_scale, bg_scale(objects.sum(dim=(1, 2)), moments.cells))
+        ground = background("logical_not", objects)  # the error is 0 in cells that do not count
         return {
-            "foreground": self.weight("fg_weight") * losses.masked_sum(error, inside * scale),
-            "background": self.weight("bg_weight") * losses.masked_sum(error, outside * scale),
+            "foreground": self.weight("fg_weight") * losses.masked_sum(moments.error, objects * scale),
+            "background": self.weight("bg_weight") * losses.masked_sum(moments.error, ground * scale),
         }
 
 
@@ -106,15 +107,20 @@ class Linfengzhang(OnPair[LinfengzhangTerm]):
 
     def forward(self, view: PairView, answers: Answers) -> Losses:
         moments = view.moments("mse", self.config.channel_temperature)
-        raw, cells = full(view.student), moments.error[0].numel()
-        channel = losses.distance(self.channel_adapter(raw.mean(dim=(2, 3))), moments.teacher_channels / cells)
+        raw = full(view.raw)
+        means = raw.sum(dim=(2, 3)) / counted_cells(raw, view.raw_inside)[:, None]
+        # A sample without a cell that counts has no means.
+        known = 1.0 if view.inside is None else view.inside.any(dim=(1, 2))[:, None]
+        channel = losses.distance(
+            self.channel_adapter(means) * known, moments.teacher_channels / moments.cells[:, None]
+        )
         found = {
             "feature": losses.attended_distance(moments, self.config.spatial_temperature),
             "channel": channel,
         }
         if self.weight("spatial_weight"):
             spatial = self.spatial_adapter(raw.mean(dim=1, keepdim=True))[:, 0]
-            found["spatial"] = losses.distance(spatial, moments.teacher_sum / moments.channels)
+            found["spatial"] = losses.distance(only(spatial, view.inside), moments.teacher_sum / moments.channels)
         return {name: self.weight(f"{name}_weight") * value for name, value in found.items()}
 
 
@@ -131,7 +137,8 @@ class S2m2Feature(OnPair[S2m2FeatureTerm]):
         if self.config.mode == "old":
             parts = {"tp": regions.true_positive, "fpfn": regions.false_positive | regions.false_negative}
         return {
-            name: self.weight(f"{name}_weight") * losses.mean_within(moments.error, region, moments.channels)
+            name: self.weight(f"{name}_weight")
+            * losses.mean_within(moments.error, only(region, view.inside), moments.channels)
             for name, region in parts.items()
         }
 
@@ -144,19 +151,21 @@ class NonLocalDifference(OnPair[NonLocalTerm]):
         self.student, self.teacher = NonLocal(pair.student_channels), NonLocal(pair.channels)
 
     def forward(self, view: PairView, answers: Answers) -> Losses:
-        student = view.adapt(self.student(full(view.student)))
-        difference = student - self.teacher(decoded(view.teacher, student.dtype))
-        return {"relation": self.weight() * CRITERIA[self.config.criterion](difference).mean()}
+        student = only(view.adapt(self.student(full(view.raw), view.raw_inside)), view.inside)
+        difference = student - self.teacher(decoded(view.teacher, student.dtype), view.inside)
+        values = counted_cells(student, view.inside).sum() * student.shape[1]
+        return {"relation": self.weight() * CRITERIA[self.config.criterion](difference).sum() / values}
 
 
 class Affinity(OnPair[AffinityTerm]):
     """`affinity`, of the student before its adapter."""
 
     def forward(self, view: PairView, answers: Answers) -> Losses:
-        student = full(view.student)
+        student, every = full(view.raw), self.config.every
         teacher = decoded(view.teacher, student.dtype)
-        student, teacher = (x.flatten(2)[..., :: self.config.every].mT for x in (student, teacher))
-        value = affinity(student, teacher, self.config.criterion, self.config.split)
+        student, teacher = (x.flatten(2)[..., ::every].mT for x in (student, teacher))
+        inside = None if view.inside is None else view.inside.flatten(1)[:, ::every]
+        value = affinity(student, teacher, self.config.criterion, self.config.split, inside)
         return {"affinity": self.weight() * value}
 
 
@@ -164,16 +173,17 @@ def s2m2_heatmap_term(config: S2m2HeatmapTerm, answers: Answers) -> Losses:
     """`s2m2_ssd_heatmap`."""
     regions = region_decomposition(answers.student_strongest, answers.truth, config.threshold)
     student, teacher = clipped(full(answers.student_logits)), answers.teacher_on_student(config.cache)
-    right, wrong = s2m2_heatmap(student, teacher, regions, config.criterion)
+    right, wrong = s2m2_heatmap(student, teacher, regions, config.criterion, answers.teachers[config.cache].inside)
     return {"tp": config.tp_weight * right, "fpfn": config.fpfn_weight * wrong}
 
 
 def gauss_focal_term(config: GaussFocalTerm, answers: Answers) -> Losses:
     """`gauss_focal_heatmap`, one term for each of the head's tasks."""
     student, teacher = clipped(full(answers.student_logits)), answers.teacher_on_student(config.cache)
-    peaks = (answers.truth_by_class == 1).float()
+    inside = answers.teachers[config.cache].inside
+    peaks = only((answers.truth_by_class == 1).float(), inside)
     return {
-        f"task{task}": config.weight * gauss_focal(student[:, part], teacher[:, part], peaks[:, part].sum())
+        f"task{task}": config.weight * gauss_focal(student[:, part], teacher[:, part], peaks[:, part].sum(), inside)
         for task, part in enumerate(answers.task_slices)
     }
 
@@ -181,7 +191,8 @@ def gauss_focal_term(config: GaussFocalTerm, answers: Answers) -> Losses:
 def heatmap_temperature_term(config: HeatmapTemperatureTerm, answers: Answers) -> Losses:
     """`heatmap_temperature`."""
     teacher = answers.teacher_on_student(config.cache).logit()
-    value = SOFTENED[config.over](full(answers.student_logits), teacher, config.temperature)
+    inside = answers.teachers[config.cache].inside
+    value = SOFTENED[config.over](full(answers.student_logits), teacher, config.temperature, inside)
     return {config.over: config.weight * value}
 
 

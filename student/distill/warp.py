@@ -16,9 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cache.codec import Encoded
-from cache.errors import MismatchError
 from cache.grid import BevGrid
-from student.distill.adapters import describe
 from student.distill.threads import for_each, one_thread
 
 Maps = TypeVar("Maps", Tensor, Encoded, Tensor | Encoded)
@@ -83,22 +81,6 @@ def warp_peaks(
     largest = reduce(torch.maximum, read).reshape(*maps.shape[:-2], *target.shape)
     inside = _bilinear_places(source, target, to_source, maps.device).inside
     return Warped(features=largest.to(maps.dtype), inside=inside)
-
-
-def require_overlap(source: BevGrid, target: BevGrid, to_source: Float[Tensor, "B 4 4"], where: str) -> None:
-    """Insist that the teacher's maps, over `source`, say something of the student's range, `target`.
-
-    Raises:
-        MismatchError: no cell of the target is inside.
-    """
-    if not _bilinear_places(source, target, to_source, to_source.device).inside.any():
-        raise MismatchError(
-            "student and teacher do not lie over the same ground",
-            where=where,
-            got=f"student {describe(target)}",
-            expected=f"at least in part teacher {describe(source)}",
-            cure="Set the student's detector.grid to a range that the teacher saw, or use another cache",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from torch import nn
 
 from cache.errors import MismatchError
 from cache.grid import BevGrid
-from student.distill.adapters import adapted_grid, build_adapter, changes_channels, require_same_grid
+from student.distill.adapters import adapted_grid, build_adapter, changes_channels, grid_before
 from student.distill.config import AdapterConfig
 
 GRID = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-4.0, 4.0), cell_m=(1.0, 1.0))
@@ -65,21 +65,10 @@ def test_cells_that_do_not_divide_are_refused() -> None:
         adapted_grid(AdapterConfig(kind="avgpool", factor=3), GRID, "head")
 
 
-def test_the_same_metres_are_accepted() -> None:
-    require_same_grid(GRID, GRID.resized(GRID.shape), "head")
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ({"frame": "ego"}, "over the same ground .head.; got student 8 x 16 cells .* .lidar frame.; expected .*ego"),
-        ({"x_range_m": (-7.0, 9.0)}, "over the same ground .*Set the student's detector.grid"),
-        ({"cell_m": (0.5, 0.5)}, "Upsample the student by 2 more, or downsample the teacher by as much"),
-        ({"cell_m": (4.0, 4.0)}, "Downsample the student by 4 more, or upsample the teacher"),
-        ({"cell_m": (0.8, 0.8)}, "Choose layers whose numbers of cells are multiples"),
-        ({"cell_m": (0.5, 1.0)}, "Choose layers whose numbers of cells are multiples"),
-    ],
-)
-def test_other_grids_are_refused_with_the_cure(other: dict, message: str) -> None:
-    with pytest.raises(MismatchError, match=message):
-        require_same_grid(GRID, GRID.model_copy(update=other), "head")
+def test_the_grid_before_an_adapter() -> None:
+    for kind in ("upsample", "avgpool", "downsample_2layer"):
+        adapter = AdapterConfig(kind=kind, factor=2)
+        assert adapted_grid(adapter, grid_before(adapter, GRID, "head"), "head").shape == GRID.shape
+    assert grid_before(AdapterConfig(kind="1x1conv"), GRID, "head").shape == GRID.shape
+    with pytest.raises(MismatchError, match=r"'upsample' cannot merge the cells \(head\); got 8 x 16 cells"):
+        grid_before(AdapterConfig(kind="upsample", factor=3), GRID, "head")

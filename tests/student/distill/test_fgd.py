@@ -11,10 +11,11 @@ from torch import nn
 
 from cache.grid import BevGrid
 from student.distill.adapters import FeatureLayer
+from student.distill.answers import Answers, TeacherAnswer
 from student.distill.config import PairConfig
 from student.distill.fgd import Fgd, weigh_cells
+from student.distill.pairs import LayerPair
 from student.distill.term_configs import FgdTerm
-from student.distill.views import Answers, LayerPair, TeacherMaps
 
 GRID = BevGrid(x_range_m=(-3.2, 9.6), y_range_m=(0.0, 8.0), cell_m=(0.8, 0.8))
 HEIGHT, WIDTH = GRID.shape
@@ -44,14 +45,14 @@ class Scene:
 
     def answers(self, epoch: int = 0) -> Answers:
         padded = nn.utils.rnn.pad_sequence([boxes.double() for boxes in BOXES], batch_first=True)
-        maps = TeacherMaps(features={}, heatmap=self.heatmap, canvas_mask=self.canvas)
+        answer = TeacherAnswer(heatmap=self.heatmap, canvas_mask=self.canvas)
         return Answers(
             boxes=padded,
             channels=torch.zeros(padded.shape[:2], dtype=torch.long),
             task_slices=(slice(0, 10),),
             grid=GRID,
             student_logits=self.logits,
-            teachers=(maps,),
+            teachers=(answer,),
             teacher_order=(tuple(range(10)),),
             epoch=epoch,
         )

@@ -14,10 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 from cache.grid import BevGrid
 from cache.spec import CacheSpec
 from student.distill.adapters import FeatureLayer
+from student.distill.answers import TeacherMaps
 from student.distill.boxes import draw_heatmaps, pad_boxes
 from student.distill.config import DistillConfig
 from student.distill.objective import DistillObjective
-from student.distill.views import TeacherMaps
 
 GOLDENS = Path(__file__).parents[2] / "data" / "goldens"
 CASES = {case["name"]: case for case in json.loads((GOLDENS / "manifest.json").read_text())}

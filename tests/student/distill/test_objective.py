@@ -14,9 +14,9 @@ from cache.grid import BevGrid
 from cache.reader import TeacherBatch
 from cache.spec import CLASSES, CacheSpec, CodecSpec
 from student.distill.adapters import FeatureLayer
+from student.distill.answers import TeacherAnswer, TeacherMaps
 from student.distill.config import DistillConfig
 from student.distill.objective import DistillObjective
-from student.distill.views import TeacherMaps
 
 Tasks = tuple[tuple[str, ...], ...]
 
@@ -165,7 +165,8 @@ def test_s2m2_by_its_definition(build: Callable[..., DistillObjective]) -> None:
     found = {name.removeprefix("distill/"): value.item() for name, value in one.terms(objective).items()}
     adapted = objective.pairs[0].student_adapter(one.features["head"]).detach()
     error = (adapted - one.teacher.features["head"].decode()).square().mean(dim=1)
-    answers = objective._answers(one.logits, (one.teacher,), one.boxes, one.labels, 0)
+    heard = TeacherAnswer(heatmap=one.teacher.heatmap, canvas_mask=one.teacher.canvas_mask)
+    answers = objective._answers(one.logits, (heard,), one.boxes, one.labels, 0)
     seen, there = one.logits.sigmoid().amax(1) > threshold, answers.truth > threshold
     regions = {"tp": seen & there, "fp": seen & ~there, "fn": ~seen & there, "fpfn": seen ^ there}
     assert all(region.any() for region in regions.values())
@@ -353,11 +354,11 @@ def test_linfengzhang_refuses_to_compare_cells_of_different_size(build: Callable
 def test_caches_that_are_refused(
     build: Callable[..., DistillObjective], make_spec: Callable[..., CacheSpec], tasks: Tasks
 ) -> None:
-    ego = GRID.model_copy(update={"frame": "ego"})
-    with pytest.raises(MismatchError, match=r"heatmaps of cache 0.*ego frame"):
-        build([{"kind": "gauss_focal_heatmap"}], [], [make_spec(TEACHER, heatmap_grid=ego)])
+    away = GRID.model_copy(update={"x_range_m": (200.0, 225.6)})
+    with pytest.raises(MismatchError, match=r"no ground in common .heatmaps of cache 0.*x 200 .. 225.6 m"):
+        build([{"kind": "gauss_focal_heatmap"}], [], [make_spec(TEACHER, heatmap_grid=away)])
     with pytest.raises(MismatchError, match="canvas mask of cache 0"):
-        build([RECIPE], specs=[make_spec(TEACHER, heatmap_grid=GRID, canvas_grid=ego)])
+        build([RECIPE], specs=[make_spec(TEACHER, heatmap_grid=GRID, canvas_grid=away)])
     spec = make_spec(TEACHER, heatmap_grid=GRID)
     cars = spec.teacher.model_copy(update={"tasks": (("car",),)})
     with pytest.raises(MismatchError, match=r"different classes \(cache 0\); got car; expected car, truck"):
@@ -382,7 +383,7 @@ def test_batches_that_are_not_as_promised_are_refused(build: Callable[..., Disti
     def run(features: dict[str, Tensor], teacher: Any) -> None:
         objective(features, one.logits, teacher, one.boxes, one.labels, 0)
 
-    with pytest.raises(MismatchError, match="built for another number of teachers; got 2; expected 1"):
+    with pytest.raises(MismatchError, match="built for another number of teachers; got 2, with 2 matrices; expected 1"):
         run(one.features, [one.teacher, one.teacher])
     without = {name: features for name, features in one.features.items() if name != "backbone2"}
     with pytest.raises(MismatchError, match=r"the student's layer 'backbone2' is not the .*got only backbone1, head"):

@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cache.codec import encode
-from cache.errors import MismatchError
 from cache.grid import BevGrid
 from cache.spec import CodecSpec
 from student.distill.moments import moments
-from student.distill.warp import require_overlap, warp, warp_peaks
+from student.distill.warp import warp, warp_peaks
 
 GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
 WIDE = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-6.0, 6.0), cell_m=(1.0, 1.0))
@@ -255,14 +254,3 @@ def test_a_canvas_of_finer_cells_loses_no_point():
     warped = warp_peaks(mask, canvas, WIDE, matrix())
     assert warped.features.dtype == torch.bool
     assert torch.equal(warped.features, expected)
-
-
-def test_grids_that_do_not_meet():
-    ahead = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(60.0, 100.0), cell_m=(0.8, 0.8))
-    require_overlap(GRID, ahead, matrix(shift_m=(0.0, -20.0)), "a pair")
-    with pytest.raises(MismatchError) as caught:
-        require_overlap(GRID, ahead, matrix(), "a pair")
-    message = str(caught.value)
-    assert "student and teacher do not lie over the same ground (a pair)" in message
-    assert "y 60 .. 100 m (lidar frame)" in message
-    assert "Set the student's detector.grid to a range that the teacher saw" in message
