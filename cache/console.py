@@ -9,7 +9,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,14 +34,14 @@ def examples(*commands: str) -> str:
 
 
 def say(what: Any) -> None:
-    """Print a report: text neither wrapped nor coloured; a table as wide as it is where nobody's screen limits it."""
-    if not is_renderable(what) or isinstance(what, str):
+    """Print a report: text neither wrapped nor coloured; a table folded only where a screen limits its width."""
+    if isinstance(what, str) or not is_renderable(what):
         stdout.print(str(what), soft_wrap=True, highlight=False, markup=False)
     elif stdout.is_terminal or "COLUMNS" in os.environ:
         stdout.print(what)
     else:
-        wide = stdout.options.update(max_width=10_000)
-        stdout.print(what, width=stdout.measure(what, options=wide).maximum, crop=False)
+        unlimited = stdout.options.update(max_width=10_000)
+        Console(width=stdout.measure(what, options=unlimited).maximum).print(what)
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def _plain(value: object) -> dict[str, Any]:
 def progress(unit: str) -> Iterator[Callable[..., None]]:
     """A bar on a terminal, lines elsewhere; yields what is to be called with (done, total) and perhaps a remark."""
     if not stderr.file.isatty():
-        yield _Lines(unit=unit)
+        yield _Lines(unit=unit, began=time.monotonic())
         return
     columns = (
         TextColumn(unit),
@@ -94,7 +94,7 @@ class _Lines:
     """A line for the first step, then one every few seconds, and the last."""
 
     unit: str
-    began: float = field(default_factory=time.monotonic)
+    began: float
     said: float | None = None
 
     def __call__(self, done: int, total: int, remark: str = "") -> None:

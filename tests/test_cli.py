@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +14,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import typer
 import yaml
 
-from cli import main
+from cache.versions import PROJECT
+from cli import app, main
 
 ROOT = Path(__file__).parent.parent
 TEACHER = ROOT / "configs" / "demo" / "teacher_model.py"
@@ -140,11 +143,138 @@ def trained(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def test_help_names_every_command() -> None:
+COMMANDS = sorted(typer.main.get_command(app).commands)
+REPORTS = ("plan", "dump-teacher", "inspect", "verify", "train-student", "evaluate")
+
+
+def answered(*arguments: object) -> dict:
+    """Run a command with --json and return its report."""
+    run = cli(*arguments, "--json")
+    assert run.code == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_help_names_every_command_and_the_exit_codes() -> None:
     run = cli("--help")
     assert run.code == 0
-    for command in ("make-world", "train-teacher", "dump-teacher", "train-student", "evaluate"):
-        assert command in run.stdout
+    assert all(command in run.stdout for command in COMMANDS)
+    assert "0 fine; 1 an error, or damage found; 2 wrong usage; 130 interrupted; 143 terminated" in run.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_that_parse(command: str, parse_cli: Callable[[str], None]) -> None:
+    run = cli(command, "--help")
+    assert run.code == 0
+    shown = [line.strip() for line in run.stdout.partition("Examples:")[2].splitlines()]
+    examples = "\n".join(shown).replace("\\\n", "").split("\n")
+    calls = [line for line in examples if line]
+    assert calls
+    for call in calls:
+        assert call.startswith(f"cli {command} ")
+        parse_cli(call)
+
+
+@pytest.mark.parametrize("command", REPORTS)
+def test_commands_that_report_do_so_to_machines(command: str) -> None:
+    assert "--json" in cli(command, "--help").stdout
+
+
+def test_versions() -> None:
+    run = cli("--version")
+    assert run.code == 0
+    versions = dict(line.split(" ", 1) for line in run.stdout.splitlines())
+    assert set(versions) >= {PROJECT, "python", "torch", "zarr", "mmdet3d", "mmcv", "nuscenes-devkit"}
+    assert versions["python"] == sys.version.split()[0]
+    with patch("cache.versions.LIBRARIES", ("not-a-library",)):
+        assert "not-a-library (not installed)" in cli("--version").stdout
+
+
+def test_completion_of_commands_and_options() -> None:
+    environment = os.environ | {"_CLI_COMPLETE": "complete_bash", "COMP_WORDS": "cli ver", "COMP_CWORD": "1"}
+    program = [sys.executable, "-c", "import cli; cli.app(prog_name='cli')"]
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["verify"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "saying"),
+    [
+        (("verfy",), "No such command 'verfy'"),
+        (("verify",), "Missing argument"),
+        (("verify", "store", "--fulll"), "No such option"),
+        (("plan", "dump.yaml", "--data", "x", "--out", "y", "--probes", "no"), "--probes"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], saying: str) -> None:
+    run = cli(*arguments)
+    assert run.code == 2
+    assert saying in run.stderr
+    assert run.stdout == ""
+
+
+def test_a_traceback_comes_with_debug_alone(tmp_path: Path) -> None:
+    refused("verify", tmp_path, saying="StoreError")
+    assert "Traceback" in cli("--debug", "verify", tmp_path).stderr
+
+
+def test_a_bug_is_told_from_a_mistake(tmp_path: Path) -> None:
+    with patch("cache.verify.verify", side_effect=RuntimeError("boom")), patch("tempfile.tempdir", str(tmp_path)):
+        message = refused("verify", tmp_path, saying="this is a bug")
+    (kept,) = tmp_path.iterdir()
+    assert f"Its traceback is in {kept}" in message
+    assert "RuntimeError: boom" in kept.read_text()
+
+
+def test_reports_for_machines(workshop: Workshop, tmp_path: Path) -> None:
+    arguments = (workshop.dump, "--data", workshop.world, "--random-weights", "--out")
+    planned = answered("plan", *arguments, tmp_path / "new.zarr", "--probes", 1)
+    assert planned["samples"] == 4
+    assert {array["name"] for array in planned["arrays"]} >= {"features/head", "heatmap", "canvas_mask"}
+    assert not (tmp_path / "new.zarr").exists()
+    dumped = answered("dump-teacher", *arguments, workshop.store)
+    assert (dumped["samples"], dumped["written"], dumped["sealed"]) == (4, 0, True)
+    inspected = answered("inspect", workshop.store)
+    assert inspected["samples"] == 4
+    assert inspected["spec"]["data"]["version"] == "v1.0-mini"
+    assert inspected["bytes_per_sample"]["heatmap"] > 0
+    token = json.loads((workshop.world / "v1.0-mini" / "sample.json").read_text())[0]["token"]
+    picture = tmp_path / "picture.png"
+    assert answered("inspect", workshop.store, token, "--out", picture) == {"token": token, "picture": str(picture)}
+    verified = answered("verify", workshop.store)
+    assert (verified["full"], verified["sealed"], verified["damage"]) == (True, True, [])
+    evaluation = ("evaluate", "--data", workshop.world, "--cache", workshop.store, "--out", tmp_path / "evaluation")
+    assert 0 <= answered(*evaluation)["nds"] <= 1
+
+
+def test_damage_for_machines(workshop: Workshop, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(workshop.store, tmp_path / "damaged.zarr"))
+    next((store / "heatmap").glob("c.0.*")).write_bytes(b"")
+    run = cli("verify", store, "--json")
+    assert run.code == 1
+    (fault,) = json.loads(run.stdout)["damage"]
+    assert fault["shard"] == 0
+    assert fault["error"]["type"] == "CorruptStoreError"
+    assert "heatmap" in fault["error"]["where"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_is_ended_by_signals(workshop: Workshop, tmp_path: Path, number: int, code: int) -> None:
+    out = ("--out", tmp_path / "run", "--set", "distill=null", "--set", "training.epochs=500", "--json")
+    command = [sys.executable, "-m", "cli", "train-student", workshop.student, "--data", workshop.world, *out]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("steps 1/"):
+            process.send_signal(number)
+            break
+    printed, rest = process.communicate(timeout=120)
+    complaint = "".join(said) + rest
+    assert process.returncode == code, complaint
+    assert "Traceback" not in complaint
+    assert printed == ""
 
 
 def test_a_second_dump_does_nothing(workshop: Workshop) -> None:
