@@ -14,6 +14,7 @@ from pathlib import Path
 
 import typer
 
+from cache.ending import ending_well
 from cache.errors import ConfigError, OfflineDistillError
 from demo.report import Cost, write_report
 
@@ -88,8 +89,12 @@ def run(step: Step) -> Cost:
     command = [sys.executable, "-m", "cli", *map(str, step.arguments)]
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=CONFIGS.parent.parent)
-    # wait4 gives the peak memory of this one child, as the operating system counted it.
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+        # wait4 gives the peak memory of this one child, as the operating system counted it.
+        _, status, usage = os.wait4(process.pid, 0)
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise OfflineDistillError(
@@ -120,4 +125,5 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with ending_well():
+        typer.run(main)
