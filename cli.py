@@ -251,6 +251,32 @@ def train_student(
 
 @app.command(
     epilog=examples(
+        "cli import-checkpoint configs/bevdepth4d_r50.yaml bevdepth4d-r50.pth --out bevdepth4d-r50.ckpt",
+        "cli import-checkpoint configs/bevdepth_r50.yaml resnet50.pth --out start.ckpt --allow-missing 'head.*'",
+    )
+)
+def import_checkpoint(
+    config: Annotated[Path, typer.Argument(help="YAML of the StudentConfig whose detector takes the weights.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A public BEVDet or BEVDepth checkpoint, or torchvision weights.")],
+    out: Annotated[Path, typer.Option(help="The student's checkpoint to make; must not exist yet.")],
+    allow_missing: Annotated[
+        list[str] | None, typer.Option(help="Tensors that may keep their initial values, as in 'lift.*'.")
+    ] = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Turn a public checkpoint into a student's, for `evaluate` and training.init_from; every tensor is reported."""
+    from student.config import StudentConfig
+    from student.importing import plan_import
+
+    with answering(json) as answer:
+        plan = plan_import(checkpoint, load_yaml(config, StudentConfig, overrides or ()))
+        answer(plan.report, plan.report.table(), plan.report)
+        plan.write(out, allow_missing or ())
+
+
+@app.command(
+    epilog=examples(
         "cli evaluate --data nuscenes --checkpoint runs/distilled/checkpoints/last.ckpt",
         "cli evaluate --data nuscenes --cache teacher.zarr --json",
     )

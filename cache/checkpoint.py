@@ -1,14 +1,17 @@
 """A checkpoint file -> a module's weights: all of them, finite, and without running what the file says."""
 
 import hashlib
+import re
+import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cache.errors import TeacherError
+from cache.errors import OfflineDistillError, OfflineDistillWarning, TeacherError
 
 # What mmengine's checkpoints hold beside weights (the log's history, numbers of the data set). It is of no use here
 # and is read into an inert stand-in, so that none of these names is ever called for an untrusted file.
@@ -32,6 +35,19 @@ class _Inert:
     def __setstate__(self, _: object) -> None: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint's weights by name, and the version of mmdet3d that wrote it where the file says so (until 1.0)."""
+
+    weights: dict[str, Tensor]
+    mmdet3d_version: str | None
+
+    @property
+    def old_boxes(self) -> bool:
+        """Whether its boxes are those of mmdet3d < 1.0."""
+        return self.mmdet3d_version is not None and self.mmdet3d_version.startswith("0.")
+
+
 def load_weights(detector: nn.Module, path: Path) -> None:
     """Load a checkpoint of mmengine (or a plain state dict) into a detector, all of it, without running its pickle.
 
@@ -39,7 +55,16 @@ def load_weights(detector: nn.Module, path: Path) -> None:
         TeacherError: the file is missing, is no checkpoint, holds more than weights, fits another detector, or holds
             a weight that is not finite.
     """
-    weights = _read_weights(Path(path))
+    checkpoint = read_checkpoint(Path(path))
+    weights = checkpoint.weights
+    if checkpoint.old_boxes:
+        weights, changed = to_current_boxes(weights)
+        warnings.warn(
+            f"{path} was trained with mmdet3d {checkpoint.mmdet3d_version}, whose boxes swap width and length and turn "
+            f"yaw; the centre head's last convolutions were converted to mmdet3d 1.x ({len(changed)} tensors)",
+            OfflineDistillWarning,
+            stacklevel=2,
+        )
     try:
         missing, unexpected = detector.load_state_dict(weights, strict=False)
         reshaped: list[str] = []
@@ -64,30 +89,56 @@ def load_weights(detector: nn.Module, path: Path) -> None:
         raise TeacherError("the checkpoint holds weights that are not finite", where=path, got=_abridged(spoilt))
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+_BOX_OUTPUTS = re.compile(r"task_heads\.\d+\.(?:task_head\.)?(dim|rot)\.\d+\.(?:weight|bias)$")
+"""The last convolution of a centre head's size and heading branches; the ones before it end in conv.* and bn.*."""
+
+
+def to_current_boxes(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """A centre head of mmdet3d < 1.0 as one of mmdet3d 1.x, exactly, and the names of the tensors that changed.
+
+    Until 1.0 boxes were (width, length, height) with yaw = -(yaw of 1.x) - pi / 2 (mmdet3d's docs, "coordinate system
+    refactoring"). So `dim` swaps its first two outputs, and `rot`, with sin(-a - pi/2) = -cos(a) and
+    cos(-a - pi/2) = -sin(a), swaps its two and changes their signs.
+    """
+    changed = {
+        name: value[[1, 0, 2]] if match[1] == "dim" else -value[[1, 0]]
+        for name, value in weights.items()
+        if (match := _BOX_OUTPUTS.search(name))
+    }
+    return weights | changed, tuple(changed)
+
+
+def read_checkpoint(path: Path, error: type[OfflineDistillError] = TeacherError) -> Checkpoint:
+    """A checkpoint of mmengine or mmcv, or a plain state dict, read without running its pickle.
+
+    Raises:
+        error: the file is missing, is no checkpoint, or holds more than weights, numbers and text.
+    """
     try:
         with torch.serialization.safe_globals([(_Inert, name) for name in _SET_ASIDE]):
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise TeacherError("the checkpoint cannot be read", where=path, got=error.strerror) from error
-    except Exception as error:  # torch.load meets arbitrary bytes with many kinds of error.
-        raise TeacherError(
+    except OSError as problem:
+        raise error("the checkpoint cannot be read", where=path, got=problem.strerror) from problem
+    except Exception as problem:  # torch.load meets arbitrary bytes with many kinds of error.
+        raise error(
             "the file is no checkpoint that can be loaded safely",
             where=path,
-            got=str(error).strip().splitlines()[0] if str(error) else type(error).__name__,
+            got=str(problem).strip().splitlines()[0] if str(problem) else type(problem).__name__,
             expected="tensors, numbers and text",
             cure="If you trust its origin, keep its weights alone: load it once with "
             "torch.load(..., weights_only=False) and torch.save its 'state_dict'",
-        ) from error
+        ) from problem
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
     if not (isinstance(weights, dict) and weights and all(isinstance(part, Tensor) for part in weights.values())):
-        raise TeacherError(
+        raise error(
             "the checkpoint holds no state dict",
             where=path,
             got=_abridged(content) if isinstance(content, dict) else type(content).__name__,
             expected="'state_dict', or tensors by name",
         )
-    return weights
+    meta = content.get("meta")
+    version = meta.get("mmdet3d_version") if isinstance(meta, dict) else None
+    return Checkpoint(weights=weights, mmdet3d_version=version if isinstance(version, str) else None)
 
 
 def _abridged(names: Iterable[str], most: int = 4) -> str:

@@ -8,13 +8,15 @@ import os
 import signal
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from cache.console import stderr
-from cache.errors import OfflineDistillError
+from cache.errors import OfflineDistillError, OfflineDistillWarning
 
 
 class Terminated(KeyboardInterrupt):
@@ -30,7 +32,8 @@ def ending_well(debug: bool = False) -> Iterator[None]:
     """
     before = signal.signal(signal.SIGTERM, _terminate(os.getpid()))
     try:
-        yield
+        with _our_warnings():
+            yield
     except BaseException as error:
         interruption = _interruption(error)
         if interruption is None and (isinstance(error, SystemExit | BrokenPipeError) or hasattr(error, "exit_code")):
@@ -42,6 +45,22 @@ def ending_well(debug: bool = False) -> Iterator[None]:
         raise SystemExit(code) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _our_warnings() -> Iterator[None]:
+    """Within it, a warning of ours is a line on stderr, without the line of code that gave it."""
+    with warnings.catch_warnings():
+        python_shows = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, OfflineDistillWarning):
+                return python_shows(message, category, *place, **more)
+            stderr.print("[bold yellow]warning:[/]", end=" ")
+            stderr.print(str(message), soft_wrap=True, highlight=False, markup=False)
+
+        warnings.showwarning = show
+        yield
 
 
 def _terminate(process: int) -> Callable[[int, FrameType | None], None]:

@@ -66,6 +66,10 @@ class TeacherError(OfflineDistillError):
     """The teacher cannot be built, loaded or trusted."""
 
 
+class OfflineDistillWarning(UserWarning):
+    """What this project warns of: the work goes on, and a person should know; the CLI prints it in one line."""
+
+
 class StoreError(OfflineDistillError):
     """Something about a store on disk."""
 

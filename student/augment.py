@@ -28,7 +28,9 @@ def image_matrix(
     source_height, source_width = source_size
     ratio = width / source_width
     flip, rotation_rad, below, across = False, 0.0, 0.0, 0.5
-    if rng is not None:
+    if rng is None:
+        ratio += config.resize_test
+    else:
         ratio += rng.uniform(*config.resize)
         below = rng.uniform(*config.crop_height)
         across = rng.uniform(0, 1)

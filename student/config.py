@@ -50,6 +50,8 @@ class ImageConfig(Strict):
     flip: bool = True
     crop_height: tuple[float, float] = (0.0, 0.0)
     """Fraction of the resized image below the crop, drawn at training time."""
+    resize_test: float = 0.0
+    """Added to the ratio of widths at evaluation."""
 
 
 class HeadConfig(Strict):
@@ -86,6 +88,10 @@ class DetectorConfig(Strict):
     bev_channels: tuple[int, int, int] = (128, 256, 512)
     bev_neck_channels: int = 256
     depth_weight: float = 3.0
+    depth_net: Literal["aspp", "dcn"] = "aspp"
+    """Of BEVDepth: "aspp" as in BEVDet 2.x without deformable convolution, "dcn" as in BEVDet 0.x and DistillBEV."""
+    depth_channels: int = 256
+    """Inside the depth net "dcn"; "aspp" keeps those of the image neck."""
     head: HeadConfig = HeadConfig()
 
     @property
@@ -144,6 +150,8 @@ class TrainingConfig(Strict):
     """What the learning rate does after the warm-up: stay, or fall to 0 along half a cosine."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear growth of the learning rate."""
+    init_from: Path | None = None
+    """A checkpoint of `import-checkpoint` or `train-student` whose detector's weights the training begins with."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     seed: int = 0
 

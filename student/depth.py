@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
+from torchvision.ops import DeformConv2d
 
 
 class DepthNet(nn.Module):
@@ -45,6 +46,50 @@ class PlainDepthNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"], parameters: Float[Tensor, "n p"]) -> Float[Tensor, "n _ h w"]:
         return self.conv(x)
+
+
+class DeformableDepthNet(nn.Module):
+    """Depth behind a gate that is told the cameras, context that is not: BEVDepth in BEVDet 0.x and DistillBEV."""
+
+    def __init__(
+        self, channels: int, bins: int, context_channels: int, depth_channels: int, camera_channels: int = 33
+    ) -> None:
+        super().__init__()
+        inner = depth_channels
+        self.input_conv = nn.Conv2d(channels, inner, 1)
+        self.gate = nn.Sequential(nn.BatchNorm1d(camera_channels), nn.Linear(camera_channels, inner), nn.Sigmoid())
+        self.blocks = nn.Sequential(
+            BasicBlock(inner, inner, downsample=nn.Conv2d(inner, inner, 3, padding=1)),
+            BasicBlock(inner, inner),
+            BasicBlock(inner, inner),
+        )
+        self.deform, self.deform_bn = DeformableConv(inner), nn.BatchNorm2d(inner)
+        self.depth_conv = nn.Conv2d(inner, bins, 1)
+        self.context_conv = nn.Conv2d(channels, context_channels, 1)
+
+    def forward(self, x: Float[Tensor, "n c h w"], parameters: Float[Tensor, "n p"]) -> Float[Tensor, "n _ h w"]:
+        depth = self.blocks(self.input_conv(x) * self.gate(parameters)[..., None, None])
+        depth = self.depth_conv(self.deform_bn(self.deform(depth)))
+        return torch.cat([depth, self.context_conv(x)], dim=1)
+
+
+class DeformableConv(nn.Module):
+    """Modulated deformable 3 x 3 convolution (Zhu et al. 2019, equation 1); starts as half a plain one.
+
+    The offsets' channels are (y, x) for each of the 9 taps, then come their masks: mmcv's layout is torchvision's.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.offset = nn.Conv2d(channels, 3 * 9, 3, padding=1)
+        self.conv = DeformConv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.get_parameter("bias"))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        with torch.autocast(x.device.type, enabled=False):
+            offsets, masks = self.offset(x.float()).split([18, 9], dim=1)
+            return self.conv(x.float(), offsets, masks.sigmoid())
 
 
 class Mlp(nn.Module):

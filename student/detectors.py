@@ -11,7 +11,7 @@ from student.backbones import ImageEncoder
 from student.bev import BevResNet, FpnLss, align
 from student.config import DetectorConfig
 from student.dataset import Batch
-from student.depth import DepthNet, PlainDepthNet, depth_loss
+from student.depth import DeformableDepthNet, DepthNet, PlainDepthNet, depth_loss
 from student.head import CenterHead, Detections, decode
 from student.lift import Cameras, LiftSplat
 from student.targets import boxes_loss, head_targets, heatmap_loss
@@ -112,7 +112,9 @@ def bevdet(config: DetectorConfig) -> BevDetector:
 
 def bevdepth(config: DetectorConfig) -> BevDetector:
     """BEVDepth, and BEVDepth4D with more than one time (Li et al. 2022)."""
-    depth_net = DepthNet(config.image_neck_channels, config.depth_bins, config.lift_channels)
+    sizes = (config.image_neck_channels, config.depth_bins, config.lift_channels)
+    dcn = config.depth_net == "dcn"
+    depth_net = DeformableDepthNet(*sizes, config.depth_channels) if dcn else DepthNet(*sizes)
     return BevDetector(config, depth_net, supervise_depth=True)
 
 

@@ -40,6 +40,19 @@ class Cameras:
             dim=-1,
         )
 
+    def matrices(self) -> Float[Tensor, "B N 33"]:
+        """What the depth net "dcn" is told, in the order of BEVDet 0.x.
+
+        The 3 x 3 intrinsics; the image augmentation's 3 x 3 part and its shift; the camera's pose in the augmented BEV
+        frame as rotation and shift.
+        """
+        linear = self.image_matrix.clone()
+        linear[..., :2, 2] = 0
+        shift = self.image_matrix[..., 2] - linear[..., 2]
+        pose = self.bev_matrix[:, None] @ self.camera_to_lidar
+        parts = (self.intrinsics, linear, shift, pose[..., :3, :3], pose[..., :3, 3])
+        return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], dim=-1)
+
 
 class LiftSplat(nn.Module):
     """Image features and their depth distributions, summed into the cells of the BEV grid (Philion and Fidler 2020)."""
@@ -53,7 +66,8 @@ class LiftSplat(nn.Module):
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B N D h w"]]:
         """The BEV map and the logits of the depth bins."""
         samples, views, _, *size = features.shape
-        maps = self.depth_net(features.flatten(0, 1), cameras.parameters().flatten(0, 1))
+        told = cameras.matrices() if self.config.depth_net == "dcn" else cameras.parameters()
+        maps = self.depth_net(features.flatten(0, 1), told.flatten(0, 1))
         bins = self.config.depth_bins
         logits = maps[:, :bins].unflatten(0, (samples, views))
         context = maps[:, bins:].unflatten(0, (samples, views))

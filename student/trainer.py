@@ -17,6 +17,7 @@ from cache.frames import Frames
 from cache.loader import Loader
 from cache.reader import TeacherCache
 from student.callbacks import Cost, Progress, TrainingSummary
+from student.checkpoint import start_from
 from student.config import StudentConfig
 from student.dataset import StudentDataset, TeacherSource, collate
 from student.detectors import BevDetector
@@ -54,6 +55,8 @@ def train_student(
     sources = _open_sources(config, cache_paths, frames)
     lightning.seed_everything(config.training.seed, verbose=False)
     module = StudentModule(config, [source.cache.spec for source in sources])
+    if config.training.init_from is not None:
+        start_from(module.detector, config.training.init_from)
     if config.distill is not None and config.distill.inherit_head:
         inherit_head(module.detector.head, sources[0].cache.head_weights())
     _keep_earlier_log(out / "csv" / "metrics.csv")
