@@ -332,6 +332,30 @@ def test_student_and_cached_teacher_are_evaluated(workshop: Workshop, trained: P
         assert "mAP" in run.stdout
 
 
+def test_a_public_checkpoint_is_imported_evaluated_and_trained(workshop: Workshop, tmp_path: Path) -> None:
+    import torch
+    import torchvision
+
+    out = tmp_path / "imported.ckpt"
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    arguments = ("import-checkpoint", workshop.student, tmp_path / "resnet18.pth", "--out", out)
+    refused(*arguments, saying="nothing in the checkpoint fills tensors of the detector")
+    allowed = ("image_encoder.neck.*", "lift.*", "bev_*", "head.*")
+    run = cli(*arguments, *(part for pattern in allowed for part in ("--allow-missing", pattern)))
+    assert run.code == 0, run.stderr
+    assert "image_encoder.backbone.layer4.1.bn2.running_var" in run.stdout
+    assert "torchvision ResNet: 120 used, 2 unused" in run.stdout
+    evaluated = cli("evaluate", "--data", workshop.world, "--checkpoint", out, "--out", tmp_path / "metrics")
+    assert evaluated.code == 0, evaluated.stderr
+    training = ("train-student", workshop.student, "--data", workshop.world, "--out", tmp_path / "run")
+    start = ("--set", f"training.init_from={out}")
+    run = cli(*training, "--set", "distill=null", *start)
+    assert run.code == 0, run.stderr
+    other = ("--set", "detector.image_stride=8", "--set", "distill=null", "--out", tmp_path / "other")
+    message = refused(*training[:-2], *other, *start, saying="the checkpoint to start from is another detector's")
+    assert "detector.image_stride: the checkpoint's 16, the configuration's 8" in message
+
+
 def test_a_plan_tells_the_cost_and_writes_nothing(workshop: Workshop, tmp_path: Path) -> None:
     out = tmp_path / "store.zarr"
     run = cli("plan", workshop.dump, "--data", workshop.world, "--random-weights", "--out", out, "--probes", 1)

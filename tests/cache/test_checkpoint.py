@@ -1,6 +1,7 @@
 """Checkpoints: what fits is loaded, what does not is said, and nothing that a file asks for is run."""
 
 import os
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from cache.checkpoint import load_weights, weights_sha256
-from cache.errors import TeacherError
+from cache.errors import OfflineDistillWarning, TeacherError
 
 
 def small(seed: int = 0) -> nn.Sequential:
@@ -44,6 +45,47 @@ def test_the_log_of_mmengine_is_read_over(tmp_path: Path) -> None:
     assert weights_sha256(fresh) == weights_sha256(small(1))
     with pytest.raises(Exception, match="Weights only load failed"):  # Without the stand-ins, torch refuses the file.
         torch.load(tmp_path / "w.pth", weights_only=True)
+
+
+def center_head() -> nn.Module:
+    """Names as mmdet3d's CenterHead gives them: a branch is a convolution with a norm, then a convolution."""
+    torch.manual_seed(3)
+    branch = lambda width: nn.Sequential(nn.ModuleDict({"conv": nn.Conv2d(4, 4, 1)}), nn.Conv2d(4, width, 1))  # noqa: E731
+    head = nn.Module()
+    head.task_heads = nn.ModuleList(nn.ModuleDict({"dim": branch(3), "rot": branch(2), "reg": branch(2)}) for _ in "ab")
+    return nn.ModuleDict({"pts_bbox_head": head})
+
+
+def test_boxes_of_old_mmdet3d_are_converted_and_said(tmp_path: Path) -> None:
+    """A box of 1.8 m across and 4.2 m along, heading 0.3 rad, in both conventions."""
+    old, new = center_head(), center_head()
+    yaw = -0.3 - np.pi / 2
+    for task in old.pts_bbox_head.task_heads:
+        task["dim"][1].bias.data = torch.tensor([1.8, 4.2, 1.5]).log()
+        task["rot"][1].bias.data = torch.tensor([np.sin(yaw), np.cos(yaw)]).float()
+    path = save(tmp_path / "w.pth", {"state_dict": old.state_dict(), "meta": {"mmdet3d_version": "0.17.2"}})
+    with pytest.warns(
+        OfflineDistillWarning, match=r"w\.pth was trained with mmdet3d 0\.17\.2, .*converted .*\(8 tensors\)"
+    ):
+        load_weights(new, path)
+    for task, before in zip(new.pts_bbox_head.task_heads, old.pts_bbox_head.task_heads, strict=True):
+        torch.testing.assert_close(task["dim"][1].bias.exp(), torch.tensor([4.2, 1.8, 1.5]))
+        sine, cosine = task["rot"][1].bias.tolist()
+        assert np.arctan2(sine, cosine) == pytest.approx(0.3)
+        torch.testing.assert_close(task["dim"][1].weight, before["dim"][1].weight[[1, 0, 2]])
+        torch.testing.assert_close(task["rot"][1].weight, -before["rot"][1].weight[[1, 0]])
+        for kept in (("reg", 1), ("dim", 0)):
+            ours, theirs = (dict(t[kept[0]][kept[1]].named_parameters()) for t in (task, before))
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("meta", [{}, {"mmdet3d_version": "1.0.0rc3"}, {"mmdet3d_version": 17}])
+def test_boxes_of_current_mmdet3d_stay(meta: dict, tmp_path: Path) -> None:
+    trained, fresh = center_head(), center_head()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_weights(fresh, save(tmp_path / "w.pth", {"state_dict": trained.state_dict(), "meta": meta}))
+    assert weights_sha256(fresh) == weights_sha256(trained)
 
 
 class Attack:

@@ -53,3 +53,11 @@ def test_reduced_pixels_keep_the_corner() -> None:
     matrix = reduced_pixels(2.0, 2.0)
     np.testing.assert_allclose(apply(matrix, 0, 0), (0.5, 0.5))  # the first reduced pixel covers pixels 0 and 1
     np.testing.assert_allclose(apply(matrix, 1, 3), (2.5, 6.5))
+
+
+def test_evaluation_can_zoom_as_the_public_code_does() -> None:
+    """1600 x 900 at 0.44 + 0.04 is 768 x 432: 32 columns go on each side, and 176 rows at the top."""
+    matrix = image_matrix(ImageConfig(resize_test=0.04), (900, 1600), rng=None)
+    corner = matrix @ np.array([-0.5, -0.5, 1.0])  # the corner of the first pixel
+    np.testing.assert_allclose(corner[:2], [-32 - 0.5, -176 - 0.5], atol=1e-9)
+    np.testing.assert_allclose(matrix[:2, :2], np.eye(2) * 0.48, atol=1e-12)

@@ -61,9 +61,9 @@ def built(config: DetectorConfig, seed: int = 0) -> BevDetector:
     return build_detector(config)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_detector_trains_all_its_weights(name: str) -> None:
-    detector = built(small(name))
+@pytest.mark.parametrize(("name", "depth_net"), [*((name, "aspp") for name in NAMES), ("bevdepth4d", "dcn")])
+def test_every_detector_trains_all_its_weights(name: str, depth_net: str) -> None:
+    detector = built(small(name, depth_net=depth_net, depth_channels=8))
     batch = batch_of(detector.times)
     assert detector.times == (2 if name.endswith("4d") else 1)
     output = detector(batch)

@@ -215,6 +215,22 @@ def test_camera_parameters_in_the_public_order() -> None:
     torch.testing.assert_close(ours[1, 2], torch.tensor([float(value) for value in expected]))
 
 
+def test_camera_matrices_in_the_order_of_bevdet_0() -> None:
+    cameras = random_cameras(2, 3)
+    ours = cameras.matrices()
+    assert ours.shape == (2, 3, 33)
+    (a, b, u), (c, d, v), _ = cameras.image_matrix[1, 2].tolist()
+    pose = cameras.bev_matrix[1] @ cameras.camera_to_lidar[1, 2]
+    expected = [
+        *cameras.intrinsics[1, 2].flatten().tolist(),
+        *(a, b, 0, c, d, 0, 0, 0, 1),
+        *(u, v, 0),
+        *pose[:3, :3].flatten().tolist(),
+        *pose[:3, 3].tolist(),
+    ]
+    torch.testing.assert_close(ours[1, 2], torch.tensor(expected))
+
+
 def test_lift_puts_a_bright_pixel_where_its_depth_is() -> None:
     """All of a pixel's probability in one bin: its context lands in that bin's cell, and nowhere else."""
     config = DetectorConfig(
