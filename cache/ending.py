@@ -54,10 +54,11 @@ def _our_warnings() -> Iterator[None]:
         python_shows = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if not issubclass(category, OfflineDistillWarning):
-                return python_shows(message, category, *place, **more)
-            stderr.print("[bold yellow]warning:[/]", end=" ")
-            stderr.print(str(message), soft_wrap=True, highlight=False, markup=False)
+            if issubclass(category, OfflineDistillWarning):
+                stderr.print("[bold yellow]warning:[/]", end=" ")
+                stderr.print(str(message), soft_wrap=True, highlight=False, markup=False)
+            else:
+                python_shows(message, category, *place, **more)
 
         warnings.showwarning = show
         yield

@@ -180,9 +180,9 @@ def test_every_public_tensor_finds_its_place(name: str, public: Public, tmp_path
     state = public_state(public)
     plan = planned(tmp_path, state, student(name), version="0.17.2")
     unused = {f"img_view_transformer.{part}" for part in ("dx", "bx", "nx", "frustum")}
-    assert {row.public for row in plan.of("unused")} == unused
-    assert {row.public for row in plan.of("used")} == set(state) - unused
-    assert not plan.of("missing") and not plan.of("no place") and not plan.of("other shape")
+    assert {row.public for row in plan.report.of("unused")} == unused
+    assert {row.public for row in plan.report.of("used")} == set(state) - unused
+    assert not plan.report.of("missing") and not plan.report.of("no place") and not plan.report.of("other shape")
     plan.write(tmp_path / "ours.ckpt")
     detector, config = load_student(tmp_path / "ours.ckpt")
     assert config == student(name)
@@ -199,13 +199,15 @@ def test_every_public_tensor_finds_its_place(name: str, public: Public, tmp_path
 def test_the_public_r50_at_full_size(tmp_path: Path) -> None:
     config = load_yaml(CONFIGS / "bevdepth4d_r50.yaml", StudentConfig)
     plan = planned(tmp_path, public_state(Public()), config)
-    assert "0 missing" in plan.summary and "no place" not in plan.summary and "other shape" not in plan.summary
+    assert (
+        "0 missing" in str(plan.report) and "no place" not in str(plan.report) and "other shape" not in str(plan.report)
+    )
 
 
 def test_boxes_after_the_conversion_are_those_of_the_file(tmp_path: Path) -> None:
     state = public_state(SMALL, seed=3)
     plan = planned(tmp_path, state, student(), version="0.17.2")
-    assert "boxes of mmdet3d 0.17.2 converted" in plan.summary
+    assert "boxes of mmdet3d 0.17.2 converted" in str(plan.report)
     config = HeadConfig(shared_channels=64)
     old, new = CenterHead(16, config).eval(), CenterHead(16, config).eval()
     prefix = "pts_bbox_head."
@@ -229,7 +231,7 @@ def test_boxes_after_the_conversion_are_those_of_the_file(tmp_path: Path) -> Non
 def test_the_file_s_version_decides_about_boxes(version: str | None, said: str, tmp_path: Path) -> None:
     state = public_state(SMALL)
     plan = planned(tmp_path, state, student(), version)
-    assert said in plan.summary
+    assert said in str(plan.report)
     same = torch.equal(plan.state["head.task_heads.0.rot.1.bias"], state["pts_bbox_head.task_heads.0.rot.1.bias"])
     assert same == (version is not None)
 
@@ -273,7 +275,7 @@ def test_the_deformable_depth_net_computes_what_the_public_one_does(tmp_path: Pa
 def test_a_torchvision_resnet_needs_the_rest_to_be_allowed(tmp_path: Path) -> None:
     weights = torchvision.models.resnet18().state_dict()
     plan = planned(tmp_path, weights, student())
-    assert {row.public for row in plan.of("unused")} == {"fc.weight", "fc.bias"}
+    assert {row.public for row in plan.report.of("unused")} == {"fc.weight", "fc.bias"}
     with pytest.raises(ConfigError, match=r"nothing in the checkpoint fills .*image_encoder\.neck.*--allow-missing"):
         plan.write(tmp_path / "a.ckpt")
     rest = ("image_encoder.neck.*", "lift.*", "pre_process.*", "bev_*", "head.*")
@@ -301,7 +303,7 @@ def test_other_shapes_stop_it_with_both(tmp_path: Path) -> None:
     said = (
         r"img_neck\.fpn_convs\.0\.conv\.bias -> image_encoder\.neck\.fpn_conv\.bias \(24,\): the detector's is \(16,\)"
     )
-    assert any(said.replace("\\", "") in str(row) for row in plan.of("other shape"))
+    assert any(said.replace("\\", "") in str(row) for row in plan.report.of("other shape"))
     with pytest.raises(ConfigError, match=r"other shapes .*\(24, 256, 1, 1\): the detector's is \(16, 256, 1, 1\)"):
         plan.write(tmp_path / "a.ckpt")
 
@@ -331,7 +333,9 @@ def test_a_live_teacher_in_the_file_is_set_aside(tmp_path: Path) -> None:
         "adaptation_layers.0.bias": torch.zeros(1),
     }
     plan = planned(tmp_path, state, student())
-    assert {"teacher_model.pts_neck.weight", "adaptation_layers.0.bias"} <= {row.public for row in plan.of("unused")}
+    assert {"teacher_model.pts_neck.weight", "adaptation_layers.0.bias"} <= {
+        row.public for row in plan.report.of("unused")
+    }
     plan.write(tmp_path / "a.ckpt")
 
 
@@ -395,4 +399,4 @@ def test_a_training_starts_from_it(tmp_path: Path) -> None:
 
 def test_the_table_has_a_row_for_each_tensor(tmp_path: Path) -> None:
     plan = planned(tmp_path, public_state(SMALL), student())
-    assert plan.table().row_count == len(plan.rows) == len(public_state(SMALL))
+    assert plan.report.table().row_count == len(plan.report.rows) == len(public_state(SMALL))
