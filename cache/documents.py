@@ -38,7 +38,7 @@ def small_files(
 
 
 def view_matrix(spec: CacheSpec, tokens: Sequence[str]) -> np.ndarray:
-    """The array `view_matrix`: one for all samples, or one for each where some views are drawn."""
+    """The array `view_matrix`: (V, 4, 4), or (N, V, 4, 4) where some views are drawn for each sample."""
     different = tokens if spec.drawn else tokens[:1]
     matrices = [view_matrices(spec.views, spec.drawn, token) for token in different]
     return np.stack(matrices).astype("<f4").reshape(view_matrix_shape(spec))

@@ -31,7 +31,7 @@ def energy(features: Float[Tensor, "*n C H W"]) -> Float[Tensor, "*n H W"]:
 def maps_of(
     features: Mapping[str, Encoded], heatmap: UInt8[Tensor, "_ K _ _"], canvas_mask: Tensor, view: int
 ) -> dict[str, Map]:
-    """One view of a sample in pictures: each layer's energy, the heatmap's strongest class, the canvas mask."""
+    """One view of a sample in pictures: each layer's energy, the heatmap's strongest class, canvas mask (V, H, W)."""
     layers = {
         f"{name}: {' x '.join(map(str, encoded.values.shape[-3:]))}": energy(encoded.decode()[view])
         for name, encoded in features.items()

@@ -24,12 +24,12 @@ _ABSENT = np.uint64(2**64 - 1)
 
 
 def pack_chunk(values: np.ndarray, level: int) -> bytes:
-    """One sample and view as stored: zstd, then the checksum of the compressed bytes."""
+    """One sample and view, of any shape, as stored: zstd, then the checksum of the compressed bytes."""
     return with_checksum(zstd.compress(np.ascontiguousarray(values), level))
 
 
 def unpack_chunk(stored: UInt8[np.ndarray, "n"], out: np.ndarray, where: str) -> None:
-    """Check and decompress a chunk into `out`.
+    """Check and decompress a chunk into `out`, whose shape is the chunk's.
 
     Raises:
         CorruptStoreError: the bytes do not match their checksum, or do not fill `out`.

@@ -36,7 +36,7 @@ Teaching = TeacherBatch | TeacherMaps
 
 
 def probability(heatmap: Tensor) -> Float[Tensor, "..."]:
-    """A heatmap's probabilities from either of its forms."""
+    """A heatmap's probabilities, in its shape, from either of its forms."""
     return heatmap if heatmap.is_floating_point() else heatmap.float() / 255
 
 

@@ -173,7 +173,7 @@ def _window(center: Int[Tensor, "B M"], radius: Int[Tensor, "B M"], size: int) -
 
 
 def gaussian(off_y: Tensor, off_x: Tensor, radius: Tensor) -> Tensor:
-    """exp(-(x^2 + y^2) / 2 sigma^2), sigma a sixth of the square's side (CornerNet, section 3.2)."""
+    """exp(-(x^2 + y^2) / 2 sigma^2), sigma a sixth of the square's side (CornerNet, section 3.2); any common shape."""
     scale = -18.0 / (2.0 * radius + 1.0) ** 2
     return torch.exp(scale * off_y**2) * torch.exp(scale * off_x**2)
 

@@ -45,7 +45,7 @@ def needs_warp(student: BevGrid, teacher: BevGrid, where: str) -> bool:
 def placement(
     to_teacher: Float[Tensor, "B 4 4"] | None, maps: Tensor, student: BevGrid, teacher: BevGrid
 ) -> Float[Tensor, "B 4 4"]:
-    """Metres of the student's grid -> metres of the teacher's, on the device of B `maps`; left out, the identity.
+    """Metres of the student's grid -> the teacher's, on the device of B `maps` of any shape; left out, the identity.
 
     Raises:
         MismatchError: it is left out, and the frames differ.

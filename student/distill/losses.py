@@ -74,7 +74,7 @@ def attended_distance(moments: Moments, temperature: float) -> Scalar:
 
 
 def distance(student: Tensor, teacher: Tensor) -> Scalar:
-    """Euclidean distance over the whole batch, as `linfengzhang` has it."""
+    """Euclidean distance of two tensors of one shape, over the whole batch, as `linfengzhang` has it."""
     return torch.linalg.vector_norm(student - teacher)
 
 

@@ -91,5 +91,5 @@ def only(maps: Shaped[Tensor, "B *_"], inside: Bool[Tensor, "B H W"] | None) -> 
 
 
 def full(features: Tensor) -> Tensor:
-    """The features in float32, or in float64 if that is what they are."""
+    """The features, of any shape, in float32, or in float64 if that is what they are."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
