@@ -116,7 +116,7 @@ def cells_of_points(
 
 
 def cell_matrix(grid: BevGrid, like: Tensor) -> Float[Tensor, "3 3"]:
-    """Metres (x, y, 1) -> continuous cell coordinates (column, row, 1), on device and in type of `like`, of any shape."""
+    """Metres (x, y, 1) -> continuous cell coordinates (column, row, 1), on device and in type of `like` (any shape)."""
     return torch.as_tensor(grid.cell_matrix, dtype=like.dtype, device=like.device)
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path for room in ("cache", "student") for path in (ROOT / room).rglob("*.py"))
 
 TENSORS = re.compile(r"\b(Tensor|ndarray)\b")
-STATE_DICT = "Mapping[str, Tensor]"
+STATE_DICT = re.compile(r"(dict|Mapping)\[str, Tensor\]")
 SHAPED = re.compile(r"\b(Float|Int|Int64|Bool|UInt8|Shaped|Num|Real|Integer|Float32)\[")
 SHAPE_IN_TEXT = re.compile(r"\([A-Z0-9][\w*]*(, [\w*]+)*,?\)|\b[A-Z]\w* x [A-Z]\w*|\b(scalar|shape)\b")
 
@@ -44,6 +44,6 @@ def test_tensors_have_shapes(path: Path) -> None:
         for node in public(path)
         if isinstance(node, ast.FunctionDef) and not SHAPE_IN_TEXT.search(ast.get_docstring(node) or "")
         for annotation in annotations(node)
-        if TENSORS.search(annotation.replace(STATE_DICT, "")) and not SHAPED.search(annotation)
+        if TENSORS.search(STATE_DICT.sub("", annotation)) and not SHAPED.search(annotation)
     ]
     assert not shapeless, f"tensors of unknown shape: {'; '.join(shapeless)}"
