@@ -288,6 +288,7 @@ def evaluate(
     version: Annotated[str | None, typer.Option(help="nuScenes version; the student's or the store's own.")] = None,
     split: Annotated[str | None, typer.Option(help="nuScenes split; the student's or the store's last.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results and the devkit's files.")] = Path("evaluation"),
+    plots: Annotated[bool, typer.Option("--plots", help="Draw curves, errors and boxes into OUT/plots.")] = False,
     json: Json = False,
 ) -> None:
     """Official nuScenes detection metrics of a student, or of the teacher from the cache alone."""
@@ -300,9 +301,9 @@ def evaluate(
         )
     with answering(json) as answer, progress("samples") as advance:
         if checkpoint is not None:
-            metrics = evaluate_student(checkpoint, data, version, split, out, progress=advance)
+            metrics = evaluate_student(checkpoint, data, version, split, out, advance, plots)
         elif cache is not None:
-            metrics = evaluate_teacher(cache, data, version, split, out, progress=advance)
+            metrics = evaluate_teacher(cache, data, version, split, out, advance, plots)
     answer(metrics, _metrics_table(metrics), f"details: {out}")
 
 

@@ -23,6 +23,8 @@ from student.checkpoint import load_student
 from student.dataset import StudentDataset, collate
 from student.detectors import BevDetector
 from student.head import Detections, decode
+from student.matches import true_positives, write_true_positives
+from student.plots import draw_evaluation
 
 MOVING_MPS = 0.2
 """Above this speed an object counts as moving when its attribute is chosen, as in mmdet3d."""
@@ -50,14 +52,17 @@ def evaluate(
     frames: Frames,
     out: Path,
     sensor: Literal["camera", "lidar"] = "camera",
+    plots: bool = False,
 ) -> Metrics:
     """Run the devkit's DetectionEval (configuration detection_cvpr_2019).
 
     Args:
         detections: token and detections, one for each frame of the split.
         frames: the frames of exactly one split.
-        out: folder for results_nusc.json and the devkit's own metrics_summary.json and metrics_details.json.
+        out: folder for results_nusc.json, true_positives.csv and the devkit's own metrics_summary.json and
+            metrics_details.json; `student.results` reads them back.
         sensor: what the detector looked at, as the submission format records it.
+        plots: draw the evaluation into OUT/plots.
 
     Raises:
         DataError: the split has no annotations, a frame has no entry, or a detection is not finite.
@@ -76,7 +81,10 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results_nusc.json"
     path.write_text(json.dumps({"meta": meta, "results": results}), encoding="utf-8")
-    return _official_metrics(path, frames, out)
+    metrics = _official_metrics(path, frames, out)
+    if plots:
+        draw_evaluation(out, frames)
+    return metrics
 
 
 def _official_metrics(results: Path, frames: Frames, out: Path) -> Metrics:
@@ -86,6 +94,8 @@ def _official_metrics(results: Path, frames: Frames, out: Path) -> Metrics:
     official = DetectionEval(frames.tables, rules, str(results), split, output_dir=str(out), verbose=False)
     with (out / "metrics.txt").open("w", encoding="utf-8") as printed, redirect_stdout(printed):
         summary = official.main(render_curves=False)
+    matches = true_positives(official.gt_boxes, official.pred_boxes, rules.dist_th_tp)
+    write_true_positives(matches, out / "true_positives.csv")
     errors = summary["tp_errors"]
     return Metrics(
         mean_ap=summary["mean_ap"],
@@ -104,7 +114,13 @@ Progress = Callable[[int, int], None]
 
 
 def evaluate_student(
-    checkpoint: Path, root: Path, version: str | None, split: str | None, out: Path, progress: Progress
+    checkpoint: Path,
+    root: Path,
+    version: str | None,
+    split: str | None,
+    out: Path,
+    progress: Progress,
+    plots: bool = False,
 ) -> Metrics:
     """Evaluate a student's checkpoint; version and split are those of its configuration where they are None.
 
@@ -124,11 +140,18 @@ def evaluate_student(
         num_workers=config.data.workers,
         collate_fn=collate,
     )
-    return evaluate(_watched(_student_detections(detector, loader), len(frames), progress), frames, out)
+    found = _watched(_student_detections(detector, loader), len(frames), progress)
+    return evaluate(found, frames, out, plots=plots)
 
 
 def evaluate_teacher(
-    cache_path: Path, root: Path, version: str | None, split: str | None, out: Path, progress: Progress
+    cache_path: Path,
+    root: Path,
+    version: str | None,
+    split: str | None,
+    out: Path,
+    progress: Progress,
+    plots: bool = False,
 ) -> Metrics:
     """Evaluate the teacher from the cache alone; version and (last) split are the store's where they are None.
 
@@ -139,7 +162,8 @@ def evaluate_teacher(
     cache = TeacherCache(cache_path)
     data = cache.spec.data
     frames = Frames(root=root, version=version or data.version, splits=(split or data.splits[-1],), max_sweeps=0)
-    return evaluate(_watched(teacher_detections(cache, frames.tokens), len(frames), progress), frames, out, "lidar")
+    found = _watched(teacher_detections(cache, frames.tokens), len(frames), progress)
+    return evaluate(found, frames, out, "lidar", plots)
 
 
 @torch.inference_mode()

@@ -325,10 +325,12 @@ def test_one_key_switches_distillation_off(workshop: Workshop, tmp_path: Path) -
 def test_student_and_cached_teacher_are_evaluated(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
     checkpoint = trained / "checkpoints" / "last.ckpt"
     for name, source in (("student", ("--checkpoint", checkpoint)), ("teacher", ("--cache", workshop.store))):
-        run = cli("evaluate", "--data", workshop.world, *source, "--split", "mini_val", "--out", tmp_path / name)
+        where = ("--data", workshop.world, "--split", "mini_val", "--out", tmp_path / name)
+        run = cli("evaluate", *where, *source, "--plots")
         assert run.code == 0, run.stderr
         summary = json.loads((tmp_path / name / "metrics_summary.json").read_text())
         assert 0 <= summary["nd_score"] <= 1
+        assert len(list((tmp_path / name / "plots").glob("*.png"))) == 4
         assert "mAP" in run.stdout
 
 

@@ -1,21 +1,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cache.errors import ConfigError
 from demo.pipeline import main, steps
-from demo.report import Cost, corners_m, table
-
-
-def test_corners_of_a_turned_box() -> None:
-    # 4 m long and 2 m wide, turned by 90 degrees: it reaches 2 m along y and 1 m along x.
-    (corners,) = corners_m(np.array([[10.0, 0.0, -1.0, 4.0, 2.0, 1.5, np.pi / 2]]))
-    np.testing.assert_allclose(corners[:, 0].min(), 9)
-    np.testing.assert_allclose(corners[:, 1].max(), 2)
-    np.testing.assert_allclose(corners[:2, 1], [2, 2], err_msg="the first two corners are the front's")
-    np.testing.assert_allclose(sorted(set(corners[:, 2].round(6))), [-1, 0.5])
+from demo.report import Cost, table
 
 
 def test_the_table_holds_what_was_measured(tmp_path: Path) -> None:
