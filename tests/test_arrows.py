@@ -19,7 +19,8 @@ HOUSE = [
     ("student.distill", "inherit threads adapters ground warp boxes criteria attention masks onepass moments regions"),
     ("student.distill", "losses relations responses"),
     ("student.distill", "answers pairs fgd terms objective plots"),
-    ("student", "scenes public_checkpoints checkpoint matches results plots importing evaluate module callbacks trainer"),
+    ("student", "scenes public_checkpoints checkpoint matches results plots"),
+    ("student", "importing evaluate module callbacks trainer"),
     ("demo", "config road shapes actors light placing scene rays paint camera lidar shots files tables world"),
     ("demo", "report pipeline"),
 ]
