@@ -54,6 +54,26 @@ class ImageConfig(Strict):
     """Added to the ratio of widths at evaluation."""
 
 
+class StudentBevAugmentConfig(BevAugmentConfig):
+    """The same for points, boxes and cameras of the student; its teachers' maps are warped along."""
+
+    replay: bool = False
+    """Draw nothing: take, at random, one of the drawn views that the first cache holds of the sample, which its teacher
+    has seen itself."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "StudentBevAugmentConfig":
+        if self.replay and self.model_dump(exclude_defaults=True) != {"replay": True}:
+            raise ConfigError(
+                "replayed views leave nothing to draw",
+                where="bev_augment",
+                got=self,
+                expected="replay alone: the store's views.augment says how its views were drawn",
+                cure="Leave out the other keys of bev_augment, or replay",
+            )
+        return self
+
+
 class HeadConfig(Strict):
     """The centre head (CenterPoint): its tasks, targets and losses."""
 
@@ -126,6 +146,18 @@ class DetectorConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _grid_of_the_detectors(self) -> "DetectorConfig":
+        if (self.grid.frame, self.grid.axes) != ("lidar", "yx"):
+            raise ConfigError(
+                "the detectors see the LiDAR's frame, a row for each y",
+                where="detector.grid",
+                got=f"frame {self.grid.frame}, axes {self.grid.axes}",
+                expected="frame lidar, axes yx; a teacher's may differ",
+                cure="Leave frame and axes out",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _grid_survives_three_halvings(self) -> "DetectorConfig":
         if any(side % 8 for side in self.grid.shape):
             raise ConfigError(
@@ -170,20 +202,18 @@ class StudentConfig(Strict):
 
     data: DataConfig = DataConfig()
     image: ImageConfig = ImageConfig()
-    bev_augment: BevAugmentConfig = BevAugmentConfig()
-    """Of points, boxes and cameras; off unless asked for. A canonical cache is right only without it."""
+    bev_augment: StudentBevAugmentConfig = StudentBevAugmentConfig()
     detector: DetectorConfig = DetectorConfig()
     training: TrainingConfig = TrainingConfig()
     distill: DistillConfig | None = None
 
     @model_validator(mode="after")
-    def _canonical_cache(self) -> "StudentConfig":
-        if self.distill is not None and self.bev_augment != BevAugmentConfig():
+    def _something_to_replay(self) -> "StudentConfig":
+        if self.bev_augment.replay and self.distill is None:
             raise ConfigError(
-                "distillation from a canonical cache and BEV augmentation do not go together",
-                where="bev_augment",
-                got=self.bev_augment,
-                expected="no rotation, scale or flip: the cached features would stay where they are",
-                cure="Leave bev_augment out, or set distill to null",
+                "there is no cache whose views could be replayed",
+                where="bev_augment.replay",
+                got="distill: null",
+                cure="Set bev_augment.replay to false, and its ranges to those of the store's views",
             )
         return self

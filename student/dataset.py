@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from cache.errors import DataError
 from cache.frames import Camera, Frame, Frames
 from cache.reader import TeacherBatch, TeacherCache
-from cache.views import bev_matrix, move_boxes
+from cache.views import bev_matrix, move_boxes, nearest_view
 from student.augment import image_matrix, warp_image
 from student.config import StudentConfig
 from student.depth_map import camera_points, depth_map
@@ -29,12 +29,14 @@ class Batch:
     image_matrix: original pixels (u, v, 1) -> pixels of `images`, the augmentation that was realised.
     camera_to_lidar: camera -> LiDAR of its own key frame.
     to_current: LiDAR of each time -> LiDAR of the current frame, by ego motion (identity for the first).
+    lidar_to_ego: LiDAR -> vehicle, of the current frame.
     bev_matrix: current LiDAR -> augmented BEV, the augmentation that was realised (identity where there is none).
     depth_m: nearest LiDAR point in each image_stride x image_stride patch of the current images; 0 where there is none.
         None where nobody asked for it.
     boxes: x, y, z (bottom), dx, dy, dz, yaw_rad, vx, vy in the augmented BEV frame, one tensor a sample.
     labels: index into cache.spec.CLASSES, one tensor a sample.
-    teachers: what each teacher's cache holds of the same samples; empty where the student trains alone.
+    teachers: what each teacher's cache holds of the same samples, in the view that is nearest to bev_matrix; empty
+        where the student trains alone.
     """
 
     tokens: tuple[str, ...]
@@ -43,6 +45,7 @@ class Batch:
     image_matrix: Float[Tensor, "B T N 3 3"]
     camera_to_lidar: Float[Tensor, "B T N 4 4"]
     to_current: Float[Tensor, "B T 4 4"]
+    lidar_to_ego: Float[Tensor, "B 4 4"]
     bev_matrix: Float[Tensor, "B 4 4"]
     depth_m: Float[Tensor, "B N hs ws"] | None
     boxes: tuple[Float[Tensor, "_ 9"], ...]
@@ -94,10 +97,19 @@ class StudentDataset(Dataset[Batch]):
     Args:
         times: Key frames of a sample, the current one included.
         with_depth: Read the current frame's LiDAR, for a detector that learns depth.
+        replayed: Take the BEV augmentation from the drawn views of this cache.
     """
 
-    def __init__(self, frames: Frames, config: StudentConfig, times: int = 1, with_depth: bool = False) -> None:
+    def __init__(
+        self,
+        frames: Frames,
+        config: StudentConfig,
+        times: int = 1,
+        with_depth: bool = False,
+        replayed: TeacherCache | None = None,
+    ) -> None:
         self.frames, self.config, self.times, self.with_depth = frames, config, times, with_depth
+        self.replayed = replayed
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -107,7 +119,7 @@ class StudentDataset(Dataset[Batch]):
         rng = None if draw.seed is None else np.random.default_rng(draw.seed)
         history = list(self._history(self.frames[draw.index]))
         current = history[0]
-        matrix = bev_matrix(self.config.bev_augment, rng)
+        matrix = self._bev_matrix(current.token, rng)
         views = [[self._view(camera, rng) for camera in frame.cameras] for frame in history]
         global_to_current = np.linalg.inv(current.lidar_to_global)
         return Batch(
@@ -117,6 +129,7 @@ class StudentDataset(Dataset[Batch]):
             image_matrix=_float([[[image_matrix for _, image_matrix in row] for row in views]]),
             camera_to_lidar=_float([[[c.to_lidar for c in f.cameras] for f in history]]),
             to_current=_float([[global_to_current @ f.lidar_to_global for f in history]]),
+            lidar_to_ego=_float([current.lidar_to_ego]),
             bev_matrix=_float([matrix]),
             depth_m=self._depth(current, [image_matrix for _, image_matrix in views[0]]) if self.with_depth else None,
             boxes=(_float(move_boxes(current.boxes, matrix)),),
@@ -128,6 +141,13 @@ class StudentDataset(Dataset[Batch]):
         for _ in range(self.times):
             yield frame
             frame = self.frames[frame.previous] if frame.previous else frame
+
+    def _bev_matrix(self, token: str, rng: np.random.Generator | None) -> Float[np.ndarray, "4 4"]:
+        if self.replayed is None or rng is None:
+            return bev_matrix(self.config.bev_augment, rng)
+        (stored,) = self.replayed.view_matrices((token,))
+        drawn = stored[[name.startswith("drawn") for name in self.replayed.spec.views]]
+        return drawn[rng.integers(len(drawn))]
 
     def _depth(self, frame: Frame, image_matrices: list[Float[np.ndarray, "3 3"]]) -> Float[Tensor, "1 N hs ws"]:
         points = camera_points(frame, nearest_m=self.config.detector.depth_m[0])
@@ -152,9 +172,14 @@ class TeacherSource:
 
 def collate(samples: list[Batch], sources: tuple[TeacherSource, ...] = ()) -> Batch:
     """Join batches, and add what each teacher's cache holds of the same tokens, still encoded."""
-    joined = {f.name: _join([getattr(sample, f.name) for sample in samples]) for f in fields(Batch)}
-    teachers = tuple(source.cache.read(joined["tokens"], layers=source.layers) for source in sources)
-    return Batch(**joined | {"teachers": teachers})
+    joined = Batch(**{f.name: _join([getattr(sample, f.name) for sample in samples]) for f in fields(Batch)})
+    return replace(joined, teachers=tuple(_teacher_batch(source, joined) for source in sources))
+
+
+def _teacher_batch(source: TeacherSource, batch: Batch) -> TeacherBatch:
+    """Of each sample, the view from which the realised augmentation is the shortest way."""
+    views = nearest_view(batch.bev_matrix.numpy(), source.cache.view_matrices(batch.tokens))
+    return source.cache.read(batch.tokens, layers=source.layers, views=views.tolist())
 
 
 def _join(values: list[Any]) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+from jaxtyping import Float
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,6 +19,7 @@ from student.dataset import Batch
 from student.detectors import build_detector
 from student.distill.adapters import FeatureLayer
 from student.distill.objective import DistillObjective
+from student.distill.warp import to_teacher
 
 
 class StudentModule(lightning.LightningModule):
@@ -25,7 +27,7 @@ class StudentModule(lightning.LightningModule):
 
     def __init__(self, config: StudentConfig, teachers: Sequence[CacheSpec] = ()) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.teachers = config, tuple(teachers)
         # The detector is built first, so that it starts from the same weights with and without a teacher.
         self.detector = build_detector(config.detector)
         self.objective: DistillObjective | None = None
@@ -34,13 +36,20 @@ class StudentModule(lightning.LightningModule):
             self.objective = DistillObjective(config.distill, _layers(config.detector), grid, tasks, teachers)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        to_teachers = self._to_teachers(batch)
         output = self.detector(batch)
         terms = self.detector.losses(output, batch)
         if self.objective is not None:
             weight = self.objective.detection_weight(self.current_epoch)
             terms = {name: weight * value for name, value in terms.items()}
             terms |= self.objective(
-                output.features, output.heatmap, batch.teachers, batch.boxes, batch.labels, self.current_epoch
+                output.features,
+                output.heatmap,
+                batch.teachers,
+                batch.boxes,
+                batch.labels,
+                self.current_epoch,
+                to_teachers,
             )
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
@@ -53,6 +62,14 @@ class StudentModule(lightning.LightningModule):
         self.log("loss", total, prog_bar=True, batch_size=len(batch))
         self.log_dict({f"loss/{name}": value for name, value in terms.items()}, batch_size=len(batch))
         return total
+
+    def _to_teachers(self, batch: Batch) -> list[Float[Tensor, "B 4 4"] | None]:
+        """Made before the forward pass, so that no work of the device's is waited for; on the CPU."""
+        grid = self.config.detector.grid
+        return [
+            to_teacher(grid, spec.heatmap_grid, maps.view_matrix, batch.bev_matrix, batch.lidar_to_ego)
+            for spec, maps in zip(self.teachers, batch.teachers, strict=True)
+        ]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         training = self.config.training

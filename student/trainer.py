@@ -112,7 +112,19 @@ def _open_sources(config: StudentConfig, paths: Sequence[Path], frames: Frames) 
         layers = {pair.teacher for pair in config.distill.pairs if pair.cache == index}
         sources.append(TeacherSource(cache=TeacherCache(path), layers=tuple(sorted(layers))))
         _require_tokens(sources[-1].cache, path, frames)
+    if config.bev_augment.replay:
+        _require_drawn_views(sources[0].cache)
     return tuple(sources)
+
+
+def _require_drawn_views(cache: TeacherCache) -> None:
+    if cache.spec.drawn is None:
+        raise NotCachedError(
+            "the store holds no drawn views to replay",
+            where=cache.path,
+            got=f"the views {', '.join(cache.spec.views)}",
+            cure="Dump the teacher with views.drawn, or set bev_augment.replay to false",
+        )
 
 
 def _require_tokens(cache: TeacherCache, path: Path, frames: Frames) -> None:
@@ -138,7 +150,13 @@ def _loader(frames: Frames, config: StudentConfig, sources: tuple[TeacherSource,
             cure="Lower it",
         )
     return Loader(
-        StudentDataset(frames, config, detector.times, with_depth=detector.supervise_depth),
+        StudentDataset(
+            frames,
+            config,
+            detector.times,
+            with_depth=detector.supervise_depth,
+            replayed=sources[0].cache if config.bev_augment.replay else None,
+        ),
         batch_size=batch_size,
         sampler=SeededSampler(len(frames), config.training.seed),
         collate_fn=partial(collate, sources=sources),

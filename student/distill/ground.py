@@ -45,13 +45,13 @@ def needs_warp(student: BevGrid, teacher: BevGrid, where: str) -> bool:
 def placement(
     to_teacher: Float[Tensor, "B 4 4"] | None, maps: Tensor, student: BevGrid, teacher: BevGrid
 ) -> Float[Tensor, "B 4 4"]:
-    """Metres of the student's grid -> the teacher's, on the device of B `maps` of any shape; left out, the identity.
+    """Metres of the student's grid -> the teacher's, for B `maps` of any shape; left out, the identity.
 
     Raises:
         MismatchError: it is left out, and the frames differ.
     """
     if to_teacher is not None:
-        return to_teacher.to(maps.device)
+        return to_teacher
     if student.frame != teacher.frame:
         raise MismatchError(
             "student and teacher live in different frames, and the calibration between them is missing",
@@ -59,7 +59,7 @@ def placement(
             expected=f"teacher {describe(teacher)}",
             cure="Hand over `to_teacher`: the student's metres -> the teacher's metres",
         )
-    return torch.eye(4, device=maps.device).expand(len(maps), 4, 4)
+    return torch.eye(4).expand(len(maps), 4, 4)
 
 
 def require_common_ground(student: BevGrid, teacher: BevGrid, where: str) -> None:

@@ -83,6 +83,31 @@ def warp_peaks(
     return Warped(features=largest.to(maps.dtype), inside=inside)
 
 
+def to_teacher(
+    student: BevGrid,
+    teacher: BevGrid,
+    view_matrix: Float[Tensor, "B 4 4"],
+    bev_matrix: Float[Tensor, "B 4 4"],
+    lidar_to_ego: Float[Tensor, "B 4 4"],
+) -> Float[Tensor, "B 4 4"] | None:
+    """Metres of the student's augmented BEV frame -> those of the teacher's view, E_t V M^-1 E_s^-1; on the CPU.
+
+    E is lidar_to_ego for a grid of the vehicle's frame, else the identity.
+
+    Args:
+        view_matrix: V, canonical LiDAR -> the view that the teacher saw.
+        bev_matrix: M, LiDAR -> augmented BEV, the student's realised augmentation.
+
+    Returns:
+        None where the frames are the same and nothing within 100 m moves by more than 0.1 mm.
+    """
+    view, realised, to_ego = (matrix.double().cpu() for matrix in (view_matrix, bev_matrix, lidar_to_ego))
+    ours, theirs = (to_ego if grid.frame == "ego" else torch.eye(4).to(to_ego) for grid in (student, teacher))
+    moved = theirs @ view @ torch.linalg.inv(ours @ realised)
+    shift_m = (moved - torch.eye(4)).abs() * torch.tensor([100.0, 100.0, 100.0, 1.0])
+    return None if student.frame == teacher.frame and shift_m.max() < 1e-4 else moved
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Places:
     """Where each cell of a target is read on a source: at S places, spread evenly over it.

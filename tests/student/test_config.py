@@ -52,3 +52,26 @@ def test_schedule() -> None:
     assert math.isclose(factors[8], 0.5)
     assert math.isclose(factors[13], 0.0, abs_tol=1e-12)
     assert TrainingConfig().schedule_factor(1000, total_steps=10) == 1.0
+
+
+def test_a_student_may_be_distilled_and_augmented(tmp_path: Path) -> None:
+    terms = "distill: {terms: [{kind: gauss_focal_heatmap}]}"
+    config = load_yaml(
+        write(tmp_path, f"bev_augment: {{rotation_deg: [-22.5, 22.5], flip_x: true}}\n{terms}"), StudentConfig
+    )
+    assert config.distill is not None
+    assert config.bev_augment.flip_x and not config.bev_augment.replay
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bev_augment: {replay: true, flip_x: true}\ndistill: {}", "replayed views leave nothing to draw"),
+        ("bev_augment: {replay: true}", "there is no cache whose views could be replayed"),
+        ("detector: {grid: {x_range_m: [0, 8], y_range_m: [0, 8], cell_m: [1, 1], frame: ego}}", "got frame ego, axes"),
+        ("detector: {grid: {x_range_m: [0, 8], y_range_m: [0, 8], cell_m: [1, 1], axes: xy}}", "a row for each y"),
+    ],
+)
+def test_what_no_student_can_do_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_yaml(write(tmp_path, text), StudentConfig)

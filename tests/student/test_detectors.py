@@ -49,6 +49,7 @@ def batch_of(times: int = 1, samples: int = 2, seed: int = 0) -> Batch:
         image_matrix=torch.eye(3).repeat(*views, 1, 1),
         camera_to_lidar=poses.repeat(samples, times, 1, 1, 1),
         to_current=torch.eye(4).repeat(samples, times, 1, 1),
+        lidar_to_ego=torch.eye(4).repeat(samples, 1, 1),
         bev_matrix=torch.eye(4).repeat(samples, 1, 1),
         depth_m=torch.rand(samples, 6, 4, 6, generator=g) * 12,
         boxes=(boxes,) * samples,

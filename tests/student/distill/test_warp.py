@@ -14,7 +14,7 @@ from cache.codec import encode
 from cache.grid import BevGrid
 from cache.spec import CodecSpec
 from student.distill.moments import moments
-from student.distill.warp import warp, warp_peaks
+from student.distill.warp import to_teacher, warp, warp_peaks
 
 GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
 WIDE = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-6.0, 6.0), cell_m=(1.0, 1.0))
@@ -254,3 +254,23 @@ def test_a_canvas_of_finer_cells_loses_no_point():
     warped = warp_peaks(mask, canvas, WIDE, matrix())
     assert warped.features.dtype == torch.bool
     assert torch.equal(warped.features, expected)
+
+
+def test_the_way_to_a_teachers_frame() -> None:
+    view, realised, to_ego = FLIP_X, matrix(17.0, 1.05) @ FLIP_X, matrix(-90.0, 1.0, (0.94, 0.0))
+    ego = GRID.model_copy(update={"frame": "ego"})
+    point = torch.tensor([3.0, 4.0, 0.0, 1.0])
+    seen = realised[0] @ point
+    for teacher, expected in ((GRID, view[0] @ point), (ego, to_ego[0] @ view[0] @ point)):
+        way = to_teacher(GRID, teacher, view, realised, to_ego)
+        torch.testing.assert_close((way[0] @ seen.double()).float(), expected)
+    back = to_teacher(ego, GRID, view, realised, to_ego)
+    torch.testing.assert_close((back[0].float() @ (to_ego[0] @ seen)), view[0] @ point)
+
+
+def test_where_student_and_teacher_see_the_same_there_is_no_way() -> None:
+    realised = matrix(-13.7, 0.97) @ FLIP_X
+    assert to_teacher(GRID, FINE, realised, realised, matrix()) is None
+    assert to_teacher(GRID, FINE, matrix(), matrix(0.001), matrix()) is not None
+    ego = GRID.model_copy(update={"frame": "ego"})
+    assert to_teacher(GRID, ego, matrix(), matrix(), matrix()) is not None
