@@ -2,7 +2,8 @@
 
 Kills: real processes dump a small teacher and are killed (SIGKILL) at random moments; each next one resumes. After
 every kill, all samples that were committed before are still there and readable; when the dump is through, every file of
-the store equals that of an uninterrupted dump, byte by byte. Then the next store is begun.
+the store equals that of an uninterrupted dump, byte by byte. Then the next store is begun. With --world, processes of
+`cli dump-teacher` with the demo's mmdet3d teacher are killed as well, from the moment when the store appears.
 
 Flips: one random bit of one file, all kinds of files in turn, documents included. `cache.verify` has to find it, or all
 that a reader is told has to stay the same.
@@ -12,22 +13,25 @@ The test suite runs the same with fewer kills and flips, with tests/cache/confte
 
 import argparse
 import importlib.util
+import multiprocessing
+import os
 import random
 import re
-import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from cache.dump import dump
 from cache.errors import StoreError
-from cache.frames import Frames
 from cache.reader import TeacherCache
 from cache.verify import verify
 
@@ -46,30 +50,93 @@ class Kills:
     """Finished stores that differ from an uninterrupted dump."""
 
 
-def kill_dumps(kit: ModuleType, frames: Frames, folder: Path, whole: dict[str, bytes], kills: int) -> Kills:
-    """Kill dumps of `frames` at random moments until `kills` have died; `whole` is the uninterrupted dump's content."""
+Start = Callable[[Path], BaseProcess]
+"""Starts a process that dumps to a store, and goes on with what is there."""
+
+
+def kill_dumps(start: Start, folder: Path, kills: int) -> Kills:
+    """Kill dumps at random moments until `kills` have died, and compare with one that was left alone."""
     chance = random.Random(0)
-    began = time.monotonic()
-    kit.dump_in_process(frames, folder / "timed.zarr").join()
-    seconds = time.monotonic() - began
+    writing_s = _timed_dump(start, folder / "whole.zarr")
+    whole = contents(folder / "whole.zarr")
     killed, stores, lost, different = 0, 0, 0, 0
     path, seen = folder / "killed0.zarr", set[str]()
     while killed < kills:
-        process = kit.dump_in_process(frames, path)
-        process.join(chance.uniform(0, 0.7 * seconds))
+        before = _folder_times(path)
+        process = start(path)
+        if chance.random() < 0.8:  # the others are killed before they have begun to write
+            _wait_for_change(process, path, before)
+        process.join(chance.uniform(0, 0.7 * writing_s))
         process.kill()
         process.join()
-        killed += process.exitcode < 0
+        killed += process.exitcode == -signal.SIGKILL
         now = committed(path)
         lost += len(seen - now) + sum(not _readable(path, token) for token in now - seen)
         seen = now
         if process.exitcode == 0:
-            different += kit.contents(path) != whole
+            different += contents(path) != whole
             stores += 1
             path, seen = folder / f"killed{stores}.zarr", set()
-    dump(kit.make_config(), frames, kit.SmallTeacher(), path)
-    different += kit.contents(path) != whole
+    start(path).join()
+    different += contents(path) != whole
     return Kills(killed=killed, stores=stores + 1, lost=lost, different=different)
+
+
+def _timed_dump(start: Start, path: Path) -> float:
+    """Seconds from the store's first file to the end of the dump."""
+    process = start(path)
+    _wait_for_change(process, path, {})
+    began = time.monotonic()
+    process.join()
+    if process.exitcode != 0:
+        raise RuntimeError(f"the dump that nobody disturbed ended with {process.exitcode}")
+    return time.monotonic() - began
+
+
+def _wait_for_change(process: BaseProcess, path: Path, before: dict[Path, int]) -> None:
+    """Until the process writes to the store, or ends."""
+    while process.is_alive() and _folder_times(path) == before:
+        process.join(0.002)
+
+
+def _folder_times(path: Path) -> dict[Path, int]:
+    """When files were last made, renamed or removed in each folder of a store."""
+    folders = [folder for folder in (path, *path.rglob("*")) if folder.is_dir()]
+    return {folder: folder.stat().st_mtime_ns for folder in folders}
+
+
+def cli_dump(world: Path) -> Start:
+    """`cli dump-teacher` of the demo's teacher with random weights, in shards of one sample."""
+    root = Path(__file__).parent.parent
+    command = [
+        sys.executable,
+        "-m",
+        "cli",
+        "dump-teacher",
+        "configs/demo/dump.yaml",
+        "--data",
+        world,
+        "--random-weights",
+    ]
+    command += ["--set", "samples_per_shard=1", "--set", "batch_size=1", "--set", "workers=0", "--out"]
+
+    def become(path: Path) -> None:
+        os.chdir(root)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.execve(sys.executable, [*map(str, command), str(path)], {**os.environ, "OMP_NUM_THREADS": "1"})
+
+    return partial(_started, become)
+
+
+def _started(target: Callable[[Path], None], path: Path) -> BaseProcess:
+    process = multiprocessing.get_context("fork").Process(target=target, args=(path,))
+    process.start()
+    return process
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def committed(path: Path) -> set[str]:
@@ -170,16 +237,21 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--flips", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=40)
+    parser.add_argument("--world", type=Path, help="a made-up world (`cli make-world`), for `cli dump-teacher`")
+    parser.add_argument("--cli-kills", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
     kit = load_kit()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         frames = kit.SmallFrames(root=folder / "points", count=options.samples)
-        store = folder / "whole.zarr"
-        kit.dump_in_process(frames, store).join()
-        _timed("kills", lambda: kill_dumps(kit, frames, folder, kit.contents(store), options.kills))
-        _timed("flips", lambda: _summary(flip_bits(shutil.copytree(store, folder / "flipped.zarr"), options.flips)))
+        _timed("kills", lambda: kill_dumps(partial(kit.dump_in_process, frames), folder, options.kills))
+        _timed("flips", lambda: _summary(flip_bits(folder / "whole.zarr", options.flips)))
+    if options.world:
+        with tempfile.TemporaryDirectory() as name:
+            _timed(
+                "kills of cli dump-teacher", lambda: kill_dumps(cli_dump(options.world), Path(name), options.cli_kills)
+            )
 
 
 def _summary(flips: Flips) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.crash import contents as contents
 from cache.codec import Distortion, encode, measure
 from cache.dump import DumpConfig, dump
 from cache.frames import Frame, Frames, Sweep
@@ -171,11 +172,6 @@ def dump_in_process(frames: Frames, path: Path, part: Part = WHOLE, **changes: o
     process = multiprocessing.get_context("fork").Process(target=dump, args=arguments, kwargs={"part": part})
     process.start()
     return process
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def make_store(path: Path, **changes: object) -> Path:

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from benchmarks.crash import committed, kill_dumps
+from benchmarks.crash import cli_dump, committed, kill_dumps
 from cache.dump import dump
 from cache.writer import Part
 
@@ -33,9 +34,16 @@ def whole(kit, frames, tmp_path) -> dict[str, bytes]:
     return kit.contents(tmp_path / "whole.zarr")
 
 
-def test_killed_at_random_moments_a_dump_loses_nothing(kit, frames, whole, tmp_path):
-    outcome = kill_dumps(kit, frames, tmp_path, whole, KILLS)
+def test_killed_at_random_moments_a_dump_loses_nothing(kit, frames, tmp_path):
+    outcome = kill_dumps(partial(kit.dump_in_process, frames), tmp_path, KILLS)
     assert outcome.killed == KILLS
+    assert (outcome.lost, outcome.different) == (0, 0)
+
+
+def test_the_command_itself_loses_nothing_when_it_is_killed(made_root, tmp_path):
+    pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed (make setup)")
+    outcome = kill_dumps(cli_dump(made_root), tmp_path, kills=1)
+    assert outcome.killed == 1
     assert (outcome.lost, outcome.different) == (0, 0)
 
 
