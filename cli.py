@@ -48,6 +48,7 @@ DumpFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML of a Dump
 Checkpoint = Annotated[Path | None, typer.Option(help="The teacher's weights.")]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Random weights instead; the store says so.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Lay dotted.key=value over the configuration.")]
+Depth = Annotated[bool, typer.Option("--depth", help="Keep the depth in the cameras too: --set depth=true in short.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
 
 
@@ -111,6 +112,7 @@ def plan(
     checkpoint: Checkpoint = None,
     random_weights: RandomWeights = False,
     probes: Annotated[int, typer.Option(min=1, help="Frames to try.")] = 4,
+    depth: Depth = False,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
@@ -118,7 +120,7 @@ def plan(
     from cache.plan import plan
 
     with answering(json) as answer:
-        settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, overrides)
+        settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, _with_depth(overrides, depth))
         costs = plan(settings, frames, teacher, out, probes)
         answer(costs, costs.table(), costs.view_table())
     costs.require_room()
@@ -139,6 +141,7 @@ def dump_teacher(
     part: Annotated[
         str | None, typer.Option(help="i/n: write only this part; torchrun's ranks need no option.")
     ] = None,
+    depth: Depth = False,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
@@ -148,7 +151,7 @@ def dump_teacher(
 
     chosen = Part.of_rank(os.environ) if part is None else Part.parse(part)
     with answering(json) as answer:
-        settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, overrides)
+        settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, _with_depth(overrides, depth))
         with _dump_progress() as advance:
             answer(dump(settings, frames, teacher, out, advance, chosen))
 
@@ -305,6 +308,10 @@ def evaluate(
         elif cache is not None:
             metrics = evaluate_teacher(cache, data, version, split, out, advance, plots)
     answer(metrics, _metrics_table(metrics), f"details: {out}")
+
+
+def _with_depth(overrides: list[str] | None, depth: bool) -> list[str]:
+    return [*(overrides or []), *(["depth=true"] if depth else [])]
 
 
 def _stage_one(

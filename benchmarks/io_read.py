@@ -124,7 +124,7 @@ class Floor:
                 file = os.open(cache.path / reader.arrays[name].key(shard), os.O_RDONLY)
                 index = reader.index(reader.arrays[name], shard)
                 for chunk in chunks:
-                    offset, size = index[chunk.number].tolist()
+                    offset, size = index[reader.arrays[name].number(chunk.row, chunk.view)].tolist()
                     self._places[chunk.token, name] = file, offset, size - CHECKSUM_BYTES
                     self.bytes += size
 

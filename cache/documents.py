@@ -52,9 +52,9 @@ def weights_file(tensors: Mapping[str, Tensor]) -> bytes:
 def _documents(attributes: StoreAttributes, token_bytes: int) -> dict[str, bytes]:
     """The Zarr metadata files of a store, by path; the root comes last."""
     nodes = {"features": {"zarr_format": 3, "node_type": "group", "attributes": {}}}
-    samples, views = attributes.spec.data.samples, len(attributes.spec.views)
+    samples = attributes.spec.data.samples
     for array in sample_arrays(attributes.spec).values():
-        nodes[array.name] = _sharded(array, samples, views, attributes.layout)
+        nodes[array.name] = _sharded(array, samples, attributes.layout)
     nodes["token"] = _whole("uint8", (samples, token_bytes), ("sample", "token_byte"))
     nodes["token_order"] = _whole("int64", (samples,), ("sample",))
     shape = view_matrix_shape(attributes.spec)
@@ -69,11 +69,11 @@ def _documents(attributes: StoreAttributes, token_bytes: int) -> dict[str, bytes
     return {**files, ROOT: sign(root)}
 
 
-def _sharded(array: SampleArray, samples: int, views: int, layout: Layout) -> dict[str, Any]:
+def _sharded(array: SampleArray, samples: int, layout: Layout) -> dict[str, Any]:
     """Zarr v3 metadata of a per-sample array (zarr-specs, codecs/sharding-indexed)."""
     crc32c: dict[str, Any] = {"name": "crc32c"}
     sharding = {
-        "chunk_shape": [1, 1, *array.shape],
+        "chunk_shape": [1] * (len(array.dims) - len(array.shape)) + list(array.shape),
         "codecs": [
             _bytes(array.dtype),
             {"name": "zstd", "configuration": {"level": layout.zstd_level, "checksum": False}},
@@ -84,8 +84,8 @@ def _sharded(array: SampleArray, samples: int, views: int, layout: Layout) -> di
     }
     return _array(
         array.dtype,
-        (samples, views, *array.shape),
-        (layout.samples_per_shard, views, *array.shape),
+        (samples, *array.sample_shape),
+        (layout.samples_per_shard, *array.sample_shape),
         [{"name": "sharding_indexed", "configuration": sharding}],
         array.dims,
     )

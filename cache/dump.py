@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt
 from cache.errors import UnsealedError
 from cache.frames import Frames
 from cache.loader import Loader
-from cache.probe import PreparedFrames, spec_of
+from cache.probe import DumpedFrames, PreparedFrames, spec_of
 from cache.record import joined_views, stored_samples
 from cache.spec import CodecSpec
 from cache.store import Layout, StoredSample
@@ -40,6 +40,8 @@ class DumpConfig(Strict):
     head_maps: bool = True
     """Keep the head's other maps as float16 too: the cached teacher can be evaluated, and boxes be drawn."""
     views: ViewsConfig = CANONICAL
+    depth: bool = False
+    """Keep the key sweep's points in the cameras: a training that learns depth then needs no LiDAR file."""
     samples_per_shard: int = Field(32, ge=1, le=64)
     zstd_level: int = Field(1, ge=1, le=19)
     batch_size: PositiveInt = 4
@@ -142,7 +144,7 @@ def open_writer(
     """Create or resume the store of a dump; see `StoreWriter`."""
     return StoreWriter(
         out,
-        spec_of(config.layers, config.head_maps, config.views, frames, teacher),
+        spec_of(config.layers, config.head_maps, config.views, config.depth, frames, teacher),
         frames.tokens,
         head_weights=teacher.head_weights(),
         software=software_versions(),
@@ -191,16 +193,17 @@ def _jobs(
     """Run the teacher over the batches, view after view; what is left to do of each is to write it."""
     names = writer.spec.views
     numbers = [[p * len(names) + v for p in batch.positions] for batch in batches for v in range(len(names))]
-    prepared = PreparedFrames.of(frames, teacher, config.views)
+    dumped = DumpedFrames(prepared=PreparedFrames.of(frames, teacher, config.views), depth=writer.spec.depth)
     workers = config.workers if batches else 0
-    inputs = iter(Loader(prepared, batch_sampler=numbers, collate_fn=list, num_workers=workers))
+    loaded = iter(Loader(dumped, batch_sampler=numbers, collate_fn=list, num_workers=workers))
     for batch in batches:
-        views = []
-        for name, one_view in zip(names, islice(inputs, len(names)), strict=True):
+        views, codes = [], []
+        for name, one_view in zip(names, islice(loaded, len(names)), strict=True):
             labels = tuple(labelled(frames.tokens[position], name) for position in batch.positions)
             with torch.inference_mode():
-                views.append(stored_samples(teacher(one_view), labels, writer.spec))
-        yield partial(_write, writer, batch, joined_views(views))
+                views.append(stored_samples(teacher([inputs for inputs, _ in one_view]), labels, writer.spec))
+            codes.append([None if each is None else each.numpy() for _, each in one_view])
+        yield partial(_write, writer, batch, joined_views(views, codes[0]))
 
 
 def _overlapped(jobs: Iterable[Callable[[], _Written]], limit: int) -> Generator[_Written, None, None]:

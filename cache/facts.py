@@ -26,10 +26,10 @@ def layers(attributes: StoreAttributes) -> Table:
 
 def sizes(attributes: StoreAttributes, reader: ShardReader, shards: Sequence[int]) -> Table:
     """Bytes a sample of each array, as the manifest counts them in some shards, beside float32."""
-    views, samples = len(attributes.spec.views), _samples_in(attributes, shards)
+    samples = _samples_in(attributes, shards)
     stored = stored_bytes(attributes, reader, shards)
     float32 = {
-        name: 4.0 * views * int(np.prod(array.shape)) * (8 if name == "canvas_mask" else 1)
+        name: 4.0 * int(np.prod(array.sample_shape)) * (8 if name == "canvas_mask" else 1)
         for name, array in reader.arrays.items()
     }
     rows = [(name, stored[name], float32[name]) for name in stored]

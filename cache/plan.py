@@ -7,18 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from rich.table import Table
 
 from cache.codec import Distortion
 from cache.dump import DumpConfig
 from cache.errors import StoreError
 from cache.frames import Frames
-from cache.probe import PreparedFrames, spec_of
+from cache.probe import DumpedFrames, PreparedFrames, spec_of
 from cache.record import joined_views, stored_samples
 from cache.shards import pack_chunk
 from cache.spec import CacheSpec
-from cache.store import StoredSample
+from cache.store import SampleArray, StoredSample, sample_arrays
 from cache.teacher import Teacher
 from cache.views import labelled
 
@@ -114,12 +113,12 @@ def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes
     Raises:
         TeacherError, ConfigError, DataError: see `cache.dump.dump`.
     """
-    spec = spec_of(config.layers, config.head_maps, config.views, frames, teacher)
+    spec = spec_of(config.layers, config.head_maps, config.views, config.depth, frames, teacher)
     positions = np.unique(np.linspace(0, len(frames) - 1, min(probes, len(frames))).astype(int)).tolist()
     began = time.monotonic()
-    views, seconds = _probed(config, frames, teacher, positions, spec)
-    samples = joined_views(views)
-    sizes = _sizes(samples, config.zstd_level)
+    samples, seconds = _probed(config, frames, teacher, positions, spec)
+    arrays = sample_arrays(spec)
+    sizes = _sizes(samples, arrays, config.zstd_level)
     elapsed = time.monotonic() - began
     shards = -(-len(frames) // config.samples_per_shard)
     return Plan(
@@ -127,7 +126,9 @@ def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes
         samples=len(frames),
         arrays=_arrays(samples, sizes),
         views=tuple(
-            ViewPlan(name=name, bytes=float(sum(of[view] for of in sizes.values())), seconds=seconds[view])
+            ViewPlan(
+                name=name, bytes=sum(sizes[a.name][view] for a in arrays.values() if a.views), seconds=seconds[view]
+            )
             for view, name in enumerate(spec.views)
         ),
         files=shards * (len(sizes) + 1),
@@ -138,32 +139,33 @@ def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes
 
 def _probed(
     config: DumpConfig, frames: Frames, teacher: Teacher, positions: list[int], spec: CacheSpec
-) -> tuple[list[list[StoredSample]], list[float]]:
-    """The frames in each view as they would be stored, and the seconds that each took for one frame."""
-    prepared = PreparedFrames.of(frames, teacher, config.views)
-    views, seconds = [], []
+) -> tuple[list[StoredSample], list[float]]:
+    """The frames as they would be stored, and the seconds that each view took for one frame."""
+    dumped = DumpedFrames(prepared=PreparedFrames.of(frames, teacher, config.views), depth=spec.depth)
+    views, seconds, codes = [], [], []
     for view, name in enumerate(spec.views):
         began = time.monotonic()
         samples = []
         for position in positions:
-            label = labelled(frames.tokens[position], name)
+            inputs, seen = dumped[position * len(spec.views) + view]
             with torch.inference_mode():
-                output = teacher([prepared[position * len(spec.views) + view]])
-                samples += stored_samples(output, (label,), spec)
+                samples += stored_samples(teacher([inputs]), (labelled(frames.tokens[position], name),), spec)
+            codes.append(None if seen is None else seen.numpy())
         views.append(samples)
         seconds.append((time.monotonic() - began) / len(positions))
-    return views, seconds
+    return joined_views(views, codes[: len(positions)]), seconds
 
 
-def _sizes(samples: list[StoredSample], zstd_level: int) -> dict[str, Float[np.ndarray, "V"]]:
-    """Bytes of each array's views for one sample, each with its place in the shard's index."""
-    return {
-        name: np.mean([[len(pack_chunk(view, zstd_level)) + 16 for view in s.arrays[name]] for s in samples], axis=0)
-        for name in samples[0].arrays
-    }
+def _sizes(samples: list[StoredSample], arrays: dict[str, SampleArray], zstd_level: int) -> dict[str, list[float]]:
+    """Bytes of each array's chunks for one sample, each with its place in the shard's index."""
+    sizes = {}
+    for name, array in arrays.items():
+        chunks = [sample.arrays[name].reshape(array.chunks, *array.shape) for sample in samples]
+        sizes[name] = np.mean([[len(pack_chunk(c, zstd_level)) + 16 for c in of] for of in chunks], axis=0).tolist()
+    return sizes
 
 
-def _arrays(samples: list[StoredSample], sizes: dict[str, Float[np.ndarray, "V"]]) -> tuple[ArrayPlan, ...]:
+def _arrays(samples: list[StoredSample], sizes: dict[str, list[float]]) -> tuple[ArrayPlan, ...]:
     plans = []
     for name, values in samples[0].arrays.items():
         layer = name.removeprefix("features/")
@@ -171,7 +173,7 @@ def _arrays(samples: list[StoredSample], sizes: dict[str, Float[np.ndarray, "V"]
         plans.append(
             ArrayPlan(
                 name=name,
-                bytes=float(sizes[name].sum()),
+                bytes=sum(sizes[name]),
                 float32_bytes=4.0 * values.size * (8 if name == "canvas_mask" else 1),
                 sqnr_db=loss.sqnr_db if loss.values else None,
             )

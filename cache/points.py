@@ -1,4 +1,4 @@
-"""A frame's LiDAR sweeps -> the points that the teacher sees."""
+"""A frame's LiDAR sweeps -> the points that the teacher sees, and those that the cameras see."""
 
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from cache.spec import PointPipeline
 
 POINT_BYTES = 5 * 4
 """x, y, z, intensity, ring as float32."""
+
+KEY_SWEEP_ONLY = PointPipeline(past_sweeps=0, pad_empty_sweeps=False)
 
 
 def load_points(frame: Frame, pipeline: PointPipeline) -> Float[np.ndarray, "N 5"]:
@@ -36,6 +38,28 @@ def load_points(frame: Frame, pipeline: PointPipeline) -> Float[np.ndarray, "N 5
         points[:, 4] = sweep.lag_s
         clouds.append(points)
     return np.concatenate(clouds)
+
+
+def camera_points(frame: Frame, nearest_m: float = 0.0) -> list[Float[np.ndarray, "_ 3"]]:
+    """u, v (original pixels) and depth (metres along the optical axis) of the key sweep's points in each image.
+
+    Args:
+        nearest_m: points that are not farther away than this are left out.
+
+    Raises:
+        DataError: see `load_points`.
+    """
+    points = load_points(frame, KEY_SWEEP_ONLY)[:, :3].astype(np.float64)
+    found = []
+    for camera in frame.cameras:
+        lidar_to_camera = np.linalg.inv(camera.to_lidar)
+        seen = points @ lidar_to_camera[:3, :3].T + lidar_to_camera[:3, 3]
+        seen = seen[seen[:, 2] > nearest_m]
+        pixels = (seen / seen[:, 2:]) @ camera.intrinsics[:2].T
+        height, width = camera.size
+        inside = ((pixels >= -0.5) & (pixels < (width - 0.5, height - 0.5))).all(axis=1)
+        found.append(np.column_stack([pixels, seen[:, 2]])[inside])
+    return found
 
 
 def _read_sweep(path: Path) -> Float[np.ndarray, "N 5"]:

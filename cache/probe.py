@@ -1,18 +1,21 @@
 """What a store will hold, learnt from the teacher and one frame, before anything is written."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, UInt16
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cache.depth import DepthSpec, depth_codes
 from cache.errors import ConfigError, OfflineDistillError, TeacherError
-from cache.frames import Frames
+from cache.frames import Frame, Frames
 from cache.grid import BevGrid
-from cache.points import load_points
+from cache.points import camera_points, load_points
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline
 from cache.teacher import Teacher, TeacherOutput
 from cache.views import CANONICAL, ViewsConfig, labelled, move_points, view_matrices
@@ -39,16 +42,54 @@ class PreparedFrames(Dataset):
         position, view = divmod(number, len(self.views.names))
         frame, name = self.frames[position], self.views.names[view]
         (matrix,) = view_matrices((name,), self.views.drawn_views, frame.token)
-        try:
+        with naming(labelled(frame.token, name)):
             return self.prepare(move_points(load_points(frame, self.points), matrix))
-        except OfflineDistillError as error:
-            parts = error.where, f"token {labelled(frame.token, name)}"
-            error.where = ", ".join(str(part) for part in parts if part)
-            raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpedFrames(Dataset):
+    """Prepared frames, numbered like them, each with the codes of its points in the cameras: with its first view alone.
+
+    Codes travel as tensors, through the memory that loader workers share.
+    """
+
+    prepared: PreparedFrames
+    depth: DepthSpec | None
+
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+    def __getitem__(self, number: int) -> tuple[Any, UInt16[Tensor, "N 3 P"] | None]:
+        position, view = divmod(number, len(self.prepared.views.names))
+        if self.depth is None or view:
+            return self.prepared[number], None
+        frame = self.prepared.frames[position]
+        with naming(frame.token):
+            codes = depth_codes(camera_points(frame), self.depth)
+        return self.prepared[number], torch.from_numpy(codes)
+
+
+@contextmanager
+def naming(label: str) -> Iterator[None]:
+    """Add the sample to where an error of ours happened."""
+    try:
+        yield
+    except OfflineDistillError as error:
+        error.where = ", ".join(str(part) for part in (error.where, f"token {label}") if part)
+        raise
+
+
+def depth_spec(frame: Frame) -> DepthSpec:
+    """How the points in the cameras of frames like this one are kept."""
+    return DepthSpec.fitting(
+        cameras=tuple(camera.name for camera in frame.cameras),
+        longest_side=max(max(camera.size) for camera in frame.cameras),
+        most_points=max(len(points) for points in camera_points(frame)),
+    )
 
 
 def spec_of(
-    layers: Mapping[str, CodecSpec], head_maps: bool, views: ViewsConfig, frames: Frames, teacher: Teacher
+    layers: Mapping[str, CodecSpec], head_maps: bool, views: ViewsConfig, depth: bool, frames: Frames, teacher: Teacher
 ) -> CacheSpec:
     """What the store will hold; the first frame is run to learn the maps' channels.
 
@@ -82,6 +123,7 @@ def spec_of(
         head_maps={name: maps.shape[2] for name, maps in output.head_maps.items()} if head_maps else {},
         views=views.names,
         drawn=views.drawn_views,
+        depth=depth_spec(frames[0]) if depth else None,
     )
 
 

@@ -21,13 +21,14 @@ from torch.utils.data import get_worker_info
 
 from cache import facts
 from cache.codec import Encoded, describe
+from cache.depth import decoded_points
 from cache.errors import CorruptStoreError, NotCachedError, StoreError, UnsealedError
 from cache.markup import element
 from cache.pictures import Map, draw_maps, maps_of, thumbnails
 from cache.shard_reader import Chunk, ShardReader, read_file
 from cache.shards import REPAIR, checked
 from cache.spec import CacheSpec, LayerSpec
-from cache.store import HEAD_WEIGHTS, ROOT, parse_root, record_key, scale_of, view_matrix_shape, whole_key
+from cache.store import DEPTH, HEAD_WEIGHTS, ROOT, parse_root, record_key, scale_of, view_matrix_shape, whole_key
 from cache.tables import Table, card
 from cache.views import labelled
 
@@ -300,6 +301,23 @@ class TeacherCache:
         """
         return np.stack([self._matrices_at(self._position(token)) for token in tokens])
 
+    def camera_points(self, token: str, nearest_m: float = 0.0) -> list[Float[np.ndarray, "_ 3"]]:
+        """u, v (original pixels) and depth (metres) of the key sweep's points in each camera, nearest first.
+
+        What `cache.points.camera_points` says of the same frame, to the steps of `spec.depth`.
+
+        Raises:
+            NotCachedError: the token was not dumped, or the store keeps no depth.
+            CorruptStoreError: a checksum fails.
+        """
+        spec = self.spec.depth
+        if spec is None:
+            raise NotCachedError("the store keeps no depth", where=self.path, cure="Dump it with `depth: true`")
+        (chunk,) = self._chunks((token,), None)
+        codes = np.empty(spec.shape, np.uint16)
+        self._shards.read(self._shards.arrays[DEPTH], chunk, codes)
+        return decoded_points(codes, spec, nearest_m)
+
     def view(self, name: str) -> int:
         """The index of the view of that name.
 
@@ -317,9 +335,8 @@ class TeacherCache:
 
     def chunks_of(self, shard: int) -> list[Chunk]:
         """All samples and views of a shard, in its order."""
-        views = range(len(self.spec.views))
-        places = ((token, view) for token in self._tokens_of(shard) for view in views)
-        return [Chunk(token=t, shard=shard, view=v, number=number) for number, (t, v) in enumerate(places)]
+        rows, views = enumerate(self._tokens_of(shard)), range(len(self.spec.views))
+        return [Chunk(token=token, shard=shard, row=row, view=view) for row, token in rows for view in views]
 
     def _fill(self, batch: TeacherBatch, row: int, chunk: Chunk) -> None:
         """Read one sample into a row of a batch."""
@@ -335,7 +352,7 @@ class TeacherCache:
         read(arrays["canvas_mask"], chunk, packed)
         mask = batch.canvas_mask[row].numpy()
         mask[...] = np.unpackbits(packed, axis=-1, count=mask.shape[-1])
-        position = chunk.shard * self._shards.size + chunk.number // len(self.spec.views)
+        position = chunk.shard * self._shards.size + chunk.row
         batch.view_matrix[row].numpy()[...] = self._matrices_at(position)[chunk.view]
 
     def _layer(self, name: str) -> LayerSpec:
@@ -358,7 +375,7 @@ class TeacherCache:
             if not 0 <= view < count:
                 raise self._no_view(view)
             shard, row = divmod(self._position(token), self._shards.size)
-            chunks.append(Chunk(token=token, shard=shard, view=view, number=row * count + view))
+            chunks.append(Chunk(token=token, shard=shard, row=row, view=view))
         return chunks
 
     def _no_view(self, got: str | int) -> NotCachedError:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt16
 from torch import Tensor
 
 from cache.codec import Distortion, encode, measure
 from cache.errors import TeacherError
 from cache.spec import CacheSpec
-from cache.store import StoredSample, scale_of
+from cache.store import DEPTH, StoredSample, scale_of
 from cache.teacher import TeacherOutput
 
 
@@ -46,16 +46,23 @@ def stored_samples(output: TeacherOutput, tokens: tuple[str, ...], spec: CacheSp
     ]
 
 
-def joined_views(views: Sequence[list[StoredSample]]) -> list[StoredSample]:
-    """The same samples, with the views that come one after another in one; what the codec did to them adds up."""
+def joined_views(
+    views: Sequence[list[StoredSample]], depth: Sequence[UInt16[np.ndarray, "N 3 P"] | None]
+) -> list[StoredSample]:
+    """The same samples, with the views that come one after another in one; what the codec did to them adds up.
+
+    Args:
+        depth: what is kept of each sample's points in the cameras, if it is.
+    """
     return [
         StoredSample(
-            arrays={name: np.concatenate([one.arrays[name] for one in sample]) for name in sample[0].arrays},
+            arrays={name: np.concatenate([one.arrays[name] for one in sample]) for name in sample[0].arrays}
+            | ({} if codes is None else {DEPTH: codes}),
             distortion={
                 name: sum((one.distortion[name] for one in sample), start=Distortion()) for name in sample[0].distortion
             },
         )
-        for sample in zip(*views, strict=True)
+        for *sample, codes in zip(*views, depth, strict=True)
     ]
 
 

@@ -17,12 +17,12 @@ from cache.store import SampleArray, ShardFile, ShardRecord, StoreAttributes, re
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One view of a sample: its place is chunk `number` of `shard`, in every array."""
+    """One view of a sample: the sample is number `row` of `shard`; `SampleArray.number` says which chunk that is."""
 
     token: str
     shard: int
+    row: int
     view: int
-    number: int
 
 
 class ShardReader:
@@ -37,7 +37,6 @@ class ShardReader:
         self._path = path
         self.arrays = sample_arrays(attributes.spec)
         self.size = attributes.layout.samples_per_shard
-        self._index_bytes = index_bytes(self.size * len(attributes.spec.views))
         self._files: dict[int, dict[str, ShardFile]] = {}
         self._indexes: dict[tuple[str, int], Int[np.ndarray, "_ 2"]] = {}
 
@@ -48,7 +47,7 @@ class ShardReader:
             CorruptStoreError: the shard is missing, cut short, another one, or does not match its checksum.
         """
         place = f"{self._path}, {array.name}, token {chunk.token}"
-        offset, size = self.index(array, chunk.shard)[chunk.number].tolist()
+        offset, size = self.index(array, chunk.shard)[array.number(chunk.row, chunk.view)].tolist()
         if offset < 0:
             raise CorruptStoreError("a committed sample has no bytes", where=place, cure=REPAIR)
         unpack_chunk(self._pread(array.key(chunk.shard), offset, size, place), out, place)
@@ -63,7 +62,8 @@ class ShardReader:
         if index is None:
             place = f"{self._path}, {array.name}, shard {shard}"
             file = self.file(array, shard)
-            stored = self._pread(array.key(shard), file.bytes - self._index_bytes, self._index_bytes, place)
+            size = index_bytes(self.size * array.chunks)
+            stored = self._pread(array.key(shard), file.bytes - size, size, place)
             if checksum_of(stored) != file.index_crc32c:
                 raise CorruptStoreError("a shard is not the one that was committed", where=place, cure=REPAIR)
             index = self._indexes[array.name, shard] = unpack_index(stored, place)

@@ -30,7 +30,7 @@ class ShardWriter:
         self, path: Path, spec: CacheSpec, layout: Layout, shard: int, samples: int, pool: ThreadPoolExecutor
     ) -> None:
         self._path, self._spec, self._layout, self._pool = path, spec, layout, pool
-        self._shard, self._chunks = shard, samples * len(spec.views)
+        self._shard, self._samples = shard, samples
         self._arrays = sample_arrays(spec)
         self._files: dict[str, BinaryIO] = {}
         self._sizes: dict[str, list[int]] = {name: [] for name in self._arrays}
@@ -45,10 +45,10 @@ class ShardWriter:
     def add(self, samples: Sequence[StoredSample]) -> int:
         """Compress and append samples, in the order of `StoreWriter.positions`; returns their bytes."""
         work = [
-            (name, view)
+            (name, chunk)
             for sample in samples
             for name, array in self._arrays.items()
-            for view in _views(sample, array, len(self._spec.views))
+            for chunk in _chunks(sample, array)
         ]
         level = self._layout.zstd_level
         with explained(self._path):
@@ -90,13 +90,13 @@ class ShardWriter:
     def _finish(self, array: SampleArray) -> ShardFile:
         """Close a file with its index, make it durable and give it its name."""
         sizes = self._sizes[array.name]
-        if len(sizes) != self._chunks:
+        if len(sizes) != self._samples * array.chunks:
             raise StoreError(
                 "a shard is committed before all its samples were added",
                 where=f"{self._path}, {array.name}, shard {self._shard}",
                 got=f"{len(sizes)} chunks",
             )
-        index = pack_index(sizes, self._layout.samples_per_shard * len(self._spec.views))
+        index = pack_index(sizes, self._layout.samples_per_shard * array.chunks)
         with self._files[array.name] as file:
             file.write(index)
             file.flush()
@@ -106,13 +106,14 @@ class ShardWriter:
         return ShardFile(bytes=sum(sizes) + len(index), index_crc32c=checksum)
 
 
-def _views(sample: StoredSample, array: SampleArray, views: int) -> np.ndarray:
+def _chunks(sample: StoredSample, array: SampleArray) -> np.ndarray:
+    """Of one sample, along the first axis."""
     values = sample.arrays[array.name]
-    if values.shape != (views, *array.shape) or values.dtype != array.dtype:
+    if values.shape != array.sample_shape or values.dtype != array.dtype:
         raise StoreError(
             "a sample does not fit its array",
             where=array.name,
             got=f"{values.dtype} {values.shape}",
-            expected=f"{array.dtype} {(views, *array.shape)}",
+            expected=f"{array.dtype} {array.sample_shape}",
         )
-    return values
+    return values.reshape(array.chunks, *array.shape)

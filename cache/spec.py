@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from cache.depth import DepthSpec
 from cache.errors import ConfigError, MismatchError
 from cache.grid import BevGrid
 from cache.strict import Strict, differences
@@ -187,6 +188,8 @@ class CacheSpec(Strict):
     views: tuple[ViewName, ...] = ("canonical",)
     drawn: DrawnViews | None = None
     """How the drawn views were drawn; None where there is none."""
+    depth: DepthSpec | None = None
+    """How the key sweep's points in the cameras are kept; None where they are not."""
 
     @model_validator(mode="after")
     def _views_in_order(self) -> "CacheSpec":
@@ -204,6 +207,7 @@ class CacheSpec(Strict):
             ("teacher", f"{teacher.name}, {teacher.weights} weights {teacher.weights_sha256[:12]}"),
             ("classes", ", ".join(teacher.classes)),
             ("points", f"{self.points.past_sweeps} past sweeps"),
+            ("depth", "not kept" if self.depth is None else str(self.depth)),
         )
 
     def __repr__(self) -> str:

@@ -8,15 +8,17 @@ A store is a folder:
     heatmap/                      uint8 (N, V, K, H, W), probability * 255
     canvas_mask/                  uint8 (N, V, H, W / 8), numpy.packbits
     boxes_<name>/                 float16 (N, V, T, D, H, W), the head's other maps
+    depth_points/                 uint16 (N, cameras, 3, P), where the key sweep's points are kept
     token/, token_order/          uint8 (N, bytes) padded with zeros; int64 (N,), the order that sorts them
     view_matrix/                  float32 (V, 4, 4), canonical LiDAR -> the BEV frame of the view; (N, V, 4, 4) where
                                   some views are drawn
     teacher_head.safetensors      the head's weights
     manifest/<shard>.json         one record for each committed shard; manifest/lock holds the writers' leases
 
-Per-sample arrays are sharded: a chunk is one sample and view (bytes, zstd, crc32c), a shard file holds
-`samples_per_shard` samples and ends with the index of its chunks (Zarr v3 "sharding_indexed"). token, token_order and
-view_matrix are one chunk each (bytes, crc32c). JSON documents carry the SHA-256 of their own content.
+Per-sample arrays are sharded: a chunk is one sample and view, or one sample where there is no V (bytes, zstd, crc32c),
+a shard file holds `samples_per_shard` samples and ends with the index of its chunks (Zarr v3 "sharding_indexed").
+token, token_order and view_matrix are one chunk each (bytes, crc32c). JSON documents carry the SHA-256 of their own
+content.
 """
 
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from cache.strict import Strict
 ROOT = "zarr.json"
 MANIFEST = "manifest"
 LOCK = "manifest/lock"
+DEPTH = "depth_points"
 HEAD_WEIGHTS = "teacher_head.safetensors"
 
 
@@ -91,21 +94,36 @@ class ShardRecord(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleArray:
-    """An array (N, V, *shape) with one chunk for each sample and view."""
+    """An array (N, V, *shape) with a chunk for each sample and view; without `views`, (N, *shape) and one for each."""
 
     name: str
     dtype: str
+    views: int | None
     shape: tuple[int, ...]
     dims: tuple[str, ...]
 
+    @property
+    def chunks(self) -> int:
+        """Of a sample."""
+        return 1 if self.views is None else self.views
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of all that belongs to a sample."""
+        return self.shape if self.views is None else (self.views, *self.shape)
+
+    def number(self, row: int, view: int) -> int:
+        """The place of a chunk in its shard."""
+        return row if self.views is None else row * self.views + view
+
     def key(self, shard: int) -> str:
         """The shard's file in the store."""
-        return f"{self.name}/c.{shard}" + ".0" * (1 + len(self.shape))
+        return f"{self.name}/c.{shard}" + ".0" * len(self.sample_shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSample:
-    """A sample on its way to the store: each array's (V, *shape), and what the codec did to each layer."""
+    """A sample on its way to the store: each array's `sample_shape`, and what the codec did to each layer."""
 
     arrays: dict[str, np.ndarray]
     distortion: dict[str, Distortion]
@@ -140,11 +158,14 @@ def sample_arrays(spec: CacheSpec) -> dict[str, SampleArray]:
     for name, channels in spec.head_maps.items():
         dims = ("task", f"{name}_channel", "heatmap_y", "heatmap_x")
         arrays.append(array(f"boxes_{name}", "float16", (tasks, channels, *heatmap), dims))
+    if spec.depth is not None:
+        dims = ("sample", "camera", "u_v_depth", "point")
+        arrays.append(SampleArray(name=DEPTH, dtype="uint16", views=None, shape=spec.depth.shape, dims=dims))
     return {each.name: each for each in arrays}
 
 
 def _sample_array(spec: CacheSpec, name: str, dtype: str, shape: tuple[int, ...], dims: tuple[str, ...]) -> SampleArray:
-    return SampleArray(name=name, dtype=dtype, shape=shape, dims=("sample", "view", *dims))
+    return SampleArray(name=name, dtype=dtype, views=len(spec.views), shape=shape, dims=("sample", "view", *dims))
 
 
 def parse_root(data: bytes, where: str) -> StoreAttributes:

@@ -124,7 +124,8 @@ def _check_shard(cache: TeacherCache, shard: int, full: bool) -> tuple[list[Dama
         try:
             size += _check_file(reader, cache.path, array, chunks)
             for chunk in chunks if full else ():
-                reader.read(array, chunk, np.empty(array.shape, array.dtype))
+                if array.views or chunk.view == 0:
+                    reader.read(array, chunk, np.empty(array.shape, array.dtype))
         except CorruptStoreError as error:
             damage.append(Damage(error=error, shard=shard))
     return damage, size
@@ -136,7 +137,8 @@ def _check_file(reader: ShardReader, path: Path, array: SampleArray, chunks: lis
     place = f"{path}, {array.name}, shard {shard}"
     recorded = reader.file(array, shard).bytes
     index = reader.index(array, shard)
-    used = index[[chunk.number for chunk in chunks], 1].sum() + index_bytes(len(index))
+    numbers = sorted({array.number(chunk.row, chunk.view) for chunk in chunks})
+    used = index[numbers, 1].sum() + index_bytes(len(index))
     size = (path / array.key(shard)).stat().st_size
     if not size == recorded == used:
         raise CorruptStoreError(

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cache.errors import DataError
-from cache.frames import Camera, Frame, Frames
+from cache.frames import CAMERAS, Camera, Frame, Frames
+from cache.points import camera_points
 from cache.reader import TeacherBatch, TeacherCache
 from cache.views import bev_matrix, move_boxes, nearest_view
 from student.augment import image_matrix, warp_image
 from student.config import StudentConfig
-from student.depth_map import camera_points, depth_map
+from student.depth_map import depth_map
 from student.images import read_image
 
 
@@ -96,8 +97,12 @@ class StudentDataset(Dataset[Batch]):
 
     Args:
         times: Key frames of a sample, the current one included.
-        with_depth: Read the current frame's LiDAR, for a detector that learns depth.
+        with_depth: Give the current frame's depth too, for a detector that learns it.
         replayed: Take the BEV augmentation from the drawn views of this cache.
+        depth_cache: A store that keeps the depth (`depth: true`); without it, depth is made of the LiDAR files.
+
+    Raises:
+        MismatchError: `depth_cache` keeps no depth, or that of other cameras.
     """
 
     def __init__(
@@ -107,9 +112,12 @@ class StudentDataset(Dataset[Batch]):
         times: int = 1,
         with_depth: bool = False,
         replayed: TeacherCache | None = None,
+        depth_cache: TeacherCache | None = None,
     ) -> None:
         self.frames, self.config, self.times, self.with_depth = frames, config, times, with_depth
-        self.replayed = replayed
+        self.replayed, self.depth_cache = replayed, depth_cache
+        if depth_cache is not None:
+            depth_cache.spec.require({"depth": {"cameras": CAMERAS}}, depth_cache.path)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -150,7 +158,11 @@ class StudentDataset(Dataset[Batch]):
         return drawn[rng.integers(len(drawn))]
 
     def _depth(self, frame: Frame, image_matrices: list[Float[np.ndarray, "3 3"]]) -> Float[Tensor, "1 N hs ws"]:
-        points = camera_points(frame, nearest_m=self.config.detector.depth_m[0])
+        nearest_m = self.config.detector.depth_m[0]
+        if self.depth_cache is None:
+            points = camera_points(frame, nearest_m)
+        else:
+            points = self.depth_cache.camera_points(frame.token, nearest_m)
         return _float([depth_map(points, image_matrices, self.config)])
 
     def _view(

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 HOUSE = [
-    ("cache", "errors versions console ending strict markup tables charts grid views spec frames points loader"),
+    ("cache", "errors versions console ending strict markup tables charts grid views depth spec frames points loader"),
     ("cache", "checkpoint detector teacher teacher_training"),
     ("cache", "codec pictures durable shards store documents shard_writer writer shard_reader facts reader prefetch"),
     ("cache", "record probe dump plan verify survey report html_report"),

@@ -360,9 +360,12 @@ def test_a_public_checkpoint_is_imported_evaluated_and_trained(workshop: Worksho
 
 def test_a_plan_tells_the_cost_and_writes_nothing(workshop: Workshop, tmp_path: Path) -> None:
     out = tmp_path / "store.zarr"
-    run = cli("plan", workshop.dump, "--data", workshop.world, "--random-weights", "--out", out, "--probes", 1)
+    run = cli(
+        "plan", workshop.dump, "--data", workshop.world, "--random-weights", "--out", out, "--probes", 1, "--depth"
+    )
     assert run.code == 0, run.stderr
     assert "4 samples" in run.stdout
+    assert "depth_points" in run.stdout
     assert "features/head" in run.stdout
     assert "hours together" in run.stdout
     assert not out.exists()

@@ -60,9 +60,11 @@ def make_sample(spec: CacheSpec, seed: int) -> StoredSample:
     arrays: dict[str, np.ndarray] = {}
     distortion: dict[str, Distortion] = {}
     for name, array in sample_arrays(spec).items():
-        shape = (len(spec.views), *array.shape)
+        shape = array.sample_shape
         if array.dtype == "uint8":
             arrays[name] = random.integers(0, 256, shape).astype(np.uint8)
+        elif array.dtype == "uint16":
+            arrays[name] = random.integers(0, 60000, shape).astype(np.uint16)
         elif array.dtype == "float16":
             arrays[name] = random.normal(size=shape).astype(np.float16)
     for layer in spec.layers:

@@ -9,7 +9,7 @@ from pyquaternion import Quaternion
 
 from cache.errors import DataError
 from cache.frames import Frame, Frames, Sweep
-from cache.points import load_points
+from cache.points import camera_points, load_points
 from cache.spec import PointPipeline
 
 QUARTER_TURN = np.array([[0, -1, 0, 10], [1, 0, 0, 20], [0, 0, 1, 30], [0, 0, 0, 1]], dtype=np.float64)
@@ -159,3 +159,11 @@ def test_in_a_bend_mmdet3d_turns_the_shift_once_too_often(rotations: Rotations) 
     ours, theirs = load_points(frame, PointPipeline(past_sweeps=1)), mmdet3d_points(frame, sweeps_num=1)
     np.testing.assert_allclose(ours[3, :3], turn @ [0, -4, 2] + shift, atol=1e-5)
     np.testing.assert_allclose(theirs[3, :3], turn @ [0, -4, 2] + turn.T @ shift, atol=1e-5)
+
+
+def test_points_beside_the_image_are_left_out(made_frames: Frames) -> None:
+    frame = made_frames[0]
+    for camera, points in zip(frame.cameras, camera_points(frame, nearest_m=1.0), strict=True):
+        height, width = camera.size
+        assert len(points) > 100
+        assert ((points >= (-0.5, -0.5, 1.0)) & (points < (width - 0.5, height - 0.5, np.inf))).all()

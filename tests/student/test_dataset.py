@@ -52,7 +52,7 @@ def test_lidar_is_read_only_for_a_detector_that_learns_depth(
 ) -> None:
     with_depth = StudentDataset(made_frames, CONFIG, with_depth=True)[0]
     assert with_depth.taught_depth_m().shape == (1, 6, 8, 22)
-    monkeypatch.setattr("student.depth_map.load_points", None)
+    monkeypatch.setattr("student.dataset.camera_points", None)
     batch = collate([StudentDataset(made_frames, CONFIG)[0]])
     assert batch.depth_m is None
     with pytest.raises(DataError, match="the detector learns depth and the batch has none"):

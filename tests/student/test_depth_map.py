@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from cache.frames import Frames
-from cache.points import load_points
+from cache.points import KEY_SWEEP_ONLY, load_points
 from student.config import StudentConfig
 from student.dataset import StudentDataset
-from student.depth_map import KEY_SWEEP_ONLY, camera_points, depth_map
+from student.depth_map import depth_map
 
 CONFIG = StudentConfig.model_validate({"image": {"size": (128, 352)}, "detector": {"image_stride": 16}})
 
@@ -29,14 +29,6 @@ def test_depth_is_the_nearest_point_of_a_patch(made_frames: Frames) -> None:
     assert (depth > 0).sum() == len(expected)
     for place, z in expected.items():
         assert depth[place] == pytest.approx(z, rel=1e-5)
-
-
-def test_points_beside_the_image_are_left_out(made_frames: Frames) -> None:
-    frame = made_frames[0]
-    for camera, points in zip(frame.cameras, camera_points(frame, nearest_m=1.0), strict=True):
-        height, width = camera.size
-        assert len(points) > 100
-        assert ((points >= (-0.5, -0.5, 1.0)) & (points < (width - 0.5, height - 0.5, np.inf))).all()
 
 
 def test_a_map_by_hand() -> None:
