@@ -1,6 +1,7 @@
 """The command line: one command for each stage; the work itself is in cache/, student/ and demo/."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.core import TyperGroup
 
 from cache.console import answering, examples, progress, say
 from cache.ending import ending_well
+from cache.errors import OfflineDistillWarning
 from cache.strict import load_yaml
 from cache.versions import installed_versions
 
@@ -308,6 +310,8 @@ def evaluate(
         elif cache is not None:
             metrics = evaluate_teacher(cache, data, version, split, out, advance, plots)
     answer(metrics, _metrics_table(metrics), f"details: {out}")
+    for remark in metrics.remarks:
+        warnings.warn(remark, OfflineDistillWarning, stacklevel=1)
 
 
 def _with_depth(overrides: list[str] | None, depth: bool) -> list[str]:

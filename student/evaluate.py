@@ -22,6 +22,7 @@ from cache.spec import CLASSES
 from student.checkpoint import load_student
 from student.dataset import StudentDataset, collate
 from student.detectors import BevDetector
+from student.early_checks import remarks_on
 from student.head import Detections, decode
 from student.matches import true_positives, write_true_positives
 from student.plots import draw_evaluation
@@ -35,7 +36,10 @@ MAX_BOXES = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """nuScenes' detection metrics: mAP and NDS in 0 .. 1 (higher is better), the five mean errors (lower is better)."""
+    """nuScenes' detection metrics: mAP and NDS in 0 .. 1 (higher is better), the five mean errors (lower is better).
+
+    remarks: what the errors give away about a mistake; empty where they give away nothing.
+    """
 
     mean_ap: float
     nds: float
@@ -45,6 +49,7 @@ class Metrics:
     velocity_error_mps: float
     attribute_error: float
     class_ap: dict[str, float]
+    remarks: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -106,7 +111,19 @@ def _official_metrics(results: Path, frames: Frames, out: Path) -> Metrics:
         velocity_error_mps=errors["vel_err"],
         attribute_error=errors["attr_err"],
         class_ap=summary["mean_dist_aps"],
+        remarks=remarks_on(*_errors_of_found(summary)),
     )
+
+
+def _errors_of_found(summary: dict) -> tuple[float, float]:
+    """Mean scale and orientation error over the classes that were found and have a heading.
+
+    The devkit's own means count 1 for each class that was not found.
+    """
+    errors = [of for name, of in summary["label_tp_errors"].items() if summary["mean_dist_aps"][name] > 0]
+    headed = [(of["scale_err"], of["orient_err"]) for of in errors if np.isfinite(of["orient_err"])]
+    scale_error, orientation_error_rad = np.mean(headed, axis=0) if headed else (np.nan, np.nan)
+    return float(scale_error), float(orientation_error_rad)
 
 
 Progress = Callable[[int, int], None]

@@ -22,6 +22,7 @@ from student.config import StudentConfig
 from student.dataset import StudentDataset, TeacherSource, collate
 from student.detectors import BevDetector
 from student.distill.inherit import inherit_head
+from student.early_checks import require_fitting, require_sound, warn_of_rehearsal
 from student.module import StudentModule
 from student.sampling import SeededSampler
 
@@ -46,16 +47,19 @@ def train_student(
     After each step `progress` is called with (done, total) steps and a remark.
 
     Raises:
-        ConfigError: distillation without a cache, nothing to resume, or an `out` that holds another training.
+        ConfigError: distillation without a cache, nothing to resume, an `out` that holds another training, splits that
+            share frames, or a checkpoint to start from of another detector.
+        MismatchError: a cache is of another version of the data set, or its head is not one to be inherited.
         NotCachedError: a frame of the training split is not in a cache.
         DataError: the data set lacks something, or the loss became not finite.
     """
+    require_sound(config)
     checkpoint = _checkpoint_to_resume(out, resume)
     frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
     sources = _open_sources(config, cache_paths, frames)
     lightning.seed_everything(config.training.seed, verbose=False)
     module = StudentModule(config, [source.cache.spec for source in sources])
-    if config.training.init_from is not None:
+    if config.training.init_from is not None and checkpoint is None:
         start_from(module.detector, config.training.init_from)
     if config.distill is not None and config.distill.inherit_head:
         inherit_head(module.detector.head, sources[0].cache.head_weights())
@@ -75,6 +79,8 @@ def train_student(
         enable_progress_bar=False,
         log_every_n_steps=1,
     )
+    for source, path in zip(sources, cache_paths, strict=False):
+        warn_of_rehearsal(source.cache.spec, path)
     trainer.fit(module, _loader(frames, config, sources, module.detector), ckpt_path=checkpoint)
     summary = cost.summary(trainer, out / "checkpoints" / LAST)
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
@@ -110,8 +116,10 @@ def _open_sources(config: StudentConfig, paths: Sequence[Path], frames: Frames) 
     sources = []
     for index, path in enumerate(paths):
         layers = {pair.teacher for pair in config.distill.pairs if pair.cache == index}
-        sources.append(TeacherSource(cache=TeacherCache(path), layers=tuple(sorted(layers))))
-        _require_tokens(sources[-1].cache, path, frames)
+        cache = TeacherCache(path)
+        require_fitting(cache.spec, path, config, inherits=config.distill.inherit_head and index == 0)
+        _require_tokens(cache, path, frames)
+        sources.append(TeacherSource(cache=cache, layers=tuple(sorted(layers))))
     if config.bev_augment.replay:
         _require_drawn_views(sources[0].cache)
     return tuple(sources)

@@ -423,6 +423,22 @@ def test_parts_fill_one_store(workshop: Workshop, tmp_path: Path) -> None:
 # What bad input gets.
 
 
+def test_early_mistakes_are_named_before_the_first_step(workshop: Workshop, tmp_path: Path) -> None:
+    training = ("train-student", workshop.student, "--data", workshop.world, "--cache", workshop.store)
+    training = (*training, "--out", tmp_path / "run")
+    shared = refused(*training, "--set", "data.val_split=mini_train", saying="training and validation share frames")
+    assert "got mini_train and mini_train" in shared
+    swapped = (
+        "[[car],[bus,trailer],[truck,construction_vehicle],[barrier],[motorcycle,bicycle],[pedestrian,traffic_cone]]"
+    )
+    inherited = ("--set", "distill.inherit_head=true", "--set", f"detector.head.tasks={swapped}")
+    refused(*training, *inherited, saying="the teacher's head is ordered otherwise")
+    assert not (tmp_path / "run").exists()
+    rehearsed = cli(*training)
+    assert rehearsed.code == 0, rehearsed.stderr
+    assert f"warning: {workshop.store} holds the features of a teacher with random weights" in rehearsed.stderr
+
+
 def test_a_missing_data_root(workshop: Workshop, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     message = refused("train-student", workshop.student, "--data", gone, saying="the nuScenes tables are missing")
