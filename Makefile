@@ -16,7 +16,8 @@ check: setup
 	@$(python) -m ruff format --check .
 	@$(python) -m ruff check .
 	@$(python) -m mypy
-	@$(python) -m pytest -q tests/test_arrows.py
+	@$(python) -m pytest -q tests/test_arrows.py tests/test_docs.py tests/test_docstrings.py
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --quiet --strict --site-dir build/site
 
 clean:
 	rm -rf demo-output build .mypy_cache .pytest_cache .ruff_cache

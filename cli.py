@@ -338,7 +338,7 @@ def _stage_one(
             cure="Give exactly one of them",
         )
     frames = Frames(root=data, version=settings.version, splits=settings.splits)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"  # torchrun's ranks
     return settings, frames, load_teacher(settings.teacher, checkpoint, device)
 
 

@@ -1,0 +1,100 @@
+"""The documentation holds: links lead somewhere, commands parse, quoted messages exist, code runs."""
+
+import ast
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose(page: Path) -> str:
+    """A page without its code."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    headings = re.findall(r"^#+ +(.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [code for found, code in FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
+
+
+def shell_commands(page: Path) -> Iterator[str]:
+    """Commands of bash blocks, and of indented blocks that call the cli; a pipe's or a list's each by itself."""
+    indented = re.findall(r"^    (cli .*)$", prose(page), re.MULTILINE)
+    for text in (*blocks(page, "bash"), *indented):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.shlex(line, posix=True, punctuation_chars="|;&")
+            words.whitespace_split, command = True, []
+            for word in (*words, ";"):
+                if set(word) <= set("|;&"):
+                    yield shlex.join(command)
+                    command = []
+                else:
+                    command.append(word)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    dead = []
+    for target in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            dead.append(target)
+    assert not dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_shell_commands_parse(page: Path, parse_cli: Callable[[str], None]) -> None:
+    for command in shell_commands(page):
+        if "cli" in shlex.split(command):
+            parse_cli("cli" + command.partition("cli")[2])
+
+
+def test_a_wrong_command_would_be_found(parse_cli: Callable[[str], None], tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```bash\ntorchrun -n 2 cli verify \\\n    store --no-such | jq .\n```\n")
+    assert list(shell_commands(page)) == ["torchrun -n 2 cli verify store --no-such", "jq ."]
+    with pytest.raises(Exception, match="--no-such"):
+        parse_cli("cli verify store --no-such")
+
+
+def test_quoted_messages_exist() -> None:
+    files = [*ROOT.glob("cache/**/*.py"), *ROOT.glob("student/**/*.py"), ROOT / "cli.py"]
+    said = [
+        node.value
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    quoted = re.findall(r"\*\*`(.+?)`\*\*", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+    assert len(quoted) > 30
+    assert not [message for message in quoted if not any(message in text for text in said)]
+
+
+def test_your_own_student_learns_from_the_golden_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "\n".join(blocks(ROOT / "docs" / "your-student.md", "python"))
+    found: dict = {}
+    exec(
+        compile(code.replace("teacher.zarr", str(ROOT / "tests" / "data" / "store-v1")), "your-student.md", "exec"),
+        found,
+    )
+    assert found["terms"]
+    assert found["features"].grad.abs().sum() > 0
