@@ -5,12 +5,10 @@ Reports go to stdout, progress and errors to stderr.
 
 import os
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from pydantic_core import to_json
@@ -28,9 +26,8 @@ stdout, stderr = Console(), Console(stderr=True)
 
 
 def examples(*commands: str) -> str:
-    """The end of a command's help: examples, to be copied as they stand."""
-    wrap = partial(textwrap.wrap, width=74, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-    return "\n\n".join(["Examples:", *(" \\\n".join(wrap(command)) for command in commands)]).replace("[", r"\[")
+    """The end of a command's help: one line for each example."""
+    return "\n\n".join(("Examples:", *commands)).replace("[", r"\[")
 
 
 def say(what: Any) -> None:
