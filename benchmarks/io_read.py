@@ -16,7 +16,8 @@ from torch import Tensor
 from benchmarks.tables import ratio, show, spread
 from cache.codec import Distortion
 from cache.prefetch import prefetched
-from cache.reader import TeacherBatch, TeacherCache
+from cache.reader import TeacherCache
+from cache.sample import TeacherBatch
 from cache.shard_reader import ShardReader
 from cache.shards import CHECKSUM_BYTES
 from cache.spec import DataIdentity

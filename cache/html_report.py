@@ -8,8 +8,9 @@ import torch
 from cache.charts import histogram
 from cache.markup import Html, element
 from cache.pictures import Map, energy, picture_uri
-from cache.reader import TeacherCache, TeacherSample
+from cache.reader import TeacherCache
 from cache.report import statistics_table
+from cache.sample import TeacherSample
 from cache.spec import CodecSpec
 from cache.survey import KEPT_VALUES, LayerCounts, SampleQuality, Survey, spread, survey
 from cache.tables import Table

@@ -4,7 +4,8 @@ from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from cache.reader import TeacherBatch, TeacherCache
+from cache.reader import TeacherCache
+from cache.sample import TeacherBatch
 
 
 def prefetched(

@@ -4,145 +4,29 @@ No file stays open and no thread or event loop exists, so a cache may be forked,
 """
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import safetensors.torch
-import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from cache import facts
-from cache.codec import Encoded, describe
 from cache.depth import decoded_points
 from cache.errors import CorruptStoreError, NotCachedError, StoreError, UnsealedError
 from cache.markup import element
-from cache.pictures import Map, draw_maps, maps_of, thumbnails
+from cache.pictures import thumbnails
+from cache.sample import TeacherBatch, TeacherSample, empty_batch
 from cache.shard_reader import Chunk, ShardReader, read_file
 from cache.shards import REPAIR, checked
 from cache.spec import CacheSpec, LayerSpec
 from cache.store import DEPTH, HEAD_WEIGHTS, ROOT, parse_root, record_key, scale_of, view_matrix_shape, whole_key
 from cache.tables import Table, card
-from cache.views import labelled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherSample:
-    """All that the store holds of one sample: V views, as in `TeacherBatch` otherwise."""
-
-    token: str
-    views: tuple[str, ...]
-    features: dict[str, Encoded]
-    heatmap: UInt8[Tensor, "V K H W"]
-    canvas_mask: Bool[Tensor, "V h w"]
-    head_maps: dict[str, Tensor]
-    view_matrix: Float[Tensor, "V 4 4"]
-
-    def maps(self, view: int = 0) -> dict[str, Map]:
-        """What there is to see, (H, W) each: each layer's energy (mean over channels of |value|), heatmap, canvas."""
-        return maps_of(self.features, self.heatmap, self.canvas_mask, view)
-
-    def plot(self, view: int = 0) -> "Figure":
-        """The maps side by side; row 0 (lowest y) is at the bottom."""
-        return draw_maps(self.maps(view), f"token {labelled(self.token, self.views[view])}")
-
-    def __repr__(self) -> str:
-        return f"TeacherSample({self.token!r}: {_said(_tensors(self))})"
-
-    def _repr_html_(self) -> str:
-        table = Table(title="arrays", rows=tuple(_tensors(self).items()))
-        return card(f"TeacherSample {self.token}", thumbnails(self.maps()), table.html())
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherBatch:
-    """The cached teacher's view of B samples, one view of each.
-
-    features: by layer name, encoded (B, C, H, W).
-    heatmap: probability * 255, all classes, (B, K, H, W).
-    canvas_mask: (B, H, W).
-    head_maps: the head's other maps by name, (B, T, D, H, W) float16; empty where they were not asked for.
-    view_matrix: canonical LiDAR -> the BEV frame of the view, (B, 4, 4).
-    """
-
-    tokens: tuple[str, ...]
-    features: dict[str, Encoded]
-    heatmap: UInt8[Tensor, "B K H W"]
-    canvas_mask: Bool[Tensor, "B h w"]
-    head_maps: dict[str, Tensor]
-    view_matrix: Float[Tensor, "B 4 4"]
-
-    def __repr__(self) -> str:
-        return f"TeacherBatch({len(self.tokens)} tokens: {_said(_tensors(self))})"
-
-    def _repr_html_(self) -> str:
-        arrays = Table(title="arrays", rows=tuple(_tensors(self).items()))
-        return card(f"TeacherBatch of {len(self.tokens)} tokens", arrays.html())
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "TeacherBatch":
-        """The same batch on another device, still encoded."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "TeacherBatch":
-        """The same batch in page-locked memory, from which a copy to a GPU does not block; DataLoader calls it."""
-        return self._each(Tensor.pin_memory)
-
-    def first(self, samples: int) -> "TeacherBatch":
-        """The first samples, in the same memory."""
-        return replace(self._each(lambda tensor: tensor[:samples]), tokens=self.tokens[:samples])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "TeacherBatch":
-        features = {
-            name: replace(layer, values=change(layer.values), scale=change(layer.scale))
-            for name, layer in self.features.items()
-        }
-        return replace(
-            self,
-            features=features,
-            heatmap=change(self.heatmap),
-            canvas_mask=change(self.canvas_mask),
-            head_maps={name: change(maps) for name, maps in self.head_maps.items()},
-            view_matrix=change(self.view_matrix),
-        )
-
-
-class Tokens(Sequence[str]):
-    """The tokens of a store in dump order, searched where they lie on disk: opening costs nothing for each sample."""
-
-    def __init__(self, names: np.ndarray, order: Int[np.ndarray, "N"]) -> None:
-        self._names, self._order = names, order
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, slice):
-            return tuple(name.decode() for name in self._names[key].tolist())
-        return self._names[key].decode()
-
-    def __contains__(self, token: object) -> bool:
-        return isinstance(token, str) and self.find(token) is not None
-
-    def find(self, token: str) -> int | None:
-        """The position of a token; None where there is no such token."""
-        name = token.encode()
-        if len(name) > self._names.itemsize:
-            return None
-        key = np.array(name, dtype=self._names.dtype)
-        place = int(np.searchsorted(self._names, key, sorter=self._order))
-        if place == len(self) or self._names[self._order[place]] != name:
-            return None
-        return int(self._order[place])
+from cache.tokens import Tokens
 
 
 class TeacherCache:
@@ -262,23 +146,7 @@ class TeacherCache:
             NotCachedError: a layer was not dumped.
         """
         chosen = self.spec.layers if layers is None else [self._layer(name) for name in layers]
-        empty = partial(_empty, pin=pin)
-        maps = {name: self._shards.arrays[f"boxes_{name}"].shape for name in self.spec.head_maps} if head_maps else {}
-        return TeacherBatch(
-            tokens=(),
-            features={
-                layer.name: Encoded(
-                    values=empty(samples, layer.channels, *layer.grid.shape, dtype=getattr(torch, layer.codec.dtype)),
-                    scale=empty(samples, layer.channels).fill_(1),
-                    codec=layer.codec,
-                )
-                for layer in chosen
-            },
-            heatmap=empty(samples, *self._shards.arrays["heatmap"].shape, dtype=torch.uint8),
-            canvas_mask=empty(samples, *self.spec.canvas_grid.shape, dtype=torch.bool),
-            head_maps={name: empty(samples, *shape, dtype=torch.float16) for name, shape in maps.items()},
-            view_matrix=empty(samples, 4, 4),
-        )
+        return empty_batch(self.spec, chosen, samples, head_maps, pin)
 
     def head_weights(self) -> dict[str, Tensor]:
         """The state dict of the teacher's head, for students that inherit it.
@@ -438,25 +306,6 @@ class TeacherCache:
 
     def _tokens_of(self, shard: int) -> tuple[str, ...]:
         return self._all_tokens[shard * self._shards.size : (shard + 1) * self._shards.size]
-
-
-def _tensors(held: TeacherSample | TeacherBatch) -> dict[str, str]:
-    """Type and shape of each array, by name."""
-    arrays = {name: layer.values for name, layer in held.features.items()} | {"heatmap": held.heatmap}
-    arrays |= {"canvas mask": held.canvas_mask} | held.head_maps
-    return {name: describe(tensor) for name, tensor in arrays.items()}
-
-
-def _said(arrays: dict[str, str]) -> str:
-    return ", ".join(f"{name} {what}" for name, what in arrays.items())
-
-
-def _empty(*shape: int, dtype: torch.dtype = torch.float32, pin: bool) -> Tensor:
-    """Memory for a tensor; in a DataLoader's worker the parent's from the start, as default_collate does: no copy."""
-    if pin or get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype, pin_memory=pin)
-    storage = torch.UntypedStorage._new_shared(max(1, math.prod(shape) * dtype.itemsize), device="cpu")
-    return torch.empty(0, dtype=dtype).set_(storage)[: math.prod(shape)].view(shape)
 
 
 def _reopen(path: Path, allow_partial: bool) -> TeacherCache:

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 from cache.errors import DataError
 from cache.frames import CAMERAS, Camera, Frame, Frames
 from cache.points import camera_points
-from cache.reader import TeacherBatch, TeacherCache
+from cache.reader import TeacherCache
+from cache.sample import TeacherBatch
 from cache.views import bev_matrix, move_boxes, nearest_view
 from student.augment import image_matrix, warp_image
 from student.config import StudentConfig

@@ -11,7 +11,7 @@ from torch import Tensor
 from cache.codec import Encoded
 from cache.errors import MismatchError
 from cache.grid import BevGrid
-from cache.reader import TeacherBatch
+from cache.sample import TeacherBatch
 from cache.spec import CacheSpec
 from student.distill.boxes import draw_heatmaps
 from student.distill.ground import placement, same_ground

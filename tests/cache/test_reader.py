@@ -17,7 +17,8 @@ from cache.errors import (
     StoreError,
     UnsealedError,
 )
-from cache.reader import TeacherBatch, TeacherCache
+from cache.reader import TeacherCache
+from cache.sample import TeacherBatch
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from cache.codec import Encoded
 from cache.errors import DataError
 from cache.frames import Frames
 from cache.loader import Loader
-from cache.reader import TeacherBatch, TeacherCache
+from cache.reader import TeacherCache
+from cache.sample import TeacherBatch
 from cache.spec import CodecSpec
 from cache.views import PUBLIC_AUGMENT
 from student.config import StudentBevAugmentConfig, StudentConfig

@@ -11,7 +11,7 @@ from torch import Tensor
 from cache.codec import encode
 from cache.errors import ConfigError, MismatchError
 from cache.grid import BevGrid
-from cache.reader import TeacherBatch
+from cache.sample import TeacherBatch
 from cache.spec import CLASSES, CacheSpec, CodecSpec
 from student.distill.adapters import FeatureLayer
 from student.distill.answers import TeacherAnswer, TeacherMaps
