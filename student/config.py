@@ -95,7 +95,7 @@ class DetectorConfig(Strict):
     history: int = Field(1, ge=1)
     """Key frames before the current one that a 4D detector sees; the others see none."""
     image_backbone: str = "resnet50"
-    """A torchvision ResNet's name."""
+    """The name of a torchvision ResNet (ResNeXt, wide ResNet), ConvNeXt, EfficientNet, MobileNet, RegNet or Swin."""
     image_weights: Path | None = None
     """A file with torchvision weights for the image backbone; without it, the backbone starts from random weights."""
     image_neck_channels: int = 256

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import DataError
+from student.backbones import CLASSIFIERS
 from student.config import DetectorConfig
 
 
@@ -93,21 +94,24 @@ SET_ASIDE = tuple(
     )
 )
 
-TORCHVISION = (Rule(public="fc.", why="the classifier"), Rule(public="", ours="image_encoder.backbone."))
+TORCHVISION = (
+    *(Rule(public=classifier, why="the classifier") for classifier in CLASSIFIERS),
+    Rule(public="", ours="image_encoder.backbone."),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublicFormat:
     """A family of files.
 
-    mark: some tensor's name begins so, and no format before it in FORMATS has that.
+    marks: some tensor's name begins with one of them, and no format before it in FORMATS has that.
     expects: what the student's configuration must say; for messages.
     old_boxes: the file comes from mmdet3d < 1.0 unless it says otherwise.
     refusal: why it cannot be taken over.
     """
 
     name: str
-    mark: str
+    marks: tuple[str, ...]
     rules: tuple[Rule, ...] = ()
     expects: str = ""
     old_boxes: bool = False
@@ -117,29 +121,29 @@ class PublicFormat:
 FORMATS = (
     PublicFormat(
         name="BEVDet 2.x and later, or DistillBEV's reproduction of Megvii's BEVDepth",
-        mark="img_view_transformer.depth_net.",
+        marks=("img_view_transformer.depth_net.",),
         refusal="its BEV space is the vehicle's and not the LiDAR's, its images come with red and blue exchanged, and "
         "its depth net is told other camera parameters",
     ),
     PublicFormat(
         name="BEVDepth of BEVDet 0.x or DistillBEV",
-        mark="img_view_transformer.featnet.",
+        marks=("img_view_transformer.featnet.",),
         rules=SHARED + DEFORMABLE_DEPTH + SET_ASIDE,
         expects="detector: {name: bevdepth or bevdepth4d, depth_net: dcn, image_neck_channels: 512}",
         old_boxes=True,
     ),
     PublicFormat(
         name="BEVDet of BEVDet 0.x",
-        mark="img_view_transformer.depthnet.",
+        marks=("img_view_transformer.depthnet.",),
         rules=SHARED + PLAIN_DEPTH + SET_ASIDE,
         expects="detector: {name: bevdet or bevdet4d, image_neck_channels: 512}",
         old_boxes=True,
     ),
     PublicFormat(
-        name="torchvision ResNet",
-        mark="layer4.",
+        name="torchvision network",
+        marks=("layer4.", "features.", "trunk_output."),
         rules=TORCHVISION,
-        expects="detector.image_backbone: that ResNet's name",
+        expects="detector.image_backbone: that network's name",
     ),
 )
 
@@ -152,7 +156,7 @@ def format_of(names: Iterable[str], where: Path) -> PublicFormat:
     """
     names = tuple(names)
     for known in FORMATS:
-        if not any(name.startswith(known.mark) for name in names):
+        if not any(name.startswith(known.marks) for name in names):
             continue
         if known.refusal:
             raise DataError(

@@ -344,7 +344,7 @@ def test_a_public_checkpoint_is_imported_evaluated_and_trained(workshop: Worksho
     run = cli(*arguments, *(part for pattern in allowed for part in ("--allow-missing", pattern)))
     assert run.code == 0, run.stderr
     assert "image_encoder.backbone.layer4.1.bn2.running_var" in run.stdout
-    assert "torchvision ResNet: 120 used, 2 unused" in run.stdout
+    assert "torchvision network: 120 used, 2 unused" in run.stdout
     evaluated = cli("evaluate", "--data", workshop.world, "--checkpoint", out, "--out", tmp_path / "metrics")
     assert evaluated.code == 0, evaluated.stderr
     training = ("train-student", workshop.student, "--data", workshop.world, "--out", tmp_path / "run")
