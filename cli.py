@@ -229,6 +229,7 @@ def verify(
         "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --out runs/distilled",
         "cli train-student configs/bevdepth_r50.yaml --data nuscenes --set distill=null --out runs/alone",
         "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --resume",
+        "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --profile",
     )
 )
 def train_student(
@@ -240,15 +241,23 @@ def train_student(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<config's name> without it.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say where the time of some steps goes; nothing is written.")
+    ] = False,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
     """Train a camera student, distilling from the store (switch that off with --set distill=null)."""
     from student.config import StudentConfig
+    from student.profile import profile_student
     from student.trainer import train_student
 
     settings = load_yaml(config, StudentConfig, overrides or ())
     with answering(json) as answer, progress("steps") as advance:
+        if profile:
+            times = profile_student(settings, data, cache or [], progress=advance)
+            answer(times, times.table(), times.advice())
+            return
         run = out or Path("runs") / config.stem
         summary = train_student(settings, data, cache or [], run, resume, progress=advance)
     answer(summary)

@@ -1,5 +1,6 @@
 """Images, boxes, depth and the teacher's sample -> Batch."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -23,6 +24,18 @@ from student.images import read_image
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoadSeconds:
+    """What a batch cost the process that loaded it, summed over its samples."""
+
+    images: float = 0.0
+    depth: float = 0.0
+    features: float = 0.0
+
+    def __add__(self, other: "LoadSeconds") -> "LoadSeconds":
+        return LoadSeconds(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """B samples of T times (the current frame first) and N cameras.
 
@@ -39,6 +52,7 @@ class Batch:
     labels: index into cache.spec.CLASSES, one tensor a sample.
     teachers: what each teacher's cache holds of the same samples, in the view that is nearest to bev_matrix; empty
         where the student trains alone.
+    load_seconds: what it took to make the batch, for `student.profile`.
     """
 
     tokens: tuple[str, ...]
@@ -53,6 +67,7 @@ class Batch:
     boxes: tuple[Float[Tensor, "_ 9"], ...]
     labels: tuple[Int[Tensor, "_"], ...]
     teachers: tuple[TeacherBatch, ...] = ()
+    load_seconds: LoadSeconds = LoadSeconds()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
@@ -129,7 +144,11 @@ class StudentDataset(Dataset[Batch]):
         history = list(self._history(self.frames[draw.index]))
         current = history[0]
         matrix = self._bev_matrix(current.token, rng)
+        began = time.perf_counter()
         views = [[self._view(camera, rng) for camera in frame.cameras] for frame in history]
+        seen = time.perf_counter()
+        depth_m = self._depth(current, [image_matrix for _, image_matrix in views[0]]) if self.with_depth else None
+        seconds = LoadSeconds(images=seen - began, depth=time.perf_counter() - seen)
         global_to_current = np.linalg.inv(current.lidar_to_global)
         return Batch(
             tokens=(current.token,),
@@ -140,9 +159,10 @@ class StudentDataset(Dataset[Batch]):
             to_current=_float([[global_to_current @ f.lidar_to_global for f in history]]),
             lidar_to_ego=_float([current.lidar_to_ego]),
             bev_matrix=_float([matrix]),
-            depth_m=self._depth(current, [image_matrix for _, image_matrix in views[0]]) if self.with_depth else None,
+            depth_m=depth_m,
             boxes=(_float(move_boxes(current.boxes, matrix)),),
             labels=(torch.from_numpy(current.labels),),
+            load_seconds=seconds,
         )
 
     def _history(self, frame: Frame) -> Iterator[Frame]:
@@ -186,7 +206,10 @@ class TeacherSource:
 def collate(samples: list[Batch], sources: tuple[TeacherSource, ...] = ()) -> Batch:
     """Join batches, and add what each teacher's cache holds of the same tokens, still encoded."""
     joined = Batch(**{f.name: _join([getattr(sample, f.name) for sample in samples]) for f in fields(Batch)})
-    return replace(joined, teachers=tuple(_teacher_batch(source, joined) for source in sources))
+    began = time.perf_counter()
+    teachers = tuple(_teacher_batch(source, joined) for source in sources)
+    seconds = joined.load_seconds + LoadSeconds(features=time.perf_counter() - began)
+    return replace(joined, teachers=teachers, load_seconds=seconds)
 
 
 def _teacher_batch(source: TeacherSource, batch: Batch) -> TeacherBatch:
@@ -196,9 +219,15 @@ def _teacher_batch(source: TeacherSource, batch: Batch) -> TeacherBatch:
 
 
 def _join(values: list[Any]) -> Any:
-    if values[0] is None:
-        return None
-    return torch.cat(values) if isinstance(values[0], Tensor) else sum(values, ())
+    match values[0]:
+        case None:
+            return None
+        case Tensor():
+            return torch.cat(values)
+        case LoadSeconds():
+            return sum(values, LoadSeconds())
+        case _:
+            return sum(values, ())
 
 
 def _float(values: Any) -> Tensor:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from cache.errors import DataError
 from cache.spec import CacheSpec
 from student.checkpoint import CONFIG_KEY
+from student.clock import StepClock
 from student.config import DetectorConfig, StudentConfig
 from student.dataset import Batch
 from student.detectors import build_detector
@@ -23,7 +24,12 @@ from student.distill.warp import to_teacher
 
 
 class StudentModule(lightning.LightningModule):
-    """A detector, and the distillation objective where there are teachers."""
+    """A detector, and the distillation objective where there are teachers.
+
+    clock: where it is there, it is told of the end of each part of a step.
+    """
+
+    clock: StepClock | None = None
 
     def __init__(self, config: StudentConfig, teachers: Sequence[CacheSpec] = ()) -> None:
         super().__init__()
@@ -35,22 +41,29 @@ class StudentModule(lightning.LightningModule):
             grid, tasks = config.detector.grid, config.detector.head.tasks
             self.objective = DistillObjective(config.distill, _layers(config.detector), grid, tasks, teachers)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss_terms(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """The weighted terms whose sum is minimised."""
         to_teachers = self._to_teachers(batch)
         output = self.detector(batch)
         terms = self.detector.losses(output, batch)
-        if self.objective is not None:
-            weight = self.objective.detection_weight(self.current_epoch)
-            terms = {name: weight * value for name, value in terms.items()}
-            terms |= self.objective(
-                output.features,
-                output.heatmap,
-                batch.teachers,
-                batch.boxes,
-                batch.labels,
-                self.current_epoch,
-                to_teachers,
-            )
+        self._end("forward")
+        if self.objective is None:
+            return terms
+        weight = self.objective.detection_weight(self.current_epoch)
+        terms = {name: weight * value for name, value in terms.items()} | self.objective(
+            output.features,
+            output.heatmap,
+            batch.teachers,
+            batch.boxes,
+            batch.labels,
+            self.current_epoch,
+            to_teachers,
+        )
+        self._end("objective")
+        return terms
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        terms = self.loss_terms(batch)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
             raise DataError(
@@ -78,7 +91,14 @@ class StudentModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device, non_blocking=True)
+        self._end("data")
+        moved = batch.to(device, non_blocking=True)
+        self._end("transfer")
+        return moved
+
+    def _end(self, part: str) -> None:
+        if self.clock is not None:
+            self.clock.end(part)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.config.model_dump(mode="json")

@@ -21,7 +21,7 @@ HOUSE = [
     ("student.distill", "losses relations responses"),
     ("student.distill", "answers pairs fgd terms objective plots"),
     ("student", "scenes public_checkpoints checkpoint matches results plots"),
-    ("student", "importing early_checks evaluate module callbacks trainer"),
+    ("student", "importing early_checks evaluate clock module callbacks trainer profile"),
     ("demo", "config road shapes actors light placing scene rays paint camera lidar shots files tables world"),
     ("demo", "report pipeline"),
 ]

@@ -320,6 +320,15 @@ def test_one_key_switches_distillation_off(workshop: Workshop, tmp_path: Path) -
     assert "fgd" not in header
 
 
+def test_a_profile_says_where_the_time_goes_and_writes_nothing(workshop: Workshop, tmp_path: Path) -> None:
+    arguments = ("train-student", workshop.student, "--data", workshop.world, "--cache", workshop.store)
+    run = cli(*arguments, "--out", tmp_path / "run", "--profile", "--json")
+    assert run.code == 0, run.stderr
+    parts = {part["name"]: part for part in json.loads(run.stdout)["parts"]}
+    assert parts["objective"]["median_s"] > 0
+    assert not (tmp_path / "run").exists()
+
+
 def test_student_and_cached_teacher_are_evaluated(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
     checkpoint = trained / "checkpoints" / "last.ckpt"
     for name, source in (("student", ("--checkpoint", checkpoint)), ("teacher", ("--cache", workshop.store))):
