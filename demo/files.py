@@ -1,6 +1,5 @@
 """A key frame's images and sweeps, and a scene's map, as files."""
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +46,6 @@ class Observation:
 def start_worker() -> None:
     """To be called first in a process that writes frames: the processes share the cores already."""
     cv2.setNumThreads(1)
-    # An interrupt is the parent's to handle.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def write_frame(folder: Path, world: WorldConfig, task: Task) -> Observation:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -149,4 +150,10 @@ def _observe(folder: Path, world: WorldConfig, tasks: list[Task], processes: int
     # A fork would inherit the threads of torch and OpenCV in the middle of whatever they do.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, start_worker) as pool:
-        yield from pool.map(make, tasks)
+        # Workers inherit the mask: an interrupt is the parent's to handle, even while they still start.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            results = pool.map(make, tasks)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield from results
