@@ -89,7 +89,7 @@ class HeadConfig(Strict):
 
 
 class DetectorConfig(Strict):
-    """A multi-camera BEV detector; the defaults are the public BEVDepth R50 of DistillBEV's tables."""
+    """A multi-camera BEV detector; the defaults are a BEVDepth R50 at the sizes of DistillBEV's tables."""
 
     name: Literal["bevdet", "bevdet4d", "bevdepth", "bevdepth4d"] = "bevdepth"
     history: int = Field(1, ge=1)
