@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -74,6 +75,14 @@ def test_a_wrong_command_would_be_found(parse_cli: Callable[[str], None], tmp_pa
     assert list(shell_commands(page)) == ["torchrun -n 2 cli verify store --no-such", "jq ."]
     with pytest.raises(Exception, match="--no-such"):
         parse_cli("cli verify store --no-such")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_code_parses(page: Path) -> None:
+    for code in blocks(page, "python"):
+        compile(code, named(page), "exec")
+    for code in blocks(page, "yaml"):
+        assert yaml.safe_load(code)
 
 
 def test_quoted_messages_exist() -> None:
