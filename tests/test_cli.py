@@ -378,6 +378,24 @@ def test_a_plan_tells_the_cost_and_writes_nothing(workshop: Workshop, tmp_path: 
     assert not out.exists()
 
 
+def test_a_store_with_depth_trains_where_no_lidar_is(
+    workshop: Workshop, copy_world: Callable[[], Path], tmp_path: Path
+) -> None:
+    store, world = tmp_path / "depth.zarr", copy_world()
+    dumping = (workshop.dump, "--data", world, "--random-weights", "--out", store, "--depth")
+    assert cli("dump-teacher", *dumping).code == 0
+    for folder in (world / "samples" / "LIDAR_TOP", world / "sweeps"):
+        shutil.rmtree(folder)
+    training = ("train-student", workshop.student, "--data", world)
+    run = cli(*training, "--cache", store, "--out", tmp_path / "run")
+    assert run.code == 0, run.stderr
+    logged = (tmp_path / "run" / "csv" / "metrics.csv").read_text()
+    assert "loss/depth" in logged
+    without = cli(*training, "--cache", workshop.store, "--out", tmp_path / "other")
+    assert without.code == 1
+    assert "error: DataError: a LiDAR file is missing" in without.stderr
+
+
 def test_inspect_shows_the_store_and_draws_a_sample(workshop: Workshop, tmp_path: Path) -> None:
     from cache.reader import TeacherCache
 

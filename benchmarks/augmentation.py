@@ -1,0 +1,238 @@
+"""What augmentation of the BEV space is worth to a distilled student, by how its teacher's answers are had.
+
+    python -m benchmarks.augmentation DEMO OUT --epochs 24
+
+DEMO is a folder that `make demo` has finished; OUT keeps the stores, the last run and results.jsonl, a line for each
+training that is done. The same command goes on where an earlier one stopped, and prints the table at its end.
+
+All students see the same frames in the same order for the same number of steps; evaluation is without augmentation. The
+live teacher runs inside the step on the augmented points, as in the public code; its answers go through the store's
+codec, so that the arms differ in the view alone.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import pytorch_lightning as lightning
+import torch
+import typer
+
+from benchmarks.tables import show, spread
+from cache.codec import encode
+from cache.dump import DumpConfig
+from cache.frames import Frames
+from cache.loader import Loader
+from cache.points import load_points
+from cache.reader import TeacherBatch, TeacherCache
+from cache.spec import CacheSpec
+from cache.strict import Strict, load_yaml
+from cache.teacher import Teacher, load_teacher
+from cache.views import PUBLIC_AUGMENT, ViewsConfig, move_points
+from student.callbacks import Cost
+from student.config import StudentBevAugmentConfig, StudentConfig
+from student.dataset import Batch, StudentDataset, collate
+from student.distill.inherit import inherit_head
+from student.module import StudentModule
+from student.sampling import SeededSampler
+from student.trainer import LAST
+
+ROOT = Path(__file__).parent.parent
+DUMP, STUDENT = ROOT / "configs/demo/dump.yaml", ROOT / "configs/demo/student.yaml"
+DRAWN = StudentBevAugmentConfig(**PUBLIC_AUGMENT.model_dump())
+
+
+class Arm(Strict):
+    """One way to augment, and to have the teacher's answers."""
+
+    name: str
+    views: ViewsConfig = ViewsConfig()
+    augment: StudentBevAugmentConfig = DRAWN
+    live: bool = False
+
+    @property
+    def store(self) -> str:
+        """The name of the store that the arm reads; arms of the same views share one."""
+        return f"{'-'.join(self.views.names[:4])}-{len(self.views.names)}.zarr"
+
+
+class Result(Strict):
+    """A training that is done."""
+
+    arm: str
+    epochs: int
+    seed: int
+    mean_ap: float
+    nds: float
+    seconds_per_step: float
+
+
+def arms(drawn: int) -> list[Arm]:
+    """The ways that are compared."""
+    return [
+        Arm(name="no augmentation", augment=StudentBevAugmentConfig()),
+        Arm(name="canonical view, warped"),
+        Arm(name="4 reflections, warped", views=ViewsConfig(reflections=4)),
+        Arm(
+            name=f"{drawn} drawn views, replayed",
+            views=ViewsConfig(canonical=False, drawn=drawn),
+            augment=StudentBevAugmentConfig(replay=True),
+        ),
+        Arm(name="live teacher", live=True),
+    ]
+
+
+def main(
+    demo: Path,
+    out: Path,
+    epochs: int = 24,
+    seeds: int = 3,
+    drawn: Annotated[int | None, typer.Option(help="Drawn views; one for each epoch without it.")] = None,
+) -> None:
+    """Train, evaluate and compare; what is done already is not done again."""
+    demo, out = demo.resolve(), out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    compared = arms(drawn or epochs)
+    done = {(result.arm, result.epochs, result.seed) for result in results(out)}
+    for seed in range(seeds):
+        for arm in compared:
+            if (arm.name, epochs, seed) not in done:
+                result = Study(demo=demo, out=out, arm=arm, epochs=epochs, seed=seed).run()
+                with (out / "results.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(result.model_dump_json() + "\n")
+    found = [result for result in results(out) if result.epochs == epochs]
+    rows = []
+    for arm in compared:
+        own = [result for result in found if result.arm == arm.name]
+        figures = ([getattr(result, name) for result in own] for name in ("mean_ap", "nds", "seconds_per_step"))
+        rows.append((arm.name, *map(spread, figures)))
+    show(f"{epochs} epochs, {seeds} seeds: median (least - greatest)", ("", "mAP", "NDS", "s a step"), rows)
+
+
+def results(out: Path) -> Iterator[Result]:
+    """What an earlier command, or this one, has finished."""
+    file = out / "results.jsonl"
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        yield Result.parse(json.loads(line), file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One training of one arm, from the store to the metrics."""
+
+    demo: Path
+    out: Path
+    arm: Arm
+    epochs: int
+    seed: int
+
+    def run(self) -> Result:
+        """Dump if need be, train, evaluate."""
+        world, store, run = self.demo / "world", self.out / self.arm.store, self.out / "run"
+        views = f"views={self.arm.views.model_dump_json()}"
+        teacher = ("--checkpoint", self.demo / "teacher" / "teacher.pth")
+        cli("dump-teacher", DUMP, "--data", world, *teacher, "--out", store, *sets("splits=[mini_train]", views))
+        shutil.rmtree(run, ignore_errors=True)  # of a training that was stopped
+        changes = (
+            f"training.epochs={self.epochs}",
+            f"training.seed={self.seed}",
+            f"bev_augment={self.arm.augment.model_dump_json(exclude_defaults=True)}",
+        )
+        if self.arm.live:
+            train_with_live_teacher(load_yaml(STUDENT, StudentConfig, changes), self.demo, store, run)
+        else:
+            cli("train-student", STUDENT, "--data", world, "--cache", store, "--out", run, *sets(*changes))
+        summary = json.loads((run / "summary.json").read_text())
+        checkpoint = ("--checkpoint", run / "checkpoints" / LAST)
+        metrics = json.loads(cli("evaluate", "--data", world, *checkpoint, "--out", run / "evaluation", "--json"))
+        return Result(
+            arm=self.arm.name,
+            epochs=self.epochs,
+            seed=self.seed,
+            mean_ap=metrics["mean_ap"],
+            nds=metrics["nds"],
+            seconds_per_step=summary["seconds_per_step"],
+        )
+
+
+def cli(*arguments: str | Path) -> str:
+    """Run a command in a process of its own; its progress goes to the terminal."""
+    command = [sys.executable, "-m", "cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def sets(*changes: str) -> list[str]:
+    """Overrides as the command line takes them."""
+    return [part for change in changes for part in ("--set", change)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTeacher:
+    """A collate function that runs the teacher on each sample's points, moved by the augmentation that was realised."""
+
+    teacher: Teacher
+    frames: Frames
+    spec: CacheSpec
+    layers: tuple[str, ...]
+
+    def __call__(self, samples: list[Batch]) -> Batch:
+        batch = collate(samples)
+        moved = [
+            move_points(load_points(self.frames[token], self.teacher.points), matrix)
+            for token, matrix in zip(batch.tokens, batch.bev_matrix.numpy(), strict=True)
+        ]
+        output = self.teacher([self.teacher.prepare(points) for points in moved])
+        answer = TeacherBatch(
+            tokens=batch.tokens,
+            features={name: encode(output.layers[name], self.spec.layer(name).codec) for name in self.layers},
+            heatmap=(output.heatmap * 255).round().to(torch.uint8),
+            canvas_mask=output.canvas_mask.clone(),
+            head_maps={},
+            view_matrix=batch.bev_matrix,
+        )
+        return replace(batch, teachers=(answer,))
+
+
+def train_with_live_teacher(config: StudentConfig, demo: Path, store: Path, out: Path) -> None:
+    """As `student.trainer.train_student` does it, but with the teacher in the step; the store only describes it."""
+    frames = Frames(root=demo / "world", version=config.data.version, splits=(config.data.train_split,))
+    cache = TeacherCache(store)
+    teacher = load_teacher(load_yaml(DUMP, DumpConfig).teacher, demo / "teacher" / "teacher.pth")
+    layers = tuple({pair.teacher for pair in config.distill.pairs}) if config.distill else ()
+    training, cost = config.training, Cost()
+    lightning.seed_everything(training.seed, verbose=False)
+    module = StudentModule(config, [cache.spec])
+    inherit_head(module.detector.head, cache.head_weights())
+    loader = Loader(
+        StudentDataset(frames, config, module.detector.times, with_depth=module.detector.supervise_depth),
+        batch_size=training.batch_size,
+        sampler=SeededSampler(len(frames), training.seed),
+        collate_fn=LiveTeacher(teacher=teacher, frames=frames, spec=cache.spec, layers=layers),
+        drop_last=True,
+    )
+    trainer = lightning.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=training.epochs,
+        precision=training.precision,
+        gradient_clip_val=training.gradient_clip,
+        logger=False,
+        callbacks=[cost],
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, loader)
+    checkpoint = out / "checkpoints" / LAST
+    trainer.save_checkpoint(checkpoint)
+    summary = cost.summary(trainer, checkpoint)
+    (out / "summary.json").write_text(json.dumps({"seconds_per_step": summary.seconds_per_step}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
