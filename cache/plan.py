@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from cache.codec import Distortion
 from cache.dump import DumpConfig
@@ -18,6 +17,7 @@ from cache.record import joined_views, stored_samples
 from cache.shards import pack_chunk
 from cache.spec import CacheSpec
 from cache.store import SampleArray, StoredSample, sample_arrays
+from cache.tables import Table
 from cache.teacher import Teacher
 from cache.views import labelled
 
@@ -32,6 +32,12 @@ class ArrayPlan:
     sqnr_db: float | None
     """Of a layer's features, over the probed frames."""
 
+    def row(self, samples: int) -> tuple[str, ...]:
+        """Of the plan's table."""
+        sizes = f"{self.bytes:,.0f}", f"{self.float32_bytes:,.0f}", f"{self.float32_bytes / self.bytes:.1f} x"
+        ratio = "" if self.sqnr_db is None else f"{self.sqnr_db:.1f} dB"
+        return self.name, *sizes, ratio, f"{self.bytes * samples / 1e9:,.3f}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
@@ -41,6 +47,11 @@ class ViewPlan:
     bytes: float
     seconds: float
     """Loading, the teacher, encoding."""
+
+    def row(self, samples: int) -> tuple[str, ...]:
+        """Of the plan's table of views."""
+        each = f"{self.bytes:,.0f}", f"{self.seconds:.2f}"
+        return self.name, *each, f"{self.bytes * samples / 1e9:,.2f}", f"{self.seconds * samples / 3600:,.2f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,23 +99,14 @@ class Plan:
             f"{self.path}: {self.samples} samples, {self.total_bytes / 1e9:,.2f} GB in {self.files:,} files "
             f"({self.free_bytes / 1e9:,.1f} GB free), at most {hours:.1f} hours"
         )
-        table = Table(title=title, title_justify="left")
-        for column in ("array", "bytes a sample", "as float32", "smaller by", "SQNR", "GB together"):
-            table.add_column(column, overflow="fold")
-        for array in self.arrays:
-            ratio = "" if array.sqnr_db is None else f"{array.sqnr_db:.1f} dB"
-            smaller = f"{array.float32_bytes / array.bytes:.1f} x"
-            sizes = f"{array.bytes:,.0f}", f"{array.float32_bytes:,.0f}"
-            table.add_row(array.name, *sizes, smaller, ratio, f"{array.bytes * self.samples / 1e9:,.3f}")
-        return table
+        columns = ("array", "bytes a sample", "as float32", "smaller by", "SQNR", "GB together")
+        rows = tuple(array.row(self.samples) for array in self.arrays)
+        return Table(title=title, columns=columns, rows=rows)
 
     def view_table(self) -> Table:
         """What each view adds."""
-        table = Table("view", "bytes a sample", "seconds a sample", "GB together", "hours together")
-        for view in self.views:
-            together = view.bytes * self.samples / 1e9, view.seconds * self.samples / 3600
-            table.add_row(view.name, f"{view.bytes:,.0f}", f"{view.seconds:.2f}", *(f"{x:,.2f}" for x in together))
-        return table
+        columns = ("view", "bytes a sample", "seconds a sample", "GB together", "hours together")
+        return Table(title="views", columns=columns, rows=tuple(view.row(self.samples) for view in self.views))
 
 
 def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes: int = 4) -> Plan:
