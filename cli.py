@@ -175,7 +175,8 @@ def inspect(
     with answering(json) as answer:
         cache = TeacherCache(store, allow_partial=True)
         if html is not None:
-            write_html(cache, html)
+            with progress("samples") as advance:
+                write_html(cache, html, progress=advance)
             answer({"page": html}, html)
         elif token is not None:
             picture = out or Path(f"{token}.png")

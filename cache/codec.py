@@ -180,16 +180,17 @@ def expected_sqnr_db(encoded: Encoded) -> Float[Tensor, "*n"]:
     s / g (|q| / L)^(1/g - 1) with companding g; that of a float16 is its last bit. Values that became 0 are counted as
     exact, as they are after a ReLU. Infinite where nothing is stored but zeros.
     """
-    values, codec = encoded.decode(torch.float64), encoded.codec
+    values, codec = encoded.decode(), encoded.codec
     if codec.kind == "float16":
         steps = torch.ldexp(torch.ones_like(values), (torch.frexp(values).exponent - 11).clamp_min(-24))
     else:
-        part = encoded.values.double().abs() / codec.levels
-        slope = part.clamp_min(1 / codec.levels) ** (1 / codec.companding - 1) / codec.companding
-        steps = slope * encoded.scale.double()[..., None, None]
-    noise = torch.where(values == 0, 0.0, steps.square() / 12).sum((-3, -2, -1))
-    signal = values.square().sum((-3, -2, -1))
-    return torch.where(signal == 0, torch.inf, 10 * torch.log10(signal / noise)).float()
+        steps = encoded.scale[..., None, None]
+        if codec.companding != 1:
+            part = (encoded.values.float().abs() / codec.levels).clamp_min(1 / codec.levels)
+            steps = steps / codec.companding * part ** (1 / codec.companding - 1)
+    total = partial(torch.linalg.vector_norm, dim=(-3, -2, -1), dtype=torch.float64)
+    signal, noise = total(values), total((values != 0) * steps)
+    return torch.where(signal == 0, torch.inf, 20 * torch.log10(signal / noise) + 10 * math.log10(12)).float()
 
 
 def require_budget(distortion: Distortion, codec: CodecSpec, where: str) -> None:

@@ -1,5 +1,6 @@
 """A store as one page for a browser: self-contained, without network; everything in it is escaped."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +15,34 @@ from cache.sample import TeacherSample
 from cache.spec import CodecSpec
 from cache.survey import KEPT_VALUES, LayerCounts, SampleQuality, Survey, spread, survey
 from cache.tables import Table
+from cache.views import told_views
 
 _HERE = Path(__file__).parent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """What the page may load: nothing from anywhere."""
 
 
-def write_html(cache: TeacherCache, path: Path, frames: int = 12, samples: int = 64) -> None:
+def write_html(
+    cache: TeacherCache,
+    path: Path,
+    frames: int = 12,
+    samples: int = 64,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> None:
     """Write the page.
 
     Args:
         frames: how many frames the gallery shows, evenly spaced through the store.
         samples: how many the statistics and the ranking read, evenly spaced too.
+        progress: called with (done, total) samples.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("<!doctype html>\n" + page(cache, frames, samples), encoding="utf-8")
+    text = page(cache, spread(cache.tokens, frames), survey(cache, samples, progress))
+    path.write_text(f"<!doctype html>\n{text}", encoding="utf-8")
 
 
-def page(cache: TeacherCache, frames: int, samples: int) -> Html:
-    """The page's HTML."""
-    found = survey(cache, samples)
+def page(cache: TeacherCache, shown: tuple[str, ...], found: Survey) -> Html:
+    """The page's HTML, with a gallery of some tokens."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -45,7 +54,7 @@ def page(cache: TeacherCache, frames: int, samples: int) -> Html:
     body = element(
         "body",
         _header(cache),
-        _gallery(cache, spread(cache.tokens, frames)),
+        _gallery(cache, shown),
         _section("Identity and sizes", *(table.html() for table in cache.tables())),
         _layers(cache, found),
         _worst(cache, found),
@@ -65,7 +74,7 @@ def _header(cache: TeacherCache) -> Html:
         f"{len(cache):,} samples of {spec.data.version}",
         state,
         f"{spec.teacher.weights} weights",
-        " and ".join(spec.views) + " view" + "s" * (len(spec.views) > 1),
+        f"seen as {told_views(spec.views, spec.drawn)}",
         f"fingerprint {spec.fingerprint[:12]}",
     )
     badges = (element("span", fact, class_="badge") for fact in facts)
@@ -89,8 +98,9 @@ def _gallery(cache: TeacherCache, tokens: tuple[str, ...]) -> Html:
     )
     frames = (_frame(token, maps[token], largest) for token in tokens)
     note = (
-        f"{len(tokens)} frames, evenly spaced through the store. Layers show the mean over channels of the absolute "
-        "value, heatmaps the probability. Up is +y; all frames share a map's colour scale. A click enlarges a frame."
+        f"{len(tokens)} frames, evenly spaced through the store, seen as {cache.spec.views[0]}. Layers show the mean "
+        "over channels of the absolute value, heatmaps the probability. Up is +y; "
+        "all frames share a map's colour scale. A click enlarges a frame."
     )
     return _section(
         "Frames",

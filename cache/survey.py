@@ -1,7 +1,7 @@
 """Some samples of a store in numbers, read one after the other."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -104,14 +104,20 @@ def spread(tokens: Sequence[str], count: int) -> tuple[str, ...]:
     return tuple(tokens[int(place)] for place in places)
 
 
-def survey(cache: TeacherCache, samples: int = 8) -> Survey:
-    """Statistics of each layer over samples spread evenly through the store, and each one's expected quality."""
+def survey(cache: TeacherCache, samples: int = 8, progress: Callable[[int, int], None] = lambda *_: None) -> Survey:
+    """Statistics of each layer over samples spread evenly through the store, and each one's expected quality.
+
+    Args:
+        progress: called with (done, total) samples.
+    """
     layers = {layer.name: LayerCounts() for layer in cache.spec.layers}
     qualities = []
-    for token in spread(cache.tokens, samples):
+    chosen = spread(cache.tokens, samples)
+    for done, token in enumerate(chosen, start=1):
         features = cache[token].features
         for name, encoded in features.items():
             layers[name].add(encoded)
         ratios = {name: expected_sqnr_db(encoded).min().item() for name, encoded in features.items()}
         qualities.append(SampleQuality(token=token, sqnr_db=ratios))
+        progress(done, len(chosen))
     return Survey(layers=layers if qualities else {}, samples=tuple(qualities))

@@ -104,3 +104,11 @@ def test_a_store_without_a_sample_has_a_page(kit, tmp_path) -> None:
     kit.open_writer(tmp_path / "teacher.zarr").close()
     write_html(TeacherCache(tmp_path / "teacher.zarr", allow_partial=True), tmp_path / "report.html")
     assert "No sample is committed yet." in (tmp_path / "report.html").read_text()
+
+
+def test_a_store_of_several_views_shows_the_first(kit, tmp_path) -> None:
+    path = kit.make_store(tmp_path / "teacher.zarr", count=3, views=("canonical", "flip_x"))
+    write_html(TeacherCache(path), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "evenly spaced through the store, seen as canonical." in text
+    assert "seen as canonical, flip_x" in text
