@@ -94,6 +94,8 @@ class DetectorConfig(Strict):
     name: Literal["bevdet", "bevdet4d", "bevdepth", "bevdepth4d"] = "bevdepth"
     history: int = Field(1, ge=1)
     """Key frames before the current one that a 4D detector sees; the others see none."""
+    history_step: int = Field(1, ge=1)
+    """Key frames, of 0.5 s each, from one that it sees to the next; 3 for the public 4D models of BEVDet 0.x."""
     image_backbone: str = "resnet50"
     """The name of a torchvision ResNet (ResNeXt, wide ResNet), ConvNeXt, EfficientNet, MobileNet, RegNet or Swin."""
     image_weights: Path | None = None

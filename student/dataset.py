@@ -169,7 +169,8 @@ class StudentDataset(Dataset[Batch]):
         """The frame and those before it; at a scene's start, the first one again."""
         for _ in range(self.times):
             yield frame
-            frame = self.frames[frame.previous] if frame.previous else frame
+            for _ in range(self.config.detector.history_step):
+                frame = self.frames[frame.previous] if frame.previous else frame
 
     def _bev_matrix(self, token: str, rng: np.random.Generator | None) -> Float[np.ndarray, "4 4"]:
         if self.replayed is None or rng is None:

@@ -16,7 +16,7 @@ from cache.errors import ConfigError, DataError
 from student.checkpoint import save_student
 from student.config import StudentConfig
 from student.detectors import build_detector
-from student.public_checkpoints import PublicFormat, format_of, geometry_differences
+from student.public_checkpoints import PublicFormat, format_of, geometry_differences, to_velocities
 
 Fate = Literal["used", "unused", "missing", "no place", "other shape"]
 
@@ -140,6 +140,9 @@ def plan_import(path: Path, config: StudentConfig) -> ImportPlan:
     known = format_of(checkpoint.weights, path)
     _require_geometry(checkpoint.weights, config, path)
     weights, boxes, changed = _current_boxes(checkpoint, known)
+    if known.displacements and config.detector.times > 1:
+        weights, moved = to_velocities(weights, config.detector)
+        changed |= dict.fromkeys(moved, "converted from metres moved to m/s")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         state = build_detector(config.detector).state_dict()
@@ -157,7 +160,7 @@ def plan_import(path: Path, config: StudentConfig) -> ImportPlan:
     return ImportPlan(report=report, config=config, expects=known.expects, state=filled)
 
 
-def _row(name: str, value: Tensor, known: PublicFormat, state: dict[str, Tensor], changed: tuple[str, ...]) -> Row:
+def _row(name: str, value: Tensor, known: PublicFormat, state: dict[str, Tensor], changed: dict[str, str]) -> Row:
     rule = next((rule for rule in known.rules if rule.fits(name)), None)
     shape = tuple(value.shape)
     if rule is None:
@@ -170,20 +173,23 @@ def _row(name: str, value: Tensor, known: PublicFormat, state: dict[str, Tensor]
     expected = tuple(state[ours].shape)
     if shape != expected:
         return Row(fate="other shape", public=name, ours=ours, shape=shape, note=f"the detector's is {expected}")
-    note = "converted to mmdet3d 1.x boxes" if name in changed else ""
-    return Row(fate="used", public=name, ours=ours, shape=shape, note=note)
+    return Row(fate="used", public=name, ours=ours, shape=shape, note=changed.get(name, ""))
 
 
-def _current_boxes(checkpoint: Checkpoint, known: PublicFormat) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """The weights with boxes of mmdet3d 1.x, what was done in words, and the names of the tensors that changed."""
+def _current_boxes(checkpoint: Checkpoint, known: PublicFormat) -> tuple[dict[str, Tensor], str, dict[str, str]]:
+    """The weights with boxes of mmdet3d 1.x, what was done in words, and a note on each tensor that changed."""
     version = checkpoint.mmdet3d_version
     if version is None and not known.old_boxes:
-        return checkpoint.weights, "no boxes", ()
+        return checkpoint.weights, "no boxes", {}
     if version is not None and not checkpoint.old_boxes:
-        return checkpoint.weights, f"boxes of mmdet3d {version} as they are", ()
+        return checkpoint.weights, f"boxes of mmdet3d {version} as they are", {}
     weights, changed = to_current_boxes(checkpoint.weights)
     origin = "mmdet3d < 1.0 (the file names no version)" if version is None else f"mmdet3d {version}"
-    return weights, f"boxes of {origin} converted to those of 1.x", changed
+    return (
+        weights,
+        f"boxes of {origin} converted to those of 1.x",
+        dict.fromkeys(changed, "converted to mmdet3d 1.x boxes"),
+    )
 
 
 def _require_geometry(weights: dict[str, Tensor], config: StudentConfig, path: Path) -> None:

@@ -107,6 +107,7 @@ class PublicFormat:
     marks: some tensor's name begins with one of them, and no format before it in FORMATS has that.
     expects: what the student's configuration must say; for messages.
     old_boxes: the file comes from mmdet3d < 1.0 unless it says otherwise.
+    displacements: its 4D models predict metres moved, not velocities.
     refusal: why it cannot be taken over.
     """
 
@@ -115,6 +116,7 @@ class PublicFormat:
     rules: tuple[Rule, ...] = ()
     expects: str = ""
     old_boxes: bool = False
+    displacements: bool = False
     refusal: str = ""
 
 
@@ -131,6 +133,7 @@ FORMATS = (
         rules=SHARED + DEFORMABLE_DEPTH + SET_ASIDE,
         expects="detector: {name: bevdepth or bevdepth4d, depth_net: dcn, image_neck_channels: 512}",
         old_boxes=True,
+        displacements=True,
     ),
     PublicFormat(
         name="BEVDet of BEVDet 0.x",
@@ -138,6 +141,7 @@ FORMATS = (
         rules=SHARED + PLAIN_DEPTH + SET_ASIDE,
         expects="detector: {name: bevdet or bevdet4d, image_neck_channels: 512}",
         old_boxes=True,
+        displacements=True,
     ),
     PublicFormat(
         name="torchvision network",
@@ -146,6 +150,26 @@ FORMATS = (
         expects="detector.image_backbone: that network's name",
     ),
 )
+
+
+KEY_FRAME_S = 0.5
+"""Between nuScenes' key frames."""
+
+_VELOCITY_OUTPUT = re.compile(r"^pts_bbox_head\.task_heads\.\d+\.vel\.\d+\.(?:weight|bias)$")
+
+
+def to_velocities(weights: dict[str, Tensor], config: DetectorConfig) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The 4D head of BEVDet 0.x, whose `vel` are metres moved between the two frames, as one of metres a second.
+
+    Its training multiplies velocities by the time between the frames and its evaluation divides by it
+    (`speed_mode='abs_dis'`); with frames at a fixed distance that is a factor on the last convolution.
+
+    Returns:
+        The weights, and the names of the tensors that changed.
+    """
+    seconds = KEY_FRAME_S * config.history_step
+    changed = {name: value / seconds for name, value in weights.items() if _VELOCITY_OUTPUT.match(name)}
+    return weights | changed, tuple(changed)
 
 
 def format_of(names: Iterable[str], where: Path) -> PublicFormat:

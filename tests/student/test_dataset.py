@@ -40,6 +40,19 @@ def test_history_moves_with_the_ego(made_frames: Frames) -> None:
     assert second[1, :2, 3].norm() > 0.5
 
 
+def test_history_goes_back_in_steps(made_frames: Frames) -> None:
+    """Ten frames of a scene: three back, and three again, until the first."""
+    config = CONFIG.model_copy(update={"detector": CONFIG.detector.model_copy(update={"history_step": 3})})
+    dataset = StudentDataset(made_frames, config, times=3)
+    scene = [replace(made_frames[0], token=str(i), previous=str(i - 1) if i else None) for i in range(10)]
+    dataset.frames = {frame.token: frame for frame in scene}
+    assert [[frame.token for frame in dataset._history(scene[i])] for i in (9, 4, 0)] == [
+        ["9", "6", "3"],
+        ["4", "1", "0"],
+        ["0", "0", "0"],
+    ]
+
+
 def test_a_seed_decides_every_draw(made_frames: Frames) -> None:
     dataset = StudentDataset(made_frames, CONFIG)
     same, again, other = (dataset[Draw(index=0, seed=(0, 0, seed))] for seed in (5, 5, 6))
