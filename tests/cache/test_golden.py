@@ -1,4 +1,7 @@
-"""Stores of format version 1 stay readable for ever: tests/data/store-v1 was written once, and is never rewritten."""
+"""Stores of format version 1 stay readable for ever: those of tests/data were written once, and are never rewritten.
+
+store-v1 has one view; store-v1-views has a reflection, a drawn view and the depth in two cameras.
+"""
 
 import hashlib
 from pathlib import Path
@@ -8,11 +11,16 @@ import pytest
 import torch
 import zarr
 
+from cache.depth import DepthSpec
 from cache.reader import TeacherCache
 from cache.verify import verify
+from cache.views import DrawnViews, view_matrices
 
 GOLDEN = Path(__file__).parents[1] / "data" / "store-v1"
 TOKENS = ("0000", "0007f", "000eff", "0015", "001cf")
+
+VIEWS = GOLDEN.with_name("store-v1-views")
+VIEW_NAMES = ("canonical", "flip_y", "drawn0")
 
 SQNR_HEAD = 51.306149
 VALUES = {
@@ -75,8 +83,9 @@ def test_head_weights(cache):
     assert torch.equal(cache.head_weights()["heatmap.weight"], torch.arange(6.0).reshape(2, 3))
 
 
-def test_it_is_sound():
-    assert verify(GOLDEN).damage == ()
+@pytest.mark.parametrize("store", [GOLDEN, VIEWS])
+def test_it_is_sound(store):
+    assert verify(store).damage == ()
 
 
 def test_plain_zarr_reads_it(cache):
@@ -84,3 +93,50 @@ def test_plain_zarr_reads_it(cache):
     for row, token in enumerate(TOKENS):
         np.testing.assert_array_equal(group["features/backbone0"][row], cache[token].features["backbone0"].values)
         np.testing.assert_array_equal(group["boxes_vel"][row], cache[token].head_maps["vel"])
+
+
+# Of several views
+
+
+VALUES_OF_VIEWS = {
+    "view_matrix": "74b0dc2446035bb147b280ef3a516346bd128a672f596d4190f6480d49437597",
+    "head": "5395ca46f464b15cb5f60ec55dd14b70f59db42370872d780feea7883edbce9c",
+    "heatmap": "305957b840d48f302bf6404ac4ba7255c91ae86977f721e1a53a46484c5b199c",
+    "canvas_mask": "c323db16d32fbcf41da275c519bbc1cb200db665b202dc5175964baaa2949a66",
+}
+
+
+@pytest.fixture(scope="module")
+def views() -> TeacherCache:
+    return TeacherCache(VIEWS)
+
+
+def test_what_a_store_of_views_says_of_itself(views):
+    assert views.spec.views == VIEW_NAMES
+    assert views.spec.drawn == DrawnViews(seed=9)
+    assert views.spec.depth == DepthSpec(cameras=("left", "right"), room=8, pixel_step=1 / 32)
+    assert views.spec.fingerprint == views.attributes.fingerprint
+
+
+def test_every_value_of_every_view(views):
+    samples = [views[token] for token in TOKENS[:3]]
+    found = {
+        "view_matrix": sha256(*(sample.view_matrix for sample in samples)),
+        "head": sha256(*(sample.features["head"].values for sample in samples)),
+        "heatmap": sha256(*(sample.heatmap for sample in samples)),
+        "canvas_mask": sha256(*(sample.canvas_mask for sample in samples)),
+    }
+    assert found == VALUES_OF_VIEWS
+
+
+def test_the_matrices_are_drawn_today_as_they_were(views):
+    for token in TOKENS[:3]:
+        expected = view_matrices(VIEW_NAMES, DrawnViews(seed=9), token)
+        np.testing.assert_array_equal(views.view_matrices([token])[0], expected)
+    np.testing.assert_allclose(views.view_matrices(TOKENS[1:2])[0, 2, 0, :2], [0.95675117, 0.35774204], rtol=1e-6)
+
+
+def test_the_points_in_its_cameras(views):
+    left, right = views.camera_points(TOKENS[2])
+    assert (len(left), len(right)) == (8, 8)
+    assert right[0] == pytest.approx([1616.578125, 3.015625, 129.865])
