@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -254,14 +254,17 @@ def train_student(
     from student.trainer import train_student
 
     settings = load_yaml(config, StudentConfig, overrides or ())
-    with answering(json) as answer, progress("steps") as advance:
+    # With training.devices=N this command runs N times over; the first of them speaks.
+    bar = progress("steps") if os.environ.get("LOCAL_RANK", "0") == "0" else nullcontext(lambda *_: None)
+    with answering(json) as answer, bar as advance:
         if profile:
             times = profile_student(settings, data, cache or [], progress=advance)
             answer(times, times.table(), times.advice())
             return
         run = out or Path("runs") / config.stem
         summary = train_student(settings, data, cache or [], run, resume, progress=advance)
-    answer(summary)
+    if summary is not None:
+        answer(summary)
 
 
 @app.command(

@@ -4,6 +4,7 @@ OfflineDistillError
 |-- ConfigError             a configuration asks for something impossible or unknown
 |-- DataError               the data set: a file, table, version or value is missing or broken
 |-- TeacherError            the teacher cannot be built, loaded or trusted
+|-- StoppedError            a signal stopped the work, which can go on from there
 `-- StoreError              the store on disk
     |-- NotCachedError      a token, layer or view that was not dumped (also a KeyError)
     |-- CorruptStoreError   bytes that do not match their checksum, or a broken layout
@@ -64,6 +65,10 @@ class DataError(OfflineDistillError):
 
 class TeacherError(OfflineDistillError):
     """The teacher cannot be built, loaded or trusted."""
+
+
+class StoppedError(OfflineDistillError):
+    """A signal stopped the work, which can go on from there."""
 
 
 class OfflineDistillWarning(UserWarning):

@@ -4,6 +4,7 @@ Frame of all geometry, unless a name says otherwise: the LIDAR_TOP sensor at the
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,6 +121,21 @@ class Frames(Sequence[Frame]):
     def __iter__(self) -> Iterator[Frame]:
         return (self[token] for token in self.tokens)
 
+    def labels(self, token: str) -> Int[np.ndarray, "M"]:
+        """The labels of a frame's boxes, without building the frame."""
+        return self._labels(self._sample(token))
+
+    def of_splits(self, *splits: str) -> "Frames":
+        """The key frames of other splits; the tables are shared.
+
+        Raises:
+            DataError, ConfigError: as for new frames.
+        """
+        others = copy(self)
+        object.__setattr__(others, "splits", splits)
+        object.__setattr__(others, "tokens", _tokens_of_splits(self.tables, splits))
+        return others
+
     def _sample(self, token: str) -> dict:
         try:
             return self.tables.get("sample", token)
@@ -167,16 +183,22 @@ class Frames(Sequence[Frame]):
         )
 
     def _boxes(self, sample: dict, global_to_lidar: Matrix) -> tuple[Float[np.ndarray, "M 9"], Int[np.ndarray, "M"]]:
-        boxes, labels = [], []
+        boxes = [
+            box_in_lidar(annotation, np.nan_to_num(self.tables.box_velocity(annotation["token"])), global_to_lidar)
+            for annotation, _ in self._annotations(sample)
+        ]
+        return np.asarray(boxes, dtype=np.float32).reshape(-1, 9), self._labels(sample)
+
+    def _labels(self, sample: dict) -> Int[np.ndarray, "M"]:
+        return np.asarray([label for _, label in self._annotations(sample)], dtype=np.int64)
+
+    def _annotations(self, sample: dict) -> Iterator[tuple[dict, int]]:
+        """The annotations of the ten classes that hold a point, and their labels."""
         for token in sample["anns"]:
             annotation = self.tables.get("sample_annotation", token)
             name = category_to_detection_name(annotation["category_name"])
-            if name is None or annotation["num_lidar_pts"] + annotation["num_radar_pts"] == 0:
-                continue
-            velocity = np.nan_to_num(self.tables.box_velocity(token))
-            boxes.append(box_in_lidar(annotation, velocity, global_to_lidar))
-            labels.append(CLASSES.index(name))
-        return np.asarray(boxes, dtype=np.float32).reshape(-1, 9), np.asarray(labels, dtype=np.int64)
+            if name is not None and annotation["num_lidar_pts"] + annotation["num_radar_pts"] > 0:
+                yield annotation, CLASSES.index(name)
 
 
 def open_tables(root: Path, version: str) -> NuScenes:

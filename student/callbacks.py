@@ -11,27 +11,33 @@ from typing import Any
 
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
-    """What a training cost; written to summary.json.
+    """What a training cost and reached; written to summary.json.
 
     peak_memory_mb: of the training process: CUDA memory where a GPU trained, resident memory otherwise.
     seconds_per_step: median over the steps after the first two, data loading included; None where there are none.
+    final_loss: None where a resumed training had no step left.
+    best_nds: of best_checkpoint, over the whole run; None where no validation has run.
     """
 
     steps: int
     seconds_per_step: float | None
     peak_memory_mb: float
-    final_loss: float
+    final_loss: float | None
     checkpoint: str
+    best_nds: float | None
+    best_checkpoint: str | None
 
     def __str__(self) -> str:
         pace = "" if self.seconds_per_step is None else f"{self.seconds_per_step:.2f} s a step, "
-        cost = f"{self.steps} steps, {pace}peak memory {self.peak_memory_mb:.0f} MB, final loss {self.final_loss:.2f}"
-        return f"{cost}\ncheckpoint: {self.checkpoint}"
+        loss = "" if self.final_loss is None else f", final loss {self.final_loss:.2f}"
+        cost = f"{self.steps} steps, {pace}peak memory {self.peak_memory_mb:.0f} MB{loss}"
+        best = "" if self.best_nds is None else f"\nbest: {self.best_checkpoint}, NDS {self.best_nds:.4f}"
+        return f"{cost}\ncheckpoint: {self.checkpoint}{best}"
 
 
 class Progress(Callback):
@@ -41,28 +47,42 @@ class Progress(Callback):
         self.tell = tell
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if "loss" in trainer.callback_metrics:
+            self._tell(trainer, f"loss {float(trainer.callback_metrics['loss']):.2f}")
+
+    def on_validation_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._tell(trainer, "validation")
+
+    def _tell(self, trainer: lightning.Trainer, remark: str) -> None:
         if trainer.is_global_zero:
-            remark = f"epoch {trainer.current_epoch + 1}, loss {float(trainer.callback_metrics['loss']):.2f}"
-            self.tell(trainer.global_step, int(trainer.estimated_stepping_batches), remark)
+            total = int(trainer.estimated_stepping_batches)
+            self.tell(trainer.global_step, total, f"epoch {trainer.current_epoch + 1}, {remark}")
 
 
 class Cost(Callback):
     """Seconds a step and peak memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, accumulate: int) -> None:
+        self.accumulate = accumulate
         self.ends: list[float] = []
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.ends.append(time.perf_counter())
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % self.accumulate == 0:
+            self.ends.append(time.perf_counter())
 
-    def summary(self, trainer: lightning.Trainer, checkpoint: Path) -> TrainingSummary:
+    def summary(self, trainer: lightning.Trainer, last: Path, best: ModelCheckpoint) -> TrainingSummary:
+        """Of a training that has ended."""
         steps = [after - before for before, after in zip(self.ends[1:], self.ends[2:], strict=False)]
         return TrainingSummary(
             steps=trainer.global_step,
             seconds_per_step=statistics.median(steps) if steps else None,
             peak_memory_mb=_peak_memory_mb(),
-            final_loss=float(trainer.callback_metrics["loss"]),
-            checkpoint=str(checkpoint),
+            final_loss=float(trainer.callback_metrics["loss"]) if "loss" in trainer.callback_metrics else None,
+            checkpoint=str(last),
+            best_nds=None if best.best_model_score is None else float(best.best_model_score),
+            best_checkpoint=best.best_model_path or None,
         )
 
 

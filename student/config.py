@@ -1,6 +1,5 @@
 """The configuration of a training: one YAML file, strict."""
 
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +11,7 @@ from cache.spec import Decoding
 from cache.strict import Strict
 from cache.views import BevAugmentConfig
 from student.distill.config import DistillConfig
+from student.training_config import TrainingConfig
 
 TASKS = (
     ("car",),
@@ -170,33 +170,6 @@ class DetectorConfig(Strict):
                 cure="Change the grid's range or its cell size",
             )
         return self
-
-
-class TrainingConfig(Strict):
-    """The optimisation."""
-
-    epochs: int = Field(24, ge=1)
-    batch_size: int = Field(8, ge=1)
-    learning_rate: float = Field(2e-4, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    gradient_clip: float = Field(5.0, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
-    """What the learning rate does after the warm-up: stay, or fall to 0 along half a cosine."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps of linear growth of the learning rate."""
-    init_from: Path | None = None
-    """A checkpoint of `import-checkpoint` or `train-student` whose detector's weights the training begins with."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    seed: int = 0
-
-    def schedule_factor(self, step: int, total_steps: int) -> float:
-        """The factor of the learning rate at a step, 0 .. 1."""
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
-        if self.schedule == "constant":
-            return 1.0
-        progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class StudentConfig(Strict):

@@ -17,8 +17,8 @@ from student.config import StudentConfig
 from student.dataset import Batch, LoadSeconds
 from student.distill.inherit import inherit_head
 from student.early_checks import require_sound
+from student.loaders import open_sources, training_loader, training_sampler
 from student.module import StudentModule
-from student.trainer import _loader, _open_sources
 
 STEPS = 20
 WARM_UP = 3
@@ -164,9 +164,10 @@ def prepare_training(config: StudentConfig, root: Path, cache_paths: Sequence[Pa
     """
     require_sound(config)
     frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
-    sources = _open_sources(config, cache_paths, frames)
+    sources = open_sources(config, cache_paths, frames)
     lightning.seed_everything(config.training.seed, verbose=False)
     module = StudentModule(config, [source.cache.spec for source in sources])
     if config.distill is not None and config.distill.inherit_head:
         inherit_head(module.detector.head, sources[0].cache.head_weights())
-    return module, _loader(frames, config, sources, module.detector)
+    sampler = training_sampler(frames, config)
+    return module, training_loader(frames, config, sources, module.detector, sampler)

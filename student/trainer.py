@@ -5,32 +5,39 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as lightning
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from cache.errors import ConfigError, NotCachedError
+from cache.errors import ConfigError
 from cache.frames import Frames
-from cache.loader import Loader
-from cache.reader import TeacherCache
 from student.callbacks import Cost, Progress, TrainingSummary
-from student.checkpoint import start_from
+from student.checkpoint import start_from, step_to_resume
 from student.config import StudentConfig
-from student.dataset import StudentDataset, TeacherSource, collate
-from student.detectors import BevDetector
 from student.distill.inherit import inherit_head
-from student.early_checks import require_fitting, require_sound, warn_of_rehearsal
+from student.distill.term_configs import FeatureTerm
+from student.early_checks import require_sound, warn_of_rehearsal
+from student.loaders import open_sources, training_loader, training_sampler, validation_loader
 from student.module import StudentModule
-from student.sampling import SeededSampler
+from student.preflight import require_room, resolve_devices, validation_frames
+from student.saving import DurableCheckpoints, LastCheckpoint
+from student.validation import OfficialMetrics
 
-LAST = "last.ckpt"
-
-# Lightning's own remarks (devices, tips, loggers) hide ours; its warnings stay.
-logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of Lightning's own call of torch
+# Lightning's own remarks (devices, tips, loggers) hide ours; its warnings stay, but for those that are not true here.
+for chatty in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
+for untrue in (
+    "LeafSpec",  # of Lightning's own call of torch
+    "your dataloader is not resumable",  # the sampler is
+    "Checkpoint directory .* exists and is not empty",  # when it resumes
+    "Experiment logs directory .* exists and is not empty",  # what was there is kept by another name
+    "You defined a `validation_step` but have no `val_dataloader`",  # validation is optional
+):
+    warnings.filterwarnings("ignore", message=f".*{untrue}.*")
 
 
 def train_student(
@@ -40,136 +47,124 @@ def train_student(
     out: Path,
     resume: bool = False,
     progress: Callable[[int, int, str], None] = lambda *_: None,
-) -> TrainingSummary:
+) -> TrainingSummary | None:
     """Train a student; with `config.distill`, from the caches of one or several teachers.
 
-    Leaves in `out`: checkpoints/last.ckpt, csv/metrics.csv, tensorboard/, summary.json.
+    Leaves in `out`: checkpoints/ (last.ckpt, best.ckpt), csv/metrics.csv, tensorboard/, validation/, summary.json.
     After each step `progress` is called with (done, total) steps and a remark.
 
+    Returns:
+        None in the processes that a training on several devices has beside the first.
+
     Raises:
-        ConfigError: distillation without a cache, nothing to resume, an `out` that holds another training, splits that
-            share frames, or a checkpoint to start from of another detector.
+        ConfigError: what cannot work, found before the first step (see `student.early_checks` and
+            `student.preflight`); nothing to resume, or an `out` that holds another training.
         MismatchError: a cache is of another version of the data set, or its head is not one to be inherited.
         NotCachedError: a frame of the training split is not in a cache.
         DataError: the data set lacks something, or the loss became not finite.
+        StoppedError: SIGTERM or SIGINT ended the training at a checkpoint.
     """
     require_sound(config)
-    checkpoint = _checkpoint_to_resume(out, resume)
+    config = resolve_devices(config)
+    training, last, best = config.training, out / "checkpoints" / "last.ckpt", out / "checkpoints" / "best.ckpt"
+    step = _step_to_begin_with(last, config, resume)
     frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
-    sources = _open_sources(config, cache_paths, frames)
-    lightning.seed_everything(config.training.seed, verbose=False)
+    val_frames = validation_frames(config, frames)
+    sources = open_sources(config, cache_paths, frames)
+    lightning.seed_everything(training.seed, verbose=False)
     module = StudentModule(config, [source.cache.spec for source in sources])
-    if config.training.init_from is not None and checkpoint is None:
-        start_from(module.detector, config.training.init_from)
+    if training.init_from is not None and not resume:
+        start_from(module.detector, training.init_from)
     if config.distill is not None and config.distill.inherit_head:
         inherit_head(module.detector.head, sources[0].cache.head_weights())
-    _keep_earlier_log(out / "csv" / "metrics.csv")
-    cost = Cost()
+    require_room(out, module, [last, best] if val_frames else [last], average=training.ema is not None)
+    keep_best, cost = _keep_best(best), Cost(training.accumulate)
+    keep_last = LastCheckpoint(last, training.checkpoint_every_steps, training.accumulate)
+    watchers = [Progress(progress), cost, keep_last, keep_best]
+    if training.ema is not None:
+        watchers.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(training.ema.decay)))
+    if val_frames is not None:
+        watchers.append(OfficialMetrics(val_frames, out / "validation"))
+    trainer = _trainer(config, out, watchers)
+    if trainer.is_global_zero:
+        _keep_earlier_log(out / "csv" / "metrics.csv")
+        for source, path in zip(sources, cache_paths, strict=False):
+            warn_of_rehearsal(source.cache.spec, path)
+    ranks = {"rank": trainer.global_rank, "ranks": trainer.world_size}
+    sampler = training_sampler(frames, config, **ranks)
+    sampler.go_to(step)
+    trainer.fit(
+        module,
+        training_loader(frames, config, sources, module.detector, sampler),
+        None if val_frames is None else validation_loader(val_frames, config, module.detector.times, **ranks),
+        ckpt_path=last if resume else None,
+        weights_only=True,
+    )
+    return _leave_summary(cost.summary(trainer, last, keep_best), out) if trainer.is_global_zero else None
+
+
+def _leave_summary(summary: TrainingSummary, out: Path) -> TrainingSummary:
+    (out / "summary.json").write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
+    return summary
+
+
+def _trainer(config: StudentConfig, out: Path, watchers: list[Callback]) -> lightning.Trainer:
     training = config.training
-    trainer = lightning.Trainer(
+    several = training.devices != 1
+    return lightning.Trainer(
         accelerator="auto",
-        devices=1,
+        devices=training.devices,
+        strategy=DDPStrategy(find_unused_parameters=_has_silent_parameters(config)) if several else "auto",
+        sync_batchnorm=training.sync_batchnorm,
         max_epochs=training.epochs,
+        accumulate_grad_batches=training.accumulate,
         precision=training.precision,
         gradient_clip_val=training.gradient_clip,
+        check_val_every_n_epoch=max(1, training.validate_every),
+        num_sanity_val_steps=0,
         logger=[CSVLogger(out, name="", version="csv"), TensorBoardLogger(out, name="", version="tensorboard")],
-        callbacks=[ModelCheckpoint(out / "checkpoints", filename=Path(LAST).stem), Progress(progress), cost],
+        plugins=[DurableCheckpoints()],
+        callbacks=watchers,
         use_distributed_sampler=False,
         enable_model_summary=False,
         enable_progress_bar=False,
         log_every_n_steps=1,
     )
-    for source, path in zip(sources, cache_paths, strict=False):
-        warn_of_rehearsal(source.cache.spec, path)
-    trainer.fit(module, _loader(frames, config, sources, module.detector), ckpt_path=checkpoint)
-    summary = cost.summary(trainer, out / "checkpoints" / LAST)
-    (out / "summary.json").write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
-    return summary
 
 
-def _checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
-    checkpoint = out / "checkpoints" / LAST
+def _keep_best(path: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        path.parent,
+        filename=path.stem,
+        monitor="val/NDS",
+        mode="max",
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+
+
+def _has_silent_parameters(config: StudentConfig) -> bool:
+    """Whether some parameters get no gradient at some epoch, which DDP must then look for in every step."""
+    distill = config.distill
+    if distill is None:
+        return False
+    used = {pair for term in distill.terms if isinstance(term, FeatureTerm) for pair in distill.pairs_of(term)}
+    return bool(distill.multi_scale_epoch or distill.two_stage_epoch or set(distill.pairs) - used)
+
+
+def _step_to_begin_with(checkpoint: Path, config: StudentConfig, resume: bool) -> int:
     if resume and not checkpoint.exists():
         raise ConfigError("nothing to resume", where=checkpoint, cure="Leave --resume out, or name the run with --out")
     if checkpoint.exists() and not resume:
         raise ConfigError(
-            "a training is there already", where=out, cure="Continue it with --resume, or give another --out"
+            "a training is there already",
+            where=checkpoint.parent.parent,
+            cure="Continue it with --resume, or give another --out",
         )
-    return checkpoint if resume else None
+    return step_to_resume(checkpoint, config) if resume else 0
 
 
 def _keep_earlier_log(log: Path) -> None:
     """Lightning's CSV logger begins its file anew; what an earlier run logged is kept beside it."""
     if log.exists():
         log.rename(log.with_name(f"metrics-{len(list(log.parent.glob('metrics-*.csv')))}.csv"))
-
-
-def _open_sources(config: StudentConfig, paths: Sequence[Path], frames: Frames) -> tuple[TeacherSource, ...]:
-    if config.distill is None:
-        return ()
-    if not paths:
-        raise ConfigError(
-            "distillation needs a teacher's cache",
-            where="distill",
-            cure="Give --cache STORE, or switch distillation off with --set distill=null",
-        )
-    sources = []
-    for index, path in enumerate(paths):
-        layers = {pair.teacher for pair in config.distill.pairs if pair.cache == index}
-        cache = TeacherCache(path)
-        require_fitting(cache.spec, path, config, inherits=config.distill.inherit_head and index == 0)
-        _require_tokens(cache, path, frames)
-        sources.append(TeacherSource(cache=cache, layers=tuple(sorted(layers))))
-    if config.bev_augment.replay:
-        _require_drawn_views(sources[0].cache)
-    return tuple(sources)
-
-
-def _require_drawn_views(cache: TeacherCache) -> None:
-    if cache.spec.drawn is None:
-        raise NotCachedError(
-            "the store holds no drawn views to replay",
-            where=cache.path,
-            got=f"the views {', '.join(cache.spec.views)}",
-            cure="Dump the teacher with views.drawn, or set bev_augment.replay to false",
-        )
-
-
-def _require_tokens(cache: TeacherCache, path: Path, frames: Frames) -> None:
-    missing = [token for token in frames.tokens if token not in cache]
-    if missing:
-        raise NotCachedError(
-            "frames of the training split are not in the cache",
-            where=path,
-            got=f"{len(missing)} of {len(frames)} missing, the first is {missing[0]}",
-            expected=f"all of {frames.version} {', '.join(frames.splits)}",
-            cure="Dump the teacher on this split, or train on the one that was dumped",
-        )
-
-
-def _loader(frames: Frames, config: StudentConfig, sources: tuple[TeacherSource, ...], detector: BevDetector) -> Loader:
-    batch_size, workers = config.training.batch_size, config.data.workers
-    if len(frames) < batch_size:
-        raise ConfigError(
-            "the batch is larger than the training split",
-            where="training.batch_size",
-            got=batch_size,
-            expected=f"at most {len(frames)}",
-            cure="Lower it",
-        )
-    return Loader(
-        StudentDataset(
-            frames,
-            config,
-            detector.times,
-            with_depth=detector.supervise_depth,
-            replayed=sources[0].cache if config.bev_augment.replay else None,
-            depth_cache=next((source.cache for source in sources if source.cache.spec.depth is not None), None),
-        ),
-        batch_size=batch_size,
-        sampler=SeededSampler(len(frames), config.training.seed),
-        collate_fn=partial(collate, sources=sources),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        drop_last=True,
-    )

@@ -1,8 +1,11 @@
-"""A small LiDAR teacher and its store with views; two evaluations of the made-up world's ground truth."""
+"""A small LiDAR teacher and its store with views; two evaluations of the made-up world's ground truth;
+a student that trains in seconds."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from cache.grid import BevGrid
 from cache.spec import CodecSpec, Decoding, PointPipeline, TeacherIdentity
 from cache.teacher import TeacherOutput
 from cache.views import ViewsConfig
-from student.config import TASKS, HeadConfig
+from student.config import TASKS, HeadConfig, StudentConfig
 from student.evaluate import Metrics, evaluate
 from student.head import CenterHead, Detections
 from student.results import Results, read_results
@@ -101,3 +104,33 @@ def _moved(frames: Frames, off_m: float) -> list[tuple[str, Detections]]:
         scores, labels = torch.linspace(0.9, 0.8, len(boxes)), torch.from_numpy(frame.labels)
         detections.append((frame.token, Detections(boxes=boxes, scores=scores, labels=labels)))
     return detections
+
+
+TINY_TASKS = [["car"], ["pedestrian", "traffic_cone"], ["barrier"]]
+
+TINY: dict[str, Any] = {
+    "data": {"version": "v1.0-mini", "train_split": "mini_train", "val_split": "mini_val", "workers": 0},
+    "image": {"size": [32, 64]},
+    "detector": {
+        "image_backbone": "resnet18",
+        "image_neck_channels": 16,
+        "depth_m": [1.0, 17.0, 4.0],
+        "grid": {"x_range_m": [-16.0, 16.0], "y_range_m": [-16.0, 16.0], "cell_m": [2.0, 2.0]},
+        "lift_channels": 8,
+        "bev_channels": [8, 16, 32],
+        "bev_neck_channels": 16,
+        "head": {
+            "shared_channels": 8,
+            "tasks": TINY_TASKS,
+            "decoding": {"nms_type": "circle", "min_radius": [4.0, 0.5, 1.0]},
+        },
+    },
+    "training": {"epochs": 1, "batch_size": 1, "learning_rate": 1.0e-4},
+}
+"""A student that trains in seconds; without a teacher."""
+
+
+@pytest.fixture(scope="session")
+def tiny_student() -> Callable[..., StudentConfig]:
+    """The tiny student, with some of its training's keys set otherwise."""
+    return lambda **training: StudentConfig.model_validate(TINY | {"training": TINY["training"] | training})

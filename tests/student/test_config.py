@@ -44,14 +44,35 @@ def test_an_override_without_a_value_is_refused(tmp_path: Path) -> None:
         load_yaml(write(tmp_path, ""), StudentConfig, ["distill"])
 
 
-def test_schedule() -> None:
-    cosine = TrainingConfig(schedule="cosine", warmup_steps=3)
-    factors = [cosine.schedule_factor(step, total_steps=13) for step in range(14)]
+def test_schedules() -> None:
+    cosine = TrainingConfig(schedule="cosine", warmup_steps=3, epochs=13)
+    factors = [cosine.schedule_factor(step, steps_per_epoch=1) for step in range(14)]
     assert factors[:3] == [0.25, 0.5, 0.75]
     assert factors[3] == 1.0
     assert math.isclose(factors[8], 0.5)
     assert math.isclose(factors[13], 0.0, abs_tol=1e-12)
-    assert TrainingConfig().schedule_factor(1000, total_steps=10) == 1.0
+    assert TrainingConfig().schedule_factor(1000, steps_per_epoch=10) == 1.0
+    steps = TrainingConfig(schedule="step", milestones=(2, 3), gamma=0.5, epochs=4)
+    assert [steps.schedule_factor(step, steps_per_epoch=2) for step in range(8)] == [1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    ["schedule: step", "milestones: [2]", "schedule: step, milestones: [24]", "schedule: step, milestones: [0]"],
+)
+def test_milestones_must_fit_the_schedule(tmp_path: Path, keys: str) -> None:
+    with pytest.raises(ConfigError, match=r"schedule and milestones do not fit each other \(training.milestones\)"):
+        load_yaml(write(tmp_path, f"training: {{{keys}}}"), StudentConfig)
+
+
+@pytest.mark.parametrize(("value", "devices"), [("auto", "auto"), ("3", 3)])
+def test_devices_are_a_number_or_all(tmp_path: Path, value: str, devices: int | str) -> None:
+    assert load_yaml(write(tmp_path, f"training: {{devices: {value}}}"), StudentConfig).training.devices == devices
+
+
+def test_no_device_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a training needs a device"):
+        load_yaml(write(tmp_path, "training: {devices: 0}"), StudentConfig)
 
 
 def test_a_student_may_be_distilled_and_augmented(tmp_path: Path) -> None:

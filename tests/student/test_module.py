@@ -34,8 +34,9 @@ def config(tiny: ModuleType) -> StudentConfig:
         "bev_neck_channels": 4,
     }
     distill = {"pairs": [{"student": "head", "teacher": "head", "student_adapter": "1x1conv"}], "terms": [FGD]}
+    data = {"version": "v1.0-mini", "train_split": "mini_train", "val_split": "mini_val", "workers": 0}
     return StudentConfig.model_validate(
-        {"data": {"version": "v1.0-mini", "train_split": "mini_train", "workers": 0}, "image": {"size": (64, 96)},
+        {"data": data, "image": {"size": (64, 96)},
          "detector": detector, "distill": distill, "training": {"batch_size": 2, "epochs": 1}}
     )  # fmt: skip
 

@@ -1,0 +1,56 @@
+"""The official nuScenes metrics while a training runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch.distributed
+from pytorch_lightning.callbacks import Callback
+
+from cache.errors import OfflineDistillError
+from cache.frames import Frames
+from student.evaluate import Metrics, evaluate
+from student.head import Detections
+
+
+class OfficialMetrics(Callback):
+    """Logs val/mAP and val/NDS of a split; the devkit's files go to a folder for each epoch.
+
+    Args:
+        frames: of the split.
+        out: where those folders go.
+    """
+
+    def __init__(self, frames: Frames, out: Path) -> None:
+        self.frames, self.out = frames, out
+        self.found: dict[str, Detections] = {}
+
+    def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+        self.found |= outputs
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        parts = self._parts(trainer.world_size)
+        self.found = {}
+        outcome = self._evaluate(parts, trainer.current_epoch) if trainer.is_global_zero else None
+        # The other devices wait for the first one's outcome, its error too.
+        outcome = trainer.strategy.broadcast(outcome)
+        if isinstance(outcome, OfflineDistillError):
+            raise outcome
+        assert outcome is not None
+        module.log_dict({"val/mAP": outcome.mean_ap, "val/NDS": outcome.nds}, prog_bar=True, sync_dist=True)
+
+    def _parts(self, ranks: int) -> list[dict[str, Detections]]:
+        """What each device found."""
+        if ranks == 1:
+            return [self.found]
+        parts: list[Any] = [None] * ranks
+        torch.distributed.all_gather_object(parts, self.found)
+        return parts
+
+    def _evaluate(self, parts: list[dict[str, Detections]], epoch: int) -> Metrics | OfflineDistillError:
+        # Devices repeat samples where these do not divide evenly: the same answer twice is one.
+        found = {token: detections for part in parts for token, detections in part.items()}
+        try:
+            return evaluate(found.items(), self.frames, self.out / f"epoch{epoch + 1:03d}")
+        except OfflineDistillError as error:
+            return error
