@@ -39,8 +39,8 @@ from student.config import StudentBevAugmentConfig, StudentConfig
 from student.dataset import Batch, StudentDataset, collate
 from student.distill.inherit import inherit_head
 from student.module import StudentModule
-from student.sampling import SeededSampler
-from student.trainer import LAST
+from student.sampling import SeededSampler, Shuffled
+from student.saving import LAST
 
 ROOT = Path(__file__).parent.parent
 DUMP, STUDENT = ROOT / "configs/demo/dump.yaml", ROOT / "configs/demo/student.yaml"
@@ -211,9 +211,8 @@ def train_with_live_teacher(config: StudentConfig, demo: Path, store: Path, out:
     loader = Loader(
         StudentDataset(frames, config, module.detector.times, with_depth=module.detector.supervise_depth),
         batch_size=training.batch_size,
-        sampler=SeededSampler(len(frames), training.seed),
+        sampler=SeededSampler(Shuffled(frames=len(frames)), training.seed, training.batch_size),
         collate_fn=LiveTeacher(teacher=teacher, frames=frames, spec=cache.spec, layers=layers),
-        drop_last=True,
     )
     trainer = lightning.Trainer(
         accelerator="auto",
@@ -228,10 +227,8 @@ def train_with_live_teacher(config: StudentConfig, demo: Path, store: Path, out:
         enable_checkpointing=False,
     )
     trainer.fit(module, loader)
-    checkpoint = out / "checkpoints" / LAST
-    trainer.save_checkpoint(checkpoint)
-    summary = cost.summary(trainer, checkpoint)
-    (out / "summary.json").write_text(json.dumps({"seconds_per_step": summary.seconds_per_step}), encoding="utf-8")
+    trainer.save_checkpoint(out / "checkpoints" / LAST)
+    (out / "summary.json").write_text(json.dumps({"seconds_per_step": cost.seconds_per_step}), encoding="utf-8")
 
 
 if __name__ == "__main__":

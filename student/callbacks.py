@@ -62,7 +62,7 @@ class Progress(Callback):
 class Cost(Callback):
     """Seconds a step and peak memory."""
 
-    def __init__(self, accumulate: int) -> None:
+    def __init__(self, accumulate: int = 1) -> None:
         self.accumulate = accumulate
         self.ends: list[float] = []
 
@@ -72,12 +72,17 @@ class Cost(Callback):
         if (batch_idx + 1) % self.accumulate == 0:
             self.ends.append(time.perf_counter())
 
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The median over the steps after the first two; None where there are none."""
+        steps = [after - before for before, after in zip(self.ends[1:], self.ends[2:], strict=False)]
+        return statistics.median(steps) if steps else None
+
     def summary(self, trainer: lightning.Trainer, last: Path, best: ModelCheckpoint) -> TrainingSummary:
         """Of a training that has ended."""
-        steps = [after - before for before, after in zip(self.ends[1:], self.ends[2:], strict=False)]
         return TrainingSummary(
             steps=trainer.global_step,
-            seconds_per_step=statistics.median(steps) if steps else None,
+            seconds_per_step=self.seconds_per_step,
             peak_memory_mb=_peak_memory_mb(),
             final_loss=float(trainer.callback_metrics["loss"]) if "loss" in trainer.callback_metrics else None,
             checkpoint=str(last),

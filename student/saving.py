@@ -15,6 +15,8 @@ from cache.durable import write_durably
 from cache.ending import Terminated
 from cache.errors import StoppedError, StoreError
 
+LAST, BEST = "last.ckpt", "best.ckpt"
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

@@ -24,7 +24,7 @@ from student.early_checks import require_sound, warn_of_rehearsal
 from student.loaders import open_sources, training_loader, training_sampler, validation_loader
 from student.module import StudentModule
 from student.preflight import require_room, resolve_devices, validation_frames
-from student.saving import DurableCheckpoints, LastCheckpoint
+from student.saving import BEST, LAST, DurableCheckpoints, LastCheckpoint
 from student.validation import OfficialMetrics
 
 # Lightning's own remarks (devices, tips, loggers) hide ours; its warnings stay, but for those that are not true here.
@@ -66,7 +66,7 @@ def train_student(
     """
     require_sound(config)
     config = resolve_devices(config)
-    training, last, best = config.training, out / "checkpoints" / "last.ckpt", out / "checkpoints" / "best.ckpt"
+    training, last, best = config.training, out / "checkpoints" / LAST, out / "checkpoints" / BEST
     step = _step_to_begin_with(last, config, resume)
     frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
     val_frames = validation_frames(config, frames)
