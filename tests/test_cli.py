@@ -350,10 +350,14 @@ def test_a_public_checkpoint_is_imported_evaluated_and_trained(workshop: Worksho
     arguments = ("import-checkpoint", workshop.student, tmp_path / "resnet18.pth", "--out", out)
     refused(*arguments, saying="nothing in the checkpoint fills tensors of the detector")
     allowed = ("image_encoder.neck.*", "lift.*", "bev_*", "head.*")
-    run = cli(*arguments, *(part for pattern in allowed for part in ("--allow-missing", pattern)))
+    options = [part for pattern in allowed for part in ("--allow-missing", pattern)]
+    run = cli(*arguments, *options)
     assert run.code == 0, run.stderr
     assert "image_encoder.backbone.layer4.1.bn2.running_var" in run.stdout
     assert "torchvision network: 120 used, 2 unused" in run.stdout
+    report = answered(*arguments[:-1], tmp_path / "again.ckpt", *options)
+    fates = [row["fate"] for row in report["rows"]]
+    assert (report["format"], fates.count("used"), fates.count("unused")) == ("torchvision network", 120, 2)
     evaluated = cli("evaluate", "--data", workshop.world, "--checkpoint", out, "--out", tmp_path / "metrics")
     assert evaluated.code == 0, evaluated.stderr
     training = ("train-student", workshop.student, "--data", workshop.world, "--out", tmp_path / "run")

@@ -254,3 +254,39 @@ def test_lift_puts_a_bright_pixel_where_its_depth_is() -> None:
     # x = 0.5 + 3 * 16 / 20 = 2.9 -> column 6; y = 4 -> row 4 / 1.5 = 2.
     assert bev[0, :, 2, 6].tolist() == [5.0, 7.0]
     assert bev.sum() == 12
+
+
+def test_the_whole_lift_agrees_with_the_public_formulas_point_by_point() -> None:
+    """Every pixel and bin by itself, in float64, as the public view transformer places it."""
+    grid = GRID.resized((8, 8))
+    config = DetectorConfig(image_stride=16, lift_channels=3, depth_m=BINS_M, z_range_m=(-3, 3), grid=grid)
+    cameras, size, bins = random_cameras(2, 3, seed=1), (2, 4), len(DEPTHS_M)
+    maps = torch.randn(6, bins + 3, *size, generator=torch.Generator().manual_seed(2))
+
+    class Fixed(torch.nn.Module):
+        def forward(self, x: Tensor, parameters: Tensor) -> Tensor:
+            return maps
+
+    bev, logits = LiftSplat(config, Fixed())(torch.zeros(2, 3, 1, *size), cameras)
+    assert torch.equal(logits, maps[:, :bins].unflatten(0, (2, 3)))
+    expected, landed = np.zeros((2, 3, 8, 8)), 0
+    image, intrinsics, pose, augment = (
+        value.double().numpy()
+        for value in (cameras.image_matrix, cameras.intrinsics, cameras.camera_to_lidar, cameras.bev_matrix)
+    )
+    for sample, view, row, column in np.ndindex(2, 3, *size):
+        values = maps[sample * 3 + view, :, row, column].double()
+        probability, context = values[:bins].softmax(dim=0).numpy(), values[bins:].numpy()
+        # The map's pixels spread over the image of 32 x 64 from its first to its last pixel.
+        pixel = np.array([column * 63 / 3, row * 31 / 1])
+        at = image[sample, view]
+        original = np.linalg.solve(at[:2, :2], pixel - at[:2, 2])
+        for share, depth_m in zip(probability, DEPTHS_M, strict=True):
+            in_camera = np.linalg.solve(intrinsics[sample, view], np.array([*(original * depth_m), depth_m]))
+            x, y, z = (augment[sample] @ pose[sample, view] @ np.array([*in_camera, 1.0]))[:3]
+            cell = np.floor(grid.to_cells(np.array([x, y]))).astype(int)
+            if ((cell >= 0) & (cell < 8)).all() and -3 <= z < 3:
+                expected[sample, :, cell[1], cell[0]] += share * context
+                landed += 1
+    assert landed > 5
+    torch.testing.assert_close(bev, torch.from_numpy(expected).float(), atol=1e-5, rtol=1e-5)

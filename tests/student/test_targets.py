@@ -216,6 +216,7 @@ def test_targets_and_losses_agree_with_mmdet3d(theirs: Any) -> None:
     logits = torch.randn(3, 10, 16, 32)
     maps = {name: torch.randn(3, 6, width, 16, 32) for name, width in HEAD_MAPS.items()}
     sizes = [len(task) for task in HEAD.tasks]
+    leaves = [value.requires_grad_() for value in (logits, *maps.values())]
     predicted = tuple(
         [{"heatmap": channels.clone(), **{name: maps[name][:, task].clone() for name in HEAD_MAPS}}]
         for task, channels in enumerate(logits.split(sizes, dim=1))
@@ -223,5 +224,9 @@ def test_targets_and_losses_agree_with_mmdet3d(theirs: Any) -> None:
     losses = theirs.loss_by_feat(predicted, truth)
     of_heatmaps = sum(value for name, value in losses.items() if name.endswith("heatmap"))
     of_boxes = sum(value for name, value in losses.items() if name.endswith("bbox"))
-    torch.testing.assert_close(heatmap_loss(logits, ours.heatmap, HEAD.tasks), of_heatmaps)
-    torch.testing.assert_close(0.25 * boxes_loss(maps, ours, HEAD.code_weights), of_boxes)
+    found, regressed = heatmap_loss(logits, ours.heatmap, HEAD.tasks), 0.25 * boxes_loss(maps, ours, HEAD.code_weights)
+    torch.testing.assert_close(found, of_heatmaps)
+    torch.testing.assert_close(regressed, of_boxes)
+    gradients = (torch.autograd.grad(loss, leaves) for loss in (found + regressed, of_heatmaps + of_boxes))
+    for mine, expected_gradient in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, expected_gradient, atol=1e-6, rtol=1e-4)
