@@ -1,5 +1,6 @@
 """What would stop a training hours from now, found before its first step."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ def resolve_devices(config: StudentConfig) -> StudentConfig:
     """The same with `devices` a number: the sequence of samples, and so a resumed training, depends on it.
 
     Raises:
-        ConfigError: more devices than there are GPUs, or an option that needs a GPU where there is none.
+        ConfigError: more devices than there are GPUs, or an option that needs a GPU or a compiler where there
+            is none.
     """
     training, gpus = config.training, torch.cuda.device_count()
     devices = max(1, gpus) if training.devices == "auto" else training.devices
@@ -35,6 +37,8 @@ def resolve_devices(config: StudentConfig) -> StudentConfig:
         )
     if not gpus:
         _require_nothing_of_a_gpu(training)
+    if training.compile:
+        _require_compiler()
     return config.model_copy(update={"training": training.model_copy(update={"devices": devices})})
 
 
@@ -48,6 +52,17 @@ def _require_nothing_of_a_gpu(training: TrainingConfig) -> None:
                 got=getattr(training, name),
                 cure="Train on a GPU, or leave it out (bf16-mixed runs on a CPU too)",
             )
+
+
+def _require_compiler() -> None:
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    if not any(name and shutil.which(name) for name in names):
+        raise ConfigError(
+            "torch.compile needs a C++ compiler",
+            where="training.compile",
+            got="none of $CXX, g++, clang++ and c++ on the PATH",
+            cure="Install one, or leave training.compile out",
+        )
 
 
 def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:

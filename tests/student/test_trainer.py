@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import nn
 
-from cache.errors import DataError, StoppedError
+from cache.errors import ConfigError, DataError, StoppedError
 from student.checkpoint import load_student
 from student.config import StudentConfig
 from student.detectors import BevDetector
@@ -153,6 +153,18 @@ def test_the_rate_falls_at_milestones_counted_in_epochs(
     assert len(losses(tmp_path)) == 3
 
 
+def test_another_configuration_is_not_resumed(tiny_student: TinyStudent, made_root: Path, tmp_path: Path) -> None:
+    train(tiny_student(), made_root, tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        train(tiny_student(seed=1, epochs=2, accumulate=2), made_root, tmp_path, resume=True)
+    assert "the run was begun with another configuration" in str(caught.value)
+    assert "got training.accumulate: the checkpoint's 1, the configuration's 2; training.seed" in str(caught.value)
+    with pytest.raises(ConfigError, match="a training is there already"):
+        train(tiny_student(), made_root, tmp_path)
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        train(tiny_student(), made_root, tmp_path / "other", resume=True)
+
+
 # Interrupted, in this process.
 
 
@@ -193,11 +205,11 @@ def changed(config: StudentConfig, **training: object) -> StudentConfig:
     return config.model_copy(update={"training": config.training.model_copy(update=training)})
 
 
-@pytest.mark.parametrize("epochs", [0.5, 1, 3], ids=["in an epoch", "at its last step", "at the very last step"])
-def test_a_signal_stops_at_a_checkpoint(
-    straight: Straight, made_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: float
+@pytest.mark.parametrize("epochs", [1, 3], ids=["of the first epoch", "of the last"])
+def test_a_signal_at_an_epochs_last_step_stops_before_its_validation(
+    straight: Straight, made_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
 ) -> None:
-    real, step = BevDetector.losses, int(epochs * straight.steps_per_epoch)
+    real, step = BevDetector.losses, epochs * straight.steps_per_epoch
     calls = 0
 
     def signalled(self: BevDetector, output: object, batch: object) -> dict:
@@ -276,6 +288,22 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(straight: Straight, ma
     done = saved(out / "checkpoints" / "last.ckpt")["global_step"]
     assert straight.steps_per_epoch < done < len(straight.losses)
     train(straight.config, made_root, out, resume=True)
+    straight.assert_equal(out)
+
+
+def test_a_terminated_training_says_how_to_go_on(straight: Straight, made_root: Path, tmp_path: Path) -> None:
+    config, out = changed(straight.config, checkpoint_every_steps=None), tmp_path / "run"
+    process = begin(config, made_root, out, "--set", "data.workers=1")
+    wait_for_step(process, out, 1)
+    assert not (out / "checkpoints").exists()
+    process.terminate()
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 143, complaint
+    assert "Traceback" not in complaint
+    done = saved(out / "checkpoints" / "last.ckpt")["global_step"]
+    assert f"the training was stopped (after step {done}, checkpoint {out}/checkpoints/last.ckpt)" in complaint
+    assert complaint.rstrip().endswith("Go on with --resume.")
+    train(config, made_root, out, resume=True)
     straight.assert_equal(out)
 
 
