@@ -45,13 +45,14 @@ def maps_of(
     }
 
 
-def draw_maps(maps: Mapping[str, Map], title: str, palette: Palette = "magma") -> "Figure":
-    """A row of maps, each from its own least to its own largest value."""
+def draw_maps(maps: Mapping[str, Map], title: str, palette: Palette = "magma", columns: int = 6) -> "Figure":
+    """Maps in rows, each from its own least to its own largest value."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.3 * len(maps), 3.6), layout="constrained")
+    wide, high = min(columns, len(maps)), -(-len(maps) // columns)
+    figure = Figure(figsize=(3.3 * wide, 3.3 * high + 0.3), layout="constrained")
     for place, (name, values) in enumerate(maps.items(), start=1):
-        axes = figure.add_subplot(1, len(maps), place)
+        axes = figure.add_subplot(high, wide, place)
         axes.imshow(values.float().numpy(), origin="lower", cmap=palette)
         axes.set_title(name, fontsize=9)
         axes.axis("off")

@@ -25,7 +25,7 @@ def write_report(out: Path, costs: dict[str, Cost]) -> None:
     frames = Frames(root=out / "world", version="v1.0-mini", splits=("mini_val",))
     frame = max(frames, key=lambda candidate: len(candidate.boxes))
     found = {name: read_results(out / name / "evaluation").boxes(frame) for name in ("teacher", "student", "distilled")}
-    losses = {name: read_losses(out / name) for name in ("student", "distilled")}
+    losses = {name: {} if name == "teacher" else read_losses(out / name) for name in found}
     figures = {
         "bev.png": from_above(frame, found, reach_m=24),
         "cameras.png": in_cameras(frame, found["distilled"], "what the distilled student is surest of"),

@@ -1,15 +1,26 @@
-"""Draws the pictures of docs/objective.md from made-up boxes: `python docs/draw_objective.py`."""
+"""Draws the pictures of docs/objective.md: `python docs/draw_objective.py`.
 
+Without options, from made-up boxes; with --store and --data, from a teacher's cache and the boxes of one of its frames:
+
+    python docs/draw_objective.py --store demo-output/teacher.zarr --data demo-output/world --out pictures
+"""
+
+import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
+from cache.frames import Frames
 from cache.grid import BevGrid
+from cache.reader import TeacherCache
 from student.distill.attention import joint_attention
 from student.distill.boxes import draw_heatmaps, pad_boxes
 from student.distill.fgd import weigh_cells
 from student.distill.plots import plot_cells, plot_regions
-from student.distill.regions import false_positives, region_decomposition
+from student.distill.regions import false_positives, fit, region_decomposition, strongest
 from student.distill.term_configs import FgdTerm
 
 IMAGES = Path(__file__).parent / "images"
@@ -34,27 +45,76 @@ SEEN_ONLY = 3
 OVERLOOKED = 2
 
 
-def main() -> None:
-    """Write images/regions.png and images/masks.png."""
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One frame: ground truth, and what a network makes of it."""
+
+    grid: BevGrid
+    boxes: Float[Tensor, "M 9"]
+    predicted: Float[Tensor, "1 H W"]
+    occupied: Bool[Tensor, "1 H W"]
+    energy: Float[Tensor, "1 H W"]
+    """Mean over channels of the absolute features."""
+
+
+def made_up() -> Scene:
+    """The street above."""
     rows = [[x, y, 0.0, length, width, 1.6, yaw, 0.0, 0.0] for x, y, length, width, yaw in OBJECTS]
     everything = torch.tensor(rows, dtype=torch.float64)
-    boxes, seen = everything[:-SEEN_ONLY], everything[OVERLOOKED:]
-    truth, predicted = (
-        draw_heatmaps(pad_boxes((part,)), torch.zeros(1, len(part), dtype=torch.long), 1, GRID)[:, 0]
-        for part in (boxes, seen)
-    )
-    IMAGES.mkdir(exist_ok=True)
-    regions = region_decomposition(predicted, truth, threshold=0.1)
-    plot_regions(regions, GRID, boxes).savefig(IMAGES / "regions.png", dpi=110)
-
-    config = FgdTerm(kind="fgd", false_positives="teacher", fp_weight=0.06, non_empty_weight=0.02)
+    predicted = drawn(everything[OVERLOOKED:], GRID)
     torch.manual_seed(0)
-    occupied = (torch.rand(1, *GRID.shape) < 0.25) & (torch.from_numpy(GRID.centers_m()[..., 0]) > 10)
-    mistaken = false_positives("teacher", predicted, predicted, truth, threshold=0.1)
-    cells = weigh_cells(config, boxes[None], GRID, answered=mistaken, occupied=occupied)
-    energy = 0.4 + 1.5 * predicted + 0.1 * torch.rand(1, *GRID.shape)
-    attention = joint_attention("teacher", energy, energy, temperature=0.5)
-    plot_cells(cells, attention, GRID, boxes).savefig(IMAGES / "masks.png", dpi=110)
+    return Scene(
+        grid=GRID,
+        boxes=everything[:-SEEN_ONLY],
+        predicted=predicted,
+        occupied=(torch.rand(1, *GRID.shape) < 0.25) & (torch.from_numpy(GRID.centers_m()[..., 0]) > 10),
+        energy=0.4 + 1.5 * predicted + 0.1 * torch.rand(1, *GRID.shape),
+    )
+
+
+def cached(store: Path, data: Path, token: str | None) -> Scene:
+    """A frame of a cache; the first one unless a token is given."""
+    cache = TeacherCache(store)
+    sample, grid = cache[token or cache.tokens[0]], cache.spec.heatmap_grid
+    frames = Frames(root=data, version=cache.spec.data.version, splits=cache.spec.data.splits, max_sweeps=0)
+    return Scene(
+        grid=grid,
+        boxes=torch.from_numpy(frames[sample.token].boxes).double(),
+        predicted=strongest(sample.heatmap[:1]) / 255,
+        occupied=fit(sample.canvas_mask[:1].float(), grid.shape) > 0,
+        energy=fit(sample.features["head"].decode()[:1].abs().mean(dim=1), grid.shape),
+    )
+
+
+def drawn(boxes: Float[Tensor, "M 9"], grid: BevGrid) -> Float[Tensor, "1 H W"]:
+    """The boxes' heatmap, all classes in one."""
+    return draw_heatmaps(pad_boxes((boxes,)), torch.zeros(1, len(boxes), dtype=torch.long), 1, grid)[:, 0]
+
+
+def draw(scene: Scene, out: Path) -> None:
+    """Write regions.png and masks.png."""
+    out.mkdir(parents=True, exist_ok=True)
+    truth = drawn(scene.boxes, scene.grid)
+    regions = region_decomposition(scene.predicted, truth, threshold=0.1)
+    plot_regions(regions, scene.grid, scene.boxes).savefig(out / "regions.png", dpi=110)
+    config = FgdTerm(kind="fgd", false_positives="teacher", fp_weight=0.06, non_empty_weight=0.02)
+    mistaken = false_positives("teacher", scene.predicted, scene.predicted, truth, threshold=0.1)
+    cells = weigh_cells(config, scene.boxes[None], scene.grid, answered=mistaken, occupied=scene.occupied)
+    attention = joint_attention("teacher", scene.energy, scene.energy, temperature=0.5)
+    plot_cells(cells, attention, scene.grid, scene.boxes).savefig(out / "masks.png", dpi=110)
+
+
+def main() -> None:
+    """Draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, help="a teacher's cache")
+    parser.add_argument("--data", type=Path, help="the nuScenes root of its frames")
+    parser.add_argument("--token", help="the frame; the store's first without it")
+    parser.add_argument("--out", type=Path, default=IMAGES)
+    options = parser.parse_args()
+    if (options.store is None) != (options.data is None):
+        parser.error("--store and --data go together")
+    draw(made_up() if options.store is None else cached(options.store, options.data, options.token), options.out)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,10 @@ def _grouped(axes: Axes, labels: Sequence[str], groups: Mapping[str, Sequence[fl
 
 
 def training_curves(runs: Mapping[str, Mapping[str, Losses]]) -> Figure:
-    """Losses over steps, as running means: a run's own on one axis, its distillation terms on the other."""
+    """Losses over steps, as running means: a run's own on one axis, its distillation terms on the other.
+
+    Runs have the colours that they have as results in the same order; one without losses only takes its colour.
+    """
     distils = any(term.startswith("distill/") for losses in runs.values() for term in losses)
     figure = Figure(figsize=(13 if distils else 7, 4.4), layout="constrained")
     own, *terms = figure.subplots(1, 2 if distils else 1, squeeze=False)[0]

@@ -94,6 +94,17 @@ def draw_in_cameras(figure: FigureBase, frame: Frame, boxes: Boxes, name: str) -
     figure.suptitle(f"green: ground truth; red: {name}")
 
 
+def beside_cameras(frame: Frame, boxes: Boxes, name: str) -> Figure:
+    """A frame from above, and its six images beside it."""
+    figure = Figure(figsize=(17, 5.4), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 2.4), squeeze=False)[0]
+    axes = left.subplots()
+    draw_from_above(axes, frame)
+    outline(axes, boxes, COLOURS[2], name)
+    draw_in_cameras(right, frame, boxes, name)
+    return figure
+
+
 def _wireframes(axes: Axes, camera: Camera, boxes: Boxes, colour: str) -> None:
     to_camera = np.linalg.inv(camera.to_lidar)
     for corners in corners_m(boxes):

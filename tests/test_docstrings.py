@@ -12,7 +12,7 @@ FILES = sorted(path for room in ("cache", "student") for path in (ROOT / room).r
 
 TENSORS = re.compile(r"\b(Tensor|ndarray)\b")
 STATE_DICT = re.compile(r"(dict|Mapping)\[str, Tensor\]")
-SHAPED = re.compile(r"\b(Float|Int|Int64|Bool|UInt8|Shaped|Num|Real|Integer|Float32)\[")
+SHAPED = re.compile(r"\w+\[(np\.ndarray|Tensor), ")
 SHAPE_IN_TEXT = re.compile(r"\([A-Z0-9][\w*]*(, [\w*]+)*,?\)|\b[A-Z]\w* x [A-Z]\w*|\b(scalar|shape)\b")
 
 

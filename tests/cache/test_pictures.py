@@ -74,3 +74,8 @@ def test_a_figure_shows_every_map_of_a_sample(kit, cache) -> None:
 def test_maps_can_be_drawn_in_gray() -> None:
     figure = draw_maps({"a": torch.ones(2, 2)}, "title", palette="gray")
     assert figure.axes[0].images[0].get_cmap().name == "gray"
+
+
+def test_many_maps_are_drawn_in_rows() -> None:
+    figure = draw_maps({str(number): torch.ones(2, 2) for number in range(7)}, "title", columns=3)
+    assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == (3, 3)

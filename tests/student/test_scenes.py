@@ -3,7 +3,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cache.frames import Frames
-from student.scenes import TRUTH, corners_m, from_above, in_cameras, outline
+from student.scenes import TRUTH, beside_cameras, corners_m, from_above, in_cameras, outline
 
 
 def test_corners_of_a_turned_box() -> None:
@@ -55,3 +55,10 @@ def test_cameras_show_boxes_where_they_are_seen(made_frames: Frames) -> None:
     assert more == [6, 6, 6, 0, 0, 0], "it is in front of three image planes; axes clip what is beside the image"
     u, v = np.concatenate([np.stack(line.get_data(), axis=1) for line in drawn[1].lines[-6:]]).mean(axis=0)
     np.testing.assert_allclose([u, v], camera.intrinsics[:2, 2], atol=2)
+
+
+def test_cameras_stand_beside_the_frame_from_above(made_frames: Frames) -> None:
+    frame = made_frames[0]
+    figure = beside_cameras(frame, frame.boxes, "a")
+    FigureCanvasAgg(figure).draw()
+    assert [axes.get_xlabel() for axes in figure.axes] == ["x in m"] + [""] * 6
