@@ -149,7 +149,7 @@ def dump_teacher(
 ) -> None:
     """Run the teacher once over the data set and write its features to a store."""
     from cache.dump import dump
-    from cache.writer import Part
+    from cache.part import Part
 
     chosen = Part.of_rank(os.environ) if part is None else Part.parse(part)
     with answering(json) as answer:

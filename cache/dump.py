@@ -16,6 +16,7 @@ from pydantic import Field, PositiveInt
 from cache.errors import UnsealedError
 from cache.frames import Frames
 from cache.loader import Loader
+from cache.part import WHOLE, Part
 from cache.probe import DumpedFrames, PreparedFrames, spec_of
 from cache.record import joined_views, stored_samples
 from cache.spec import CodecSpec
@@ -24,7 +25,7 @@ from cache.strict import Strict
 from cache.teacher import Teacher
 from cache.versions import software_versions
 from cache.views import CANONICAL, ViewsConfig, labelled
-from cache.writer import WHOLE, Part, StoreWriter
+from cache.writer import StoreWriter
 
 
 class DumpConfig(Strict):

@@ -10,21 +10,21 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 from torch import Tensor
 
 from cache.codec import Distortion
 from cache.documents import small_files, view_matrix, weights_file
 from cache.durable import Leases, explained, fsync_folder, write_durably
-from cache.errors import ConfigError, CorruptStoreError, DataError, MismatchError, StoreError
+from cache.errors import MismatchError
+from cache.part import WHOLE, Part
+from cache.preconditions import require_free_folder, require_same_matrices, require_tokens
 from cache.shard_writer import ShardWriter
-from cache.shards import checked, read_signed, sign
-from cache.spec import CacheSpec, DataIdentity
+from cache.shards import read_signed, sign
+from cache.spec import CacheSpec
 from cache.store import (
     LOCK,
     MANIFEST,
@@ -36,49 +36,7 @@ from cache.store import (
     parse_root,
     record_key,
     sample_arrays,
-    whole_key,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """Which shards a process writes: block `index` of `count`, so that processes share a dump without talking."""
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise ConfigError(
-                "no such part",
-                got=f"{self.index}/{self.count}",
-                expected="i/n with 0 <= i < n",
-                cure="Count parts from 0",
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> "Part":
-        """A part written "i/n".
-
-        Raises:
-            ConfigError: it is not.
-        """
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
-        if match is None:
-            raise ConfigError("not a part", got=text, expected="i/n with 0 <= i < n", cure="Write for example 0/4")
-        return cls(index=int(match[1]), count=int(match[2]))
-
-    @classmethod
-    def of_rank(cls, environment: Mapping[str, str]) -> "Part":
-        """The part of a process that torchrun started (RANK of WORLD_SIZE); the whole where it did not."""
-        return cls(index=int(environment.get("RANK", 0)), count=int(environment.get("WORLD_SIZE", 1)))
-
-    def shards(self, total: int) -> range:
-        """This part's of `total` shards."""
-        return range(total * self.index // self.count, total * (self.index + 1) // self.count)
-
-
-WHOLE = Part()
 
 
 class StoreWriter:
@@ -111,7 +69,7 @@ class StoreWriter:
         part: Part = WHOLE,
         redo: Collection[int] | None = None,
     ) -> None:
-        _check_tokens(spec, tokens)
+        require_tokens(spec, tokens)
         self.path, self.spec, self.layout = Path(path), spec, layout
         self.arrays = sample_arrays(spec)
         self._shards = part.shards(self._total())
@@ -205,7 +163,7 @@ class StoreWriter:
     def _take_leases(
         self, tokens: Sequence[str], head_weights: Mapping[str, Tensor], software: Mapping[str, str]
     ) -> None:
-        _require_free_folder(self.path)
+        require_free_folder(self.path)
         (self.path / MANIFEST).mkdir(parents=True, exist_ok=True)
         self._leases = Leases(self.path / LOCK)
         with self._root_lease():
@@ -213,7 +171,7 @@ class StoreWriter:
             if not self._finished() and not (self.path / ROOT).exists():  # another may have been faster
                 self._create(tokens, head_weights, software)
         if self.spec.drawn:
-            _require_same_matrices(self.path, view_matrix(self.spec, tokens))
+            require_same_matrices(self.path, view_matrix(self.spec, tokens))
         self._leases.take(self._shards)
         self._clean_shards()
 
@@ -273,46 +231,6 @@ class StoreWriter:
             of_shard = str(path.parent.relative_to(self.path)) in (MANIFEST, *self.arrays)
             if not of_shard or path.name.startswith(ROOT):
                 path.unlink()
-
-
-def _require_free_folder(path: Path) -> None:
-    """Refuse to mix a store with something else; a killed creation has left a manifest folder first of all."""
-    if not path.exists() or (path / MANIFEST).is_dir():
-        return
-    if not path.is_dir() or any(path.iterdir()):
-        raise StoreError(
-            "the place of the store is taken by something else",
-            where=path,
-            expected="a store, an empty folder, or nothing",
-            cure="Dump to another path",
-        )
-
-
-def _require_same_matrices(path: Path, matrices: np.ndarray) -> None:
-    """Refuse to add samples under matrices that another version of numpy draws from the same seed."""
-    file = path / whole_key("view_matrix", matrices.ndim)
-    with suppress(CorruptStoreError, FileNotFoundError):  # `_withdraw` mends these
-        stored = checked(np.frombuffer(file.read_bytes(), np.uint8), str(file))
-        if stored.tobytes() != matrices.tobytes():
-            raise MismatchError(
-                "the drawn views are not those of the store",
-                where=file,
-                got=f"other numbers from numpy {np.__version__}",
-                cure="Go on with the version of numpy that the store's `software` names",
-            )
-
-
-def _check_tokens(spec: CacheSpec, tokens: Sequence[str]) -> None:
-    bad = [token for token in tokens if not token or "\0" in token]
-    if bad or len(set(tokens)) != len(tokens) or not tokens:
-        raise DataError(
-            "the tokens cannot name samples",
-            got=f"{len(tokens)} tokens, {len(set(tokens))} different, {len(bad)} empty or with a zero byte",
-            cure="Check sample.json",
-        )
-    identity = DataIdentity.of(spec.data.version, spec.data.splits, tuple(tokens))
-    if identity != spec.data:
-        raise DataError("the tokens are not those of the spec", got=identity, expected=spec.data)
 
 
 def _codec_report(spec: CacheSpec, records: list[ShardRecord]) -> dict[str, LayerReport]:

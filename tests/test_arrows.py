@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 HOUSE = [
     ("cache", "errors versions console ending strict markup tables charts grid views depth spec frames points loader"),
     ("cache", "checkpoint detector teacher teacher_training"),
-    ("cache", "codec pictures durable shards store documents shard_writer writer"),
+    ("cache", "codec pictures durable shards store documents preconditions part shard_writer writer"),
     ("cache", "shard_reader facts tokens sample reader prefetch"),
     ("cache", "record probe dump plan verify survey report html_report browser"),
     ("student.distill", "term_configs config"),

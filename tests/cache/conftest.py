@@ -17,10 +17,11 @@ from cache.codec import Distortion, encode, measure
 from cache.dump import DumpConfig, dump
 from cache.frames import Frame, Frames, Sweep
 from cache.grid import BevGrid
+from cache.part import WHOLE, Part
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
 from cache.store import Layout, StoredSample, sample_arrays
 from cache.teacher import TeacherOutput
-from cache.writer import WHOLE, Part, StoreWriter
+from cache.writer import StoreWriter
 
 CANVAS = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-6.0, 6.0), cell_m=(1.0, 1.0))
 TASKS = (("car",), ("pedestrian", "traffic_cone"))

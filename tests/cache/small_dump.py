@@ -8,7 +8,7 @@ import conftest as kit
 import torch
 
 from cache.dump import dump
-from cache.writer import Part
+from cache.part import Part
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.crash import cli_dump, committed, kill_dumps
 from cache.dump import dump
-from cache.writer import Part
+from cache.part import Part
 
 pytestmark = pytest.mark.timeout(240)
 

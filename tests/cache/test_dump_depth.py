@@ -12,12 +12,12 @@ from rich.console import Console
 from cache.dump import dump
 from cache.errors import DataError, MismatchError, NotCachedError
 from cache.frames import CAMERAS, Frames
+from cache.part import Part
 from cache.plan import plan
 from cache.points import camera_points
 from cache.reader import TeacherCache
 from cache.verify import repair, verify
 from cache.views import ViewsConfig
-from cache.writer import Part
 from student.config import StudentConfig
 from student.dataset import Draw, StudentDataset
 

@@ -12,12 +12,12 @@ import zarr
 from cache.codec import encode
 from cache.dump import DumpProgress, dump
 from cache.errors import CorruptStoreError, DataError, MismatchError, NotCachedError, TeacherError, UnsealedError
+from cache.part import Part
 from cache.points import load_points
 from cache.reader import TeacherCache
 from cache.spec import CodecSpec
 from cache.verify import repair, verify
 from cache.views import ViewsConfig, move_boxes, move_points, nearest_view, view_matrices
-from cache.writer import Part
 
 VIEWS = {"reflections": 2, "drawn": 2, "seed": 7}
 NAMES = ("canonical", "flip_y", "drawn0", "drawn1")

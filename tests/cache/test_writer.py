@@ -17,9 +17,9 @@ from cache.errors import (
     StoreError,
     UnsealedError,
 )
+from cache.part import Part
 from cache.reader import TeacherCache
 from cache.spec import PointPipeline
-from cache.writer import Part
 
 
 @pytest.fixture
