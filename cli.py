@@ -331,18 +331,60 @@ def _with_depth(overrides: list[str] | None, depth: bool) -> list[str]:
     return [*(overrides or []), *(["depth=true"] if depth else [])]
 
 
+@app.command(
+    epilog=examples(
+        "cli fidelity teacher.zarr --teacher configs/demo/teacher_model.py --checkpoint teacher.pth --data world"
+    )
+)
+def fidelity(
+    store: Annotated[Path, typer.Argument(help="A store; of its views, the choices that they allow are compared.")],
+    teacher: Annotated[str, typer.Option(help="The teacher's mmdet3d configuration, as in its DumpConfig.")],
+    data: Data,
+    checkpoint: Checkpoint = None,
+    random_weights: RandomWeights = False,
+    split: Annotated[str | None, typer.Option(help="nuScenes split; the store's last.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="BEV matrices for each frame and choice.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of these matrices.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for table, JSON, picture and the devkit's files.")] = Path(
+        "fidelity"
+    ),
+    json: Json = False,
+) -> None:
+    """How near the cached teacher, warped, is to the live one on augmented points."""
+    from cache.frames import Frames
+    from cache.reader import TeacherCache
+    from student.fidelity import FidelityStudy
+    from student.fidelity_report import tables, write
+
+    with answering(json) as answer:
+        cache = TeacherCache(store)
+        identity = cache.spec.data
+        frames = Frames(root=data, version=identity.version, splits=(split or identity.splits[-1],))
+        study = FidelityStudy(cache, _live_teacher(teacher, checkpoint, random_weights), draws, seed)
+        with progress("frames") as advance:
+            report = study.run(frames, out, advance)
+        paths = write(report, out)
+        answer({"tables": tables(report), "files": paths}, *tables(report), *paths)
+
+
 def _stage_one(
     config: Path, data: Path, checkpoint: Path | None, random_weights: bool, overrides: list[str] | None
 ) -> "tuple[DumpConfig, Frames, Teacher]":
     """What every command that runs the teacher starts from."""
-    import torch
-
     from cache.dump import DumpConfig
-    from cache.errors import ConfigError
     from cache.frames import Frames
-    from cache.teacher import load_teacher
 
     settings = load_yaml(config, DumpConfig, overrides or ())
+    frames = Frames(root=data, version=settings.version, splits=settings.splits)
+    return settings, frames, _live_teacher(settings.teacher, checkpoint, random_weights)
+
+
+def _live_teacher(config: str, checkpoint: Path | None, random_weights: bool) -> "Teacher":
+    import torch
+
+    from cache.errors import ConfigError
+    from cache.teacher import load_teacher
+
     if (checkpoint is None) != random_weights:
         raise ConfigError(
             "the teacher needs weights",
@@ -350,9 +392,8 @@ def _stage_one(
             expected="--checkpoint or --random-weights",
             cure="Give exactly one of them",
         )
-    frames = Frames(root=data, version=settings.version, splits=settings.splits)
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"  # torchrun's ranks
-    return settings, frames, load_teacher(settings.teacher, checkpoint, device)
+    return load_teacher(config, checkpoint, device)
 
 
 def _metrics_table(metrics: "Metrics") -> Table:

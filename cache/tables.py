@@ -43,6 +43,12 @@ class Table:
         caption = element("caption", self.title, style=_TITLE)
         return element("table", caption, element("tbody", head, *body), style="border-collapse:collapse")
 
+    def markdown(self) -> str:
+        """The table as Markdown, under a heading; the first column is to the left and the others to the right."""
+        columns = self.columns or ("",) * max((len(row) for row in self.rows), default=1)
+        lines = (columns, ("---", *("---:",) * (len(columns) - 1)), *self.rows)
+        return "\n".join([f"### {self.title}", "", *(f"| {' | '.join(line)} |" for line in lines)])
+
     def _name(self, text: str) -> Html:
         return element("td" if self.columns else "th", text, style=_HEAD)
 

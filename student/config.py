@@ -148,14 +148,14 @@ class DetectorConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _grid_of_the_detectors(self) -> "DetectorConfig":
-        if (self.grid.frame, self.grid.axes) != ("lidar", "yx"):
+    def _rows_of_the_detectors(self) -> "DetectorConfig":
+        if self.grid.axes != "yx":
             raise ConfigError(
-                "the detectors see the LiDAR's frame, a row for each y",
-                where="detector.grid",
-                got=f"frame {self.grid.frame}, axes {self.grid.axes}",
-                expected="frame lidar, axes yx; a teacher's may differ",
-                cure="Leave frame and axes out",
+                "the detectors' maps have a row for each y",
+                where="detector.grid.axes",
+                got=self.grid.axes,
+                expected="yx; a cache of other axes is read where the student's cells lie",
+                cure="Leave it out",
             )
         return self
 

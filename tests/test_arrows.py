@@ -24,6 +24,7 @@ HOUSE = [
     ("student", "scenes public_checkpoints checkpoint matches results plots"),
     ("student", "importing early_checks evaluate clock recompute module"),
     ("student", "saving loaders preflight validation callbacks trainer profile"),
+    ("student", "closeness fidelity_parts fidelity fidelity_report"),
     ("demo", "config road shapes actors light placing scene rays paint camera lidar shots files tables world"),
     ("demo", "report pipeline"),
 ]
@@ -73,6 +74,7 @@ def test_cache_never_imports_student(module: str) -> None:
         ("student.distill.objective", (*TEACHER_LIBRARIES, "pytorch_lightning", "nuscenes")),
         ("student.trainer", TEACHER_LIBRARIES),
         ("student.evaluate", TEACHER_LIBRARIES),
+        ("student.fidelity", TEACHER_LIBRARIES),
     ],
 )
 def test_importing_stays_light(module: str, forbidden: tuple[str, ...]) -> None:

@@ -144,7 +144,7 @@ def trained(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 COMMANDS = sorted(typer.main.get_command(app).commands)
-REPORTS = ("plan", "dump-teacher", "inspect", "verify", "train-student", "evaluate")
+REPORTS = ("plan", "dump-teacher", "inspect", "verify", "train-student", "evaluate", "fidelity")
 
 
 def answered(*arguments: object) -> dict:
@@ -339,6 +339,20 @@ def test_student_and_cached_teacher_are_evaluated(workshop: Workshop, trained: P
         assert 0 <= summary["nd_score"] <= 1
         assert len(list((tmp_path / name / "plots").glob("*.png"))) == 4
         assert "mAP" in run.stdout
+
+
+def test_the_cached_teacher_is_compared_with_the_live_one(workshop: Workshop, tmp_path: Path) -> None:
+    teacher = ("--teacher", DUMP["teacher"], "--random-weights", "--data", workshop.world)
+    told = answered("fidelity", workshop.store, *teacher, "--draws", 1, "--out", tmp_path / "out")
+    features = told["tables"][0]
+    assert [row[0] for row in features["rows"] if row[1] == "head"] == [
+        "no augmentation",
+        "moved by 0.05 m",
+        "canonical",
+    ]
+    errors = {row[0]: float(row[2]) for row in features["rows"] if row[1] == "head"}
+    assert errors["no augmentation"] < 0.02 < errors["canonical"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"fidelity.md", "fidelity.json", "fidelity.png"}
 
 
 def test_a_public_checkpoint_is_imported_evaluated_and_trained(workshop: Workshop, tmp_path: Path) -> None:

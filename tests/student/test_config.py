@@ -89,7 +89,6 @@ def test_a_student_may_be_distilled_and_augmented(tmp_path: Path) -> None:
     [
         ("bev_augment: {replay: true, flip_x: true}\ndistill: {}", "replayed views leave nothing to draw"),
         ("bev_augment: {replay: true}", "there is no cache whose views could be replayed"),
-        ("detector: {grid: {x_range_m: [0, 8], y_range_m: [0, 8], cell_m: [1, 1], frame: ego}}", "got frame ego, axes"),
         ("detector: {grid: {x_range_m: [0, 8], y_range_m: [0, 8], cell_m: [1, 1], axes: xy}}", "a row for each y"),
     ],
 )

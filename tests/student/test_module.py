@@ -35,10 +35,8 @@ def config(tiny: ModuleType) -> StudentConfig:
     }
     distill = {"pairs": [{"student": "head", "teacher": "head", "student_adapter": "1x1conv"}], "terms": [FGD]}
     data = {"version": "v1.0-mini", "train_split": "mini_train", "val_split": "mini_val", "workers": 0}
-    return StudentConfig.model_validate(
-        {"data": data, "image": {"size": (64, 96)},
-         "detector": detector, "distill": distill, "training": {"batch_size": 2, "epochs": 1}}
-    )  # fmt: skip
+    values = {"data": data, "image": {"size": (64, 96)}, "detector": detector, "distill": distill}
+    return StudentConfig.model_validate(values | {"training": {"batch_size": 2, "epochs": 1}})
 
 
 def augmented(config: StudentConfig, **changes: Any) -> StudentConfig:

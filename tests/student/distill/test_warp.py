@@ -256,6 +256,20 @@ def test_a_canvas_of_finer_cells_loses_no_point():
     assert torch.equal(warped.features, expected)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_reads_as_a_cpu_does() -> None:
+    to_source = torch.cat([matrix(31.0, 1.02), FLIP_X])
+    codes = encode(torch.rand(2, 5, *GRID.shape), CodecSpec())
+    here, there = warp(codes, GRID, GRID, to_source), warp(codes.to("cuda"), GRID, GRID, to_source)
+    assert there.features.values.is_cuda
+    torch.testing.assert_close(there.features.values.cpu(), here.features.values, rtol=1e-3, atol=0.13)
+    assert torch.equal(there.features.values[1].cpu(), codes.values[1].flip(-1).half())
+    assert torch.equal(there.inside.cpu(), here.inside)
+    peaks = warp_peaks(codes.values, GRID, GRID, to_source)
+    assert torch.equal(warp_peaks(codes.values.cuda(), GRID, GRID, to_source).features[1].cpu(), peaks.features[1])
+
+
 def test_the_way_to_a_teachers_frame() -> None:
     view, realised, to_ego = FLIP_X, matrix(17.0, 1.05) @ FLIP_X, matrix(-90.0, 1.0, (0.94, 0.0))
     ego = GRID.model_copy(update={"frame": "ego"})

@@ -1,0 +1,104 @@
+"""What a warp costs: `python -m benchmarks.warp [--threads N] [--rounds N] [--device cuda]`.
+
+Features of 8 x 384 x 128 x 128, each sample under a rotation, a scale and perhaps a flip of its own, all candidates
+taking turns in one run. The measure is one bilinear `grid_sample` of the same features in float32, the positions given.
+Positions are part of every other candidate. Beside it, what becomes of peaks: one in each of 4,096 maps, under the
+public augmentation.
+
+Times and memory as in benchmarks.objective.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.objective import measure, report
+from benchmarks.tables import show
+from cache.codec import Encoded
+from cache.grid import BevGrid
+from cache.spec import CodecSpec
+from cache.views import PUBLIC_AUGMENT, bev_matrix
+from student.distill.warp import warp, warp_peaks
+
+GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
+FINE = BevGrid(x_range_m=(-54.0, 54.0), y_range_m=(-54.0, 54.0), cell_m=(0.6, 0.6))
+BATCH, CHANNELS, CLASSES = 8, 384, 10
+
+
+def ways(count: int) -> Tensor:
+    """(count, 4, 4): inverses of public draws."""
+    draws = [bev_matrix(PUBLIC_AUGMENT, np.random.default_rng(seed)) for seed in range(count)]
+    return torch.linalg.inv(torch.from_numpy(np.stack(draws)))
+
+
+def positions(way: Tensor, grid: BevGrid) -> Tensor:
+    """What grid_sample takes, (B, H, W, 2)."""
+    unit = torch.from_numpy(grid.centers_m() / grid.x_range_m[1])
+    return (unit @ way[:, None, :2, :2].mT).float()
+
+
+def stored(grid: BevGrid, device: str, **codec: object) -> Encoded:
+    """Made-up features as a store gives them."""
+    values = torch.randint(0, 100, (BATCH, CHANNELS, *grid.shape), device=device)
+    spec = CodecSpec(**codec)
+    kept = values.to(torch.float16 if spec.kind == "float16" else torch.uint8)
+    return Encoded(values=kept, scale=torch.rand(BATCH, CHANNELS, device=device) * 0.02, codec=spec)
+
+
+def what_becomes_of_peaks(count: int = 4096) -> None:
+    """The largest value of maps that had a single 1."""
+    rng, way = np.random.default_rng(0), ways(BATCH)
+    maps = torch.zeros(BATCH, count // BATCH, *GRID.shape)
+    cells = torch.from_numpy(rng.integers(24, 104, (2, BATCH, count // BATCH)))
+    maps[torch.arange(BATCH)[:, None], torch.arange(count // BATCH), cells[0], cells[1]] = 1.0
+    nearest = F.grid_sample(maps, positions(way, GRID), mode="nearest", align_corners=False)
+    kinds = {
+        "bilinear, as features": warp(maps, GRID, GRID, way).features,
+        "the nearest cell": nearest,
+        "the largest touched, warp_peaks": warp_peaks(maps, GRID, GRID, way).features,
+    }
+    rows = []
+    for name, warped in kinds.items():
+        heights, shown = warped.amax((2, 3)), (warped > 0).sum((2, 3)).float()
+        rows.append((name, f"{heights.mean():.3f}", f"{heights.min():.3f}", f"{shown.mean():.2f}"))
+    show("peaks of height 1", ("read", "mean height", "least", "cells above 0"), rows)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    device = options.device
+    way, codes, half, fine = (
+        ways(BATCH),
+        stored(GRID, device),
+        stored(GRID, device, kind="float16"),
+        stored(FINE, device),
+    )
+    features = codes.decode()
+    where = positions(way, GRID).to(device)
+    heatmap = torch.randint(0, 255, (BATCH, CLASSES, *GRID.shape), dtype=torch.uint8, device=device)
+    candidates = {
+        "grid_sample, float32": lambda: F.grid_sample(features, where, align_corners=False),
+        "warp, 8 bits": lambda: warp(codes, GRID, GRID, way),
+        "warp, float16": lambda: warp(half, GRID, GRID, way),
+        "warp, float32": lambda: warp(features, GRID, GRID, way),
+        "warp, 8 bits, 180 x 180": lambda: warp(fine, FINE, GRID, way),
+        "warp_peaks, 10 classes": lambda: warp_peaks(heatmap, GRID, GRID, way),
+    }
+    with torch.no_grad():
+        title = f"{BATCH} x {CHANNELS} x 128 x 128, {options.threads} threads"
+        report(title, measure(candidates, options.rounds, device), floor="grid_sample, float32")
+        what_becomes_of_peaks()
+
+
+if __name__ == "__main__":
+    main()
