@@ -16,13 +16,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.memory import peak_bytes, reset_peak
 from cache.codec import Encoded
 from cache.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
@@ -147,7 +147,7 @@ def measure(candidates: dict[str, Callable[[], object]], rounds: int, device: st
     timings = {name: Timing() for name in candidates}
     for turn in range(rounds + 1):
         for name, candidate in candidates.items():
-            before = _reset_peak(device)
+            before = reset_peak(device)
             wall, process = time.perf_counter(), time.process_time()
             kept = candidate()
             _synchronise(device)
@@ -155,7 +155,7 @@ def measure(candidates: dict[str, Callable[[], object]], rounds: int, device: st
             if turn:
                 timings[name].wall.append(spent[0])
                 timings[name].process.append(spent[1])
-                timings[name].peak.append(_peak(device) - before)
+                timings[name].peak.append(peak_bytes(device) - before)
             del kept
     return timings
 
@@ -163,23 +163,6 @@ def measure(candidates: dict[str, Callable[[], object]], rounds: int, device: st
 def _synchronise(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _reset_peak(device: str) -> int:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
-    return int(line.split()[1]) * 1024
 
 
 def report(title: str, timings: dict[str, Timing], floor: str | None = None) -> None:
