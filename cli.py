@@ -49,6 +49,11 @@ Data = Annotated[Path, typer.Option("--data", help="nuScenes root: the folder of
 DumpFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML of a DumpConfig.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="The teacher's weights.")]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Random weights instead; the store says so.")]
+StudentFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML of a StudentConfig.")]
+Caches = Annotated[
+    list[Path] | None,
+    typer.Option("--cache", help="A teacher's store; several for several teachers, none without distill."),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Lay dotted.key=value over the configuration.")]
 Depth = Annotated[bool, typer.Option("--depth", help="Keep the depth in the cameras too: --set depth=true in short.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
@@ -234,12 +239,9 @@ def verify(
     )
 )
 def train_student(
-    config: Annotated[Path, typer.Argument(help="YAML of a StudentConfig.")],
+    config: StudentFile,
     data: Data,
-    cache: Annotated[
-        list[Path] | None,
-        typer.Option(help="A teacher's store; several for several teachers, none if distill is null."),
-    ] = None,
+    cache: Caches = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<config's name> without it.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
     profile: Annotated[
@@ -265,6 +267,28 @@ def train_student(
         summary = train_student(settings, data, cache or [], run, resume, progress=advance)
     if summary is not None:
         answer(summary)
+
+
+@app.command(
+    epilog=examples(
+        "cli plan-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr",
+        "cli plan-student configs/bevdepth_r50.yaml --data nuscenes --set distill=null --set training.batch_size=4",
+    )
+)
+def plan_student(
+    config: StudentFile,
+    data: Data,
+    cache: Caches = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """What a training would take: memory, steps, bytes to read; measured on two frames, before anything is written."""
+    from student.config import StudentConfig
+    from student.training_plan import plan_training
+
+    with answering(json) as answer:
+        costs = plan_training(load_yaml(config, StudentConfig, overrides or ()), data, cache or [])
+        answer(costs, costs.table(), costs.gpu_table())
 
 
 @app.command(

@@ -120,17 +120,17 @@ def _train(kind: str, setting: Setting, device: str) -> Iterator[Step]:
     teacher = LiveTeacher(setting, frames, device) if kind == "live" else None
     dataset = StudentDataset(frames, config, module.detector.times, module.detector.supervise_depth)
     positions = [frames.tokens.index(token) for token in setting.tokens]
-    for chosen in _batches(positions, config.training.batch_size):
+    for number, chosen in enumerate(_batches(positions, config.training.batch_size)):
         cached_loss = None
         if teacher is not None:
             with torch.no_grad():
                 batch = collate([dataset[position] for position in chosen], sources).to(device)
-                cached_loss = _loss(module, batch).item()
+                cached_loss = _loss(module, batch, number).item()
         wall, process = time.perf_counter(), time.process_time()
         batch = collate([dataset[position] for position in chosen], () if teacher else sources).to(device)
         if teacher is not None:
             batch = replace(batch, teachers=(teacher(batch),))
-        loss = _loss(module, batch)
+        loss = _loss(module, batch, number)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), config.training.gradient_clip)
@@ -140,7 +140,8 @@ def _train(kind: str, setting: Setting, device: str) -> Iterator[Step]:
         yield Step(wall_s=spent[0], process_s=spent[1], loss=value, cached_loss=cached_loss)
 
 
-def _loss(module: StudentModule, batch: Batch) -> Tensor:
+def _loss(module: StudentModule, batch: Batch, seed: int) -> Tensor:
+    torch.manual_seed(seed)  # The depth net drops the same channels in every training.
     return torch.stack(list(module.loss_terms(batch).values())).sum()
 
 

@@ -102,7 +102,14 @@ def training_loader(
     sampler: SeededSampler,
 ) -> Loader:
     """Batches for a detector, with the teachers' samples."""
-    dataset = StudentDataset(
+    return _loader(training_dataset(frames, config, sources, detector), config, sampler, sources)
+
+
+def training_dataset(
+    frames: Frames, config: StudentConfig, sources: tuple[TeacherSource, ...], detector: BevDetector
+) -> StudentDataset:
+    """The samples of a training, as its detector wants them."""
+    return StudentDataset(
         frames,
         config,
         detector.times,
@@ -110,7 +117,6 @@ def training_loader(
         replayed=sources[0].cache if config.bev_augment.replay else None,
         depth_cache=next((source.cache for source in sources if source.cache.spec.depth is not None), None),
     )
-    return _loader(dataset, config, sampler, sources)
 
 
 def validation_loader(frames: Frames, config: StudentConfig, times: int, rank: int, ranks: int) -> Loader:

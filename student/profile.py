@@ -8,17 +8,12 @@ from typing import Any
 
 import pytorch_lightning as lightning
 from pytorch_lightning.callbacks import Callback
-from rich.table import Table
 
-from cache.frames import Frames
-from cache.loader import Loader
+from cache.tables import Table
 from student.clock import PARTS, StepClock
 from student.config import StudentConfig
 from student.dataset import Batch, LoadSeconds
-from student.distill.inherit import inherit_head
-from student.early_checks import require_sound
-from student.loaders import open_sources, training_loader, training_sampler
-from student.module import StudentModule
+from student.preparation import prepare
 
 STEPS = 20
 WARM_UP = 3
@@ -71,18 +66,17 @@ class StepProfile:
 
     def table(self) -> Table:
         """For a person; what the loader did comes last, and is no part of the sum."""
-        table = Table(title=f"{self.steps} steps of {self.batch_size} samples, {self.workers} loader workers")
-        table.add_column("part")
-        table.add_column("median, ms", justify="right")
-        table.add_column("share", justify="right")
-        for part in self.parts:
-            table.add_row(_WHAT[part.name], f"{1e3 * part.median_s:.1f}", f"{part.share:.1%}")
-        table.add_section()
-        table.add_row("step", f"{1e3 * self.step_s:.1f}", f"{sum(part.share for part in self.parts):.1%}")
-        table.add_section()
-        for name in ("images", "depth", "features"):
-            table.add_row(f"loading, a sample: {name}", f"{1e3 * getattr(self.load, name):.1f}", "")
-        return table
+        parts = [(_WHAT[part.name], f"{1e3 * part.median_s:.1f}", f"{part.share:.1%}") for part in self.parts]
+        step = ("step", f"{1e3 * self.step_s:.1f}", f"{sum(part.share for part in self.parts):.1%}")
+        load = [
+            (f"loading, a sample: {name}", f"{1e3 * getattr(self.load, name):.1f}", "")
+            for name in ("images", "depth", "features")
+        ]
+        return Table(
+            title=f"{self.steps} steps of {self.batch_size} samples, {self.workers} loader workers",
+            columns=("part", "median, ms", "share"),
+            rows=(*parts, step, *load),
+        )
 
     def advice(self) -> str:
         """What to do about it."""
@@ -135,8 +129,8 @@ def profile_student(
     Raises:
         ConfigError, NotCachedError, DataError: see `student.trainer.train_student`.
     """
-    module, loader = prepare_training(config, root, cache_paths)
-    module.clock = clock = StepClock()
+    prepared = prepare(config, root, cache_paths)
+    prepared.module.clock = clock = StepClock()
     watch = _Watch(clock, progress)
     trainer = lightning.Trainer(
         accelerator="auto",
@@ -152,22 +146,5 @@ def profile_student(
         enable_progress_bar=False,
         enable_checkpointing=False,
     )
-    trainer.fit(module, loader)
+    trainer.fit(prepared.module, prepared.loader)
     return StepProfile.of(clock.steps[WARM_UP:], watch.loads[WARM_UP:], config)
-
-
-def prepare_training(config: StudentConfig, root: Path, cache_paths: Sequence[Path]) -> tuple[StudentModule, Loader]:
-    """What `train_student` begins with: the module and the loader of its batches.
-
-    Raises:
-        ConfigError, NotCachedError, DataError: see `student.trainer.train_student`.
-    """
-    require_sound(config)
-    frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
-    sources = open_sources(config, cache_paths, frames)
-    lightning.seed_everything(config.training.seed, verbose=False)
-    module = StudentModule(config, [source.cache.spec for source in sources])
-    if config.distill is not None and config.distill.inherit_head:
-        inherit_head(module.detector.head, sources[0].cache.head_weights())
-    sampler = training_sampler(frames, config)
-    return module, training_loader(frames, config, sources, module.detector, sampler)

@@ -16,14 +16,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from cache.errors import ConfigError
 from cache.frames import Frames
 from student.callbacks import Cost, Progress, TrainingSummary
-from student.checkpoint import start_from, step_to_resume
+from student.checkpoint import step_to_resume
 from student.config import StudentConfig
-from student.distill.inherit import inherit_head
 from student.distill.term_configs import FeatureTerm
 from student.early_checks import require_sound, warn_of_rehearsal
 from student.loaders import open_sources, training_loader, training_sampler, validation_loader
-from student.module import StudentModule
 from student.preflight import require_room, resolve_devices, validation_frames
+from student.preparation import first_module
 from student.saving import BEST, LAST, DurableCheckpoints, LastCheckpoint
 from student.validation import OfficialMetrics
 
@@ -71,12 +70,7 @@ def train_student(
     frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
     val_frames = validation_frames(config, frames)
     sources = open_sources(config, cache_paths, frames)
-    lightning.seed_everything(training.seed, verbose=False)
-    module = StudentModule(config, [source.cache.spec for source in sources])
-    if training.init_from is not None and not resume:
-        start_from(module.detector, training.init_from)
-    if config.distill is not None and config.distill.inherit_head:
-        inherit_head(module.detector.head, sources[0].cache.head_weights())
+    module = first_module(config, sources, resumed=resume)
     require_room(out, module, [last, best] if val_frames else [last], average=training.ema is not None)
     keep_best, cost = _keep_best(best), Cost(training.accumulate)
     keep_last = LastCheckpoint(last, training.checkpoint_every_steps, training.accumulate)

@@ -23,8 +23,9 @@ HOUSE = [
     ("student.distill", "answers pairs fgd terms objective plots"),
     ("student", "scenes public_checkpoints checkpoint matches results plots"),
     ("student", "importing early_checks evaluate clock recompute module"),
-    ("student", "saving loaders preflight validation callbacks trainer profile"),
+    ("student", "saving loaders preflight validation callbacks preparation trainer profile"),
     ("student", "closeness fidelity_parts fidelity fidelity_report"),
+    ("student", "live_bytes memory training_plan"),
     ("demo", "config road shapes actors light placing scene rays paint camera lidar shots files tables world"),
     ("demo", "report pipeline"),
 ]

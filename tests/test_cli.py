@@ -320,6 +320,13 @@ def test_one_key_switches_distillation_off(workshop: Workshop, tmp_path: Path) -
     assert "fgd" not in header
 
 
+def test_a_training_is_planned(workshop: Workshop) -> None:
+    report = answered("plan-student", workshop.student, "--data", workshop.world, "--cache", workshop.store)
+    assert report["steps"] == 2
+    assert report["epoch_bytes"] > 0
+    assert report["memory"]["each_sample"] > 0
+
+
 def test_a_profile_says_where_the_time_goes_and_writes_nothing(workshop: Workshop, tmp_path: Path) -> None:
     arguments = ("train-student", workshop.student, "--data", workshop.world, "--cache", workshop.store)
     run = cli(*arguments, "--out", tmp_path / "run", "--profile", "--json")
