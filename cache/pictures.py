@@ -60,7 +60,7 @@ def draw_maps(maps: Mapping[str, Map], title: str, palette: Palette = "magma", c
     return figure
 
 
-def thumbnails(maps: Mapping[str, Map], cells: int = 96) -> Html:
+def thumbnails(maps: Mapping[str, Map], cells: int = 128) -> Html:
     """A row of small pictures with their names."""
     style = "display:inline-block;margin:6px 10px 6px 0;font-size:11px"
     picture = "display:block;width:150px;height:150px;object-fit:contain;image-rendering:pixelated"
@@ -76,10 +76,10 @@ def picture_uri(values: Map, cells: int = 160, largest: float | None = None, pal
     """A map as a data URI: a PNG of `COLOURS` colours.
 
     Args:
-        cells: cells are averaged until neither side is longer.
+        cells: about how many pixels the longer side gets: cells are averaged, or repeated.
         largest: the value of the brightest colour; the map's own largest by default. 0 is the darkest.
     """
-    small = _shrunk(values, cells)
+    small = _resampled(values, cells)
     top = max(float(small.max()) if largest is None else largest, 1e-12)
     index = (small / top * (COLOURS - 1)).clamp(0, COLOURS - 1).round().to(torch.uint8).flip(0).numpy()
     image = Image.fromarray(index)
@@ -89,9 +89,13 @@ def picture_uri(values: Map, cells: int = 160, largest: float | None = None, pal
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _shrunk(values: Map, cells: int) -> Map:
-    factor = -(-max(values.shape) // cells)
-    return F.avg_pool2d(values[None, None], factor, ceil_mode=True)[0, 0] if factor > 1 else values
+def _resampled(values: Map, cells: int) -> Map:
+    """Averaged in blocks, or repeated, so that the longer side comes near to a number of cells."""
+    side = max(values.shape)
+    if side > cells:
+        return F.avg_pool2d(values[None, None], -(-side // cells), ceil_mode=True)[0, 0]
+    repeats = cells // side
+    return values.repeat_interleave(repeats, dim=0).repeat_interleave(repeats, dim=1)
 
 
 @lru_cache(maxsize=3)

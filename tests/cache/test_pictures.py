@@ -24,9 +24,9 @@ def test_energy_by_hand() -> None:
 
 def test_row_0_is_at_the_bottom_and_colours_run_from_0_to_the_largest() -> None:
     values = torch.tensor([[0.0, 1.0], [2.0, 4.0]])
-    pixels = np.asarray(picture(picture_uri(values)))
+    pixels = np.asarray(picture(picture_uri(values, cells=2)))
     np.testing.assert_array_equal(pixels, [[32, 63], [0, 16]])
-    fixed = np.asarray(picture(picture_uri(values, largest=8.0)))
+    fixed = np.asarray(picture(picture_uri(values, cells=3, largest=8.0)))
     np.testing.assert_array_equal(fixed, [[16, 32], [0, 8]])
 
 
@@ -36,6 +36,11 @@ def test_large_maps_are_averaged() -> None:
     small = picture(picture_uri(values, cells=4))
     assert small.size == (2, 4)
     assert np.asarray(small)[3, 0] == 63
+
+
+def test_small_maps_are_enlarged_cell_by_cell() -> None:
+    large = np.asarray(picture(picture_uri(torch.tensor([[0.0, 1.0]]), cells=7)))
+    np.testing.assert_array_equal(large, [[0, 0, 0, 63, 63, 63]] * 3)
 
 
 def test_an_empty_map_is_dark() -> None:
