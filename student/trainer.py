@@ -3,7 +3,8 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytorch_lightning as lightning
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
+from torch.distributed import DistError
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from cache.errors import ConfigError
+from cache.errors import ConfigError, OfflineDistillError
 from cache.frames import Frames
 from student.callbacks import Cost, Progress, TrainingSummary
 from student.checkpoint import step_to_resume
@@ -87,14 +89,28 @@ def train_student(
     ranks = {"rank": trainer.global_rank, "ranks": trainer.world_size}
     sampler = training_sampler(frames, config, **ranks)
     sampler.go_to(step)
-    trainer.fit(
-        module,
-        training_loader(frames, config, sources, module.detector, sampler),
-        None if val_frames is None else validation_loader(val_frames, config, module.detector.times, **ranks),
-        ckpt_path=last if resume else None,
-        weights_only=True,
-    )
+    with _peers_named():
+        trainer.fit(
+            module,
+            training_loader(frames, config, sources, module.detector, sampler),
+            None if val_frames is None else validation_loader(val_frames, config, module.detector.times, **ranks),
+            ckpt_path=last if resume else None,
+            weights_only=True,
+        )
     return _leave_summary(cost.summary(trainer, last, keep_best), out) if trainer.is_global_zero else None
+
+
+@contextmanager
+def _peers_named() -> Iterator[None]:
+    """What a device says when another one's process has ended, in our words; that one has told why itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, DistError) or "gloo" in str(error):
+            raise OfflineDistillError(
+                "the process of another device has ended", cure="See its own message; go on with --resume"
+            ) from error
+        raise
 
 
 def _leave_summary(summary: TrainingSummary, out: Path) -> TrainingSummary:

@@ -35,7 +35,7 @@ class TrainingConfig(Strict):
     schedule: Literal["constant", "cosine", "step"] = "constant"
     """What the learning rate does after the warm-up: stay, fall to 0 along half a cosine, or fall at milestones."""
     milestones: tuple[int, ...] = ()
-    """Epochs at whose start schedule "step" multiplies the learning rate with gamma."""
+    """Epochs, done by then, after which schedule "step" multiplies the learning rate with gamma."""
     gamma: float = Field(0.1, gt=0, lt=1)
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear growth of the learning rate."""
@@ -84,13 +84,12 @@ class TrainingConfig(Strict):
 
     @model_validator(mode="after")
     def _milestones_belong_to_the_step_schedule(self) -> "TrainingConfig":
-        inside = all(0 < epoch < self.epochs for epoch in self.milestones)
-        if (self.schedule == "step") != bool(self.milestones) or not inside:
+        if (self.schedule == "step") != bool(self.milestones) or any(epoch < 1 for epoch in self.milestones):
             raise ConfigError(
                 "schedule and milestones do not fit each other",
                 where="training.milestones",
-                got=f"{list(self.milestones)} with schedule {self.schedule} and {self.epochs} epochs",
-                expected='epochs within the training for schedule "step", none for the others',
+                got=f"{list(self.milestones)} with schedule {self.schedule}",
+                expected='epochs, 1 or more, for schedule "step", and none for the others',
                 cure="Change one of them",
             )
         return self

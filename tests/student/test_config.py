@@ -58,7 +58,7 @@ def test_schedules() -> None:
 
 @pytest.mark.parametrize(
     "keys",
-    ["schedule: step", "milestones: [2]", "schedule: step, milestones: [24]", "schedule: step, milestones: [0]"],
+    ["schedule: step", "milestones: [2]", "schedule: step, milestones: [0]", "schedule: cosine, milestones: [2]"],
 )
 def test_milestones_must_fit_the_schedule(tmp_path: Path, keys: str) -> None:
     with pytest.raises(ConfigError, match=r"schedule and milestones do not fit each other \(training.milestones\)"):

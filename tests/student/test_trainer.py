@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -315,6 +316,19 @@ def test_two_devices_equal_one(straight: Straight, made_root: Path, tmp_path: Pa
     assert process.returncode == 0, complaint
     assert told.count("checkpoint: ") == 1
     straight.assert_equal(out)
+
+
+@pytest.mark.long
+def test_a_device_that_fails_is_heard_and_ends_the_others(straight: Straight, made_root: Path, tmp_path: Path) -> None:
+    world = Path(shutil.copytree(made_root, tmp_path / "world"))
+    images = sorted((world / "samples" / "CAM_BACK").iterdir())
+    for image in images:
+        image.unlink()
+    process = begin(changed(straight.config, devices=2, accumulate=1), world, tmp_path / "run")
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode in (1, -signal.SIGKILL), complaint
+    assert "DataError: a camera image is missing" in complaint
+    assert "this is a bug" not in complaint
 
 
 @pytest.mark.long
