@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path for room in ("cache", "student") for path in (ROOT / room).rglob("*.py"))
 
 TENSORS = re.compile(r"\b(Tensor|ndarray)\b")
-STATE_DICT = re.compile(r"(dict|Mapping)\[str, Tensor\]")
+ANY_TENSORS = re.compile(r"(dict|Mapping)\[str, Tensor\]|(Iterable|Iterator)\[Tensor\]")
+"""State dicts, and tensors of all kinds in a row."""
 SHAPED = re.compile(r"\w+\[(np\.ndarray|Tensor), ")
 SHAPE_IN_TEXT = re.compile(r"\([A-Z0-9][\w*]*(, [\w*]+)*,?\)|\b[A-Z]\w* x [A-Z]\w*|\b(scalar|shape)\b")
 
@@ -44,6 +45,6 @@ def test_tensors_have_shapes(path: Path) -> None:
         for node in public(path)
         if isinstance(node, ast.FunctionDef) and not SHAPE_IN_TEXT.search(ast.get_docstring(node) or "")
         for annotation in annotations(node)
-        if TENSORS.search(STATE_DICT.sub("", annotation)) and not SHAPED.search(annotation)
+        if TENSORS.search(ANY_TENSORS.sub("", annotation)) and not SHAPED.search(annotation)
     ]
     assert not shapeless, f"tensors of unknown shape: {'; '.join(shapeless)}"
