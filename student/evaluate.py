@@ -23,9 +23,10 @@ from student.checkpoint import load_student
 from student.dataset import StudentDataset, collate
 from student.detectors import BevDetector
 from student.early_checks import remarks_on
-from student.head import Detections, decode
+from student.head import Detections
 from student.matches import true_positives, write_true_positives
 from student.plots import draw_evaluation
+from student.teacher_boxes import teacher_detections
 
 MOVING_MPS = 0.2
 """Above this speed an object counts as moving when its attribute is chosen, as in mmdet3d."""
@@ -189,21 +190,6 @@ def _student_detections(detector: BevDetector, loader: Loader) -> Iterator[tuple
     detector.to(device)
     for batch in loader:
         yield from zip(batch.tokens, detector.detect(detector(batch.to(device))), strict=True)
-
-
-def teacher_detections(cache: TeacherCache, tokens: Iterable[str]) -> Iterator[tuple[str, Detections]]:
-    """The teacher's boxes from its stored heatmaps and head maps, decoded as its own configuration says.
-
-    Raises:
-        NotCachedError: a token or the head maps were not dumped.
-    """
-    teacher = cache.spec.teacher
-    for token in tokens:
-        batch = cache.read((token,), layers=(), head_maps=True)
-        maps = {name: value.float() for name, value in batch.head_maps.items()}
-        heatmap = batch.heatmap.float() / 255
-        (found,) = decode(heatmap, maps, cache.spec.heatmap_grid, teacher.tasks, teacher.decoding)
-        yield token, found
 
 
 def _watched(detections: Iterable[tuple[str, Detections]], total: int, progress: Progress) -> Iterator:

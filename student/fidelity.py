@@ -25,6 +25,7 @@ from student.distill.warp import to_teacher, warp
 from student.evaluate import Metrics, evaluate
 from student.fidelity_parts import Loss, StandIn, TeacherHead
 from student.head import Detections
+from student.teacher_boxes import require_lidar_rows
 
 Matrix = Float[np.ndarray, "4 4"]
 Source = Literal["still", "moved", "drawn", "replayed"]
@@ -125,12 +126,13 @@ class FidelityStudy:
     """Store, live teacher and what judges both.
 
     Raises:
-        MismatchError: the store is another teacher's.
+        MismatchError: the store is another teacher's, or not in the LiDAR frame, a row for each y.
         NotCachedError: the store has no views that can be compared.
     """
 
     def __init__(self, cache: TeacherCache, teacher: Teacher, draws: int = 2, seed: int = 0) -> None:
         cache.spec.require({"teacher": teacher.identity.model_dump(mode="json")}, cache.path)
+        require_lidar_rows(cache.spec.heatmap_grid, cache.path)
         self.cache, self.teacher, self.draws, self.seed = cache, teacher, draws, seed
         self.choices = choices_of(cache.spec)
         self.augment = PUBLIC_AUGMENT if cache.spec.drawn is None else cache.spec.drawn.augment

@@ -1,6 +1,6 @@
 """What judges a warped teacher beside its features: the teacher's own head, and the distillation of a stand-in."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from cache.errors import MismatchError, TeacherError
 from cache.reader import TeacherBatch, TeacherCache
 from cache.spec import CacheSpec
 from cache.teacher import TeacherOutput
-from cache.views import move_boxes
 from student.closeness import Closeness, closeness
 from student.config import HeadConfig
 from student.distill.adapters import FeatureLayer
@@ -20,6 +19,7 @@ from student.distill.config import DistillConfig
 from student.distill.objective import DistillObjective
 from student.distill.regions import CLIP
 from student.head import CenterHead, Detections, decode
+from student.teacher_boxes import moved_back
 
 RECIPE = {
     "pairs": [{"student": "head", "teacher": "head"}],
@@ -68,8 +68,7 @@ class TeacherHead:
         teacher = self.spec.teacher
         logits, head_maps = self.network.to(features.device)(features)
         (found,) = decode(logits.sigmoid(), head_maps, self.spec.heatmap_grid, teacher.tasks, teacher.decoding)
-        boxes = move_boxes(found.boxes.numpy(), np.linalg.inv(matrix.astype(np.float64)))
-        return replace(found, boxes=torch.from_numpy(boxes))
+        return moved_back(found, matrix)
 
     def require_same(self, live: TeacherOutput) -> None:
         """Insist that this head makes of the live features what the teacher's own does.

@@ -22,7 +22,7 @@ HOUSE = [
     ("student.distill", "losses relations responses"),
     ("student.distill", "answers pairs fgd terms objective plots"),
     ("student", "scenes public_checkpoints checkpoint matches results plots"),
-    ("student", "importing early_checks evaluate clock recompute module"),
+    ("student", "importing early_checks teacher_boxes evaluate clock recompute module"),
     ("student", "saving loaders preflight validation callbacks preparation trainer profile"),
     ("student", "closeness fidelity_parts fidelity fidelity_report"),
     ("student", "live_bytes memory training_plan"),

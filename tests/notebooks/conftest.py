@@ -13,7 +13,8 @@ from cache.reader import TeacherCache
 from cache.spec import PointPipeline, TeacherIdentity
 from cache.teacher import TeacherOutput
 from student.config import TASKS
-from student.evaluate import evaluate, teacher_detections
+from student.evaluate import evaluate
+from student.teacher_boxes import teacher_detections
 from student.head import HEAD_MAPS
 
 GRID = BevGrid(x_range_m=(-16.0, 16.0), y_range_m=(-16.0, 16.0), cell_m=(0.8, 0.8))
