@@ -189,24 +189,22 @@ def move_boxes(boxes: Float[np.ndarray, "M 9"], matrix: Matrix) -> Float[np.ndar
 def nearest_view(
     realised: Float[np.ndarray, "B 4 4"], stored: Float[np.ndarray, "B V 4 4"], radius_m: float = 30.0
 ) -> Int[np.ndarray, "B"]:
-    """The stored view of each sample from which the realised one is the shortest way.
+    """The stored view of each sample from which the realised one is the shortest way, by `remaining_m`.
 
-    What remains is R = realised @ inv(stored). Views of the same handedness come first (R does not mirror), and among
-    them that with the least `remaining_m`.
+    What remains is R = realised @ inv(stored). One reflection is nearer than half a turn, which reflects both axes.
 
     Args:
         realised: each sample's BEV matrix in training.
         stored: its views' matrices: `TeacherCache.view_matrices`.
     """
     remaining = realised[:, None].astype(np.float64) @ np.linalg.inv(stored.astype(np.float64))
-    mirrors = np.linalg.det(remaining[..., :2, :2]) < 0
-    return np.lexsort((remaining_m(remaining, radius_m), mirrors), axis=-1)[:, 0]
+    return remaining_m(remaining, radius_m).argmin(axis=-1)
 
 
 def remaining_m(matrices: Float[np.ndarray, "B V 4 4"], radius_m: float = 30.0) -> Float[np.ndarray, "B V"]:
-    """How far each matrix moves a point of the ground within `radius_m` of the origin, at most: 0 for the identity.
+    """How far each matrix moves the ground at `radius_m` from the origin, as a root mean square; 0 for the identity.
 
-    With A and t its linear part and offset in the plane: radius ||A - I|| + |t|, the norm being the spectral one.
+    With A and t its linear part and offset in the plane: sqrt(radius^2 ||A - I||^2 / 2 + |t|^2), Frobenius norm.
     """
-    linear = matrices[..., :2, :2] - np.eye(2)
-    return radius_m * np.linalg.norm(linear, ord=2, axis=(-2, -1)) + np.linalg.norm(matrices[..., :2, 3], axis=-1)
+    linear, offset_m = matrices[..., :2, :2] - np.eye(2), matrices[..., :2, 3]
+    return np.sqrt(radius_m**2 * np.square(linear).sum(axis=(-2, -1)) / 2 + np.square(offset_m).sum(axis=-1))

@@ -206,12 +206,13 @@ def test_remaining_metres_by_hand() -> None:
     np.testing.assert_allclose(remaining_m(matrices, radius_m=10), [[0, 10, 0.5, 5]], atol=1e-12)
 
 
-def test_remaining_metres_are_the_largest_displacement() -> None:
-    angles = np.linspace(0, 2 * np.pi, 721)
+def test_remaining_metres_are_the_mean_displacement() -> None:
+    angles = np.linspace(0, 2 * np.pi, 720, endpoint=False)
     rim = 30 * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    matrices = np.stack([drawn(seed) for seed in range(5)])
-    largest = [np.linalg.norm(rim @ m[:2, :2].T - rim, axis=1).max() for m in matrices]
-    np.testing.assert_allclose(remaining_m(matrices[None]), [largest], rtol=1e-4)
+    moving = BevAugmentConfig(**{**PUBLIC_AUGMENT.model_dump(), "translation_std_m": (2.0, 2.0, 0.0)})
+    matrices = np.stack([drawn(seed, moving) for seed in range(5)])
+    moved = [np.linalg.norm(rim @ m[:2, :2].T + m[:2, 3] - rim, axis=1) for m in matrices]
+    np.testing.assert_allclose(remaining_m(matrices[None]), [np.sqrt(np.square(moved).mean(axis=1))], rtol=1e-6)
 
 
 @pytest.mark.parametrize("degrees", [-22.5, 0.0, 11.0])
@@ -223,14 +224,14 @@ def test_each_flip_finds_its_own_reflection(signs: tuple[int, int], degrees: flo
     assert np.diag(stored[0, chosen])[:2].tolist() == list(signs)
 
 
-def test_handedness_comes_before_distance() -> None:
-    """Of the canonical view and the flip of y, a flip of x has the latter's handedness: half a turn remains."""
+def test_a_mirror_is_nearer_than_half_a_turn() -> None:
+    """A teacher's features say which way things face: half a turn, two mirrors, bends them more than one."""
     stored = view_matrices(("canonical", "flip_y"), None, "any")[None]
-    assert nearest_view(mirror(-1, 1)[None], stored).tolist() == [1]
-    assert nearest_view(mirror(-1, -1)[None], stored).tolist() == [0]
+    assert nearest_view(mirror(-1, 1)[None], stored).tolist() == [0]
+    assert nearest_view(mirror(-1, -1)[None], stored).tolist() == [1]
 
 
-def test_among_one_handedness_the_nearest_wins() -> None:
+def test_the_nearest_wins() -> None:
     stored = np.stack([turn(20), turn(-5), np.diag([1.04, 1.04, 1.04, 1.0])])[None]
     assert nearest_view(turn(12)[None], stored).tolist() == [0]
     assert nearest_view(turn(0)[None], stored).tolist() == [2]  # 4 % at 30 m are 1.2 m, 5 degrees are 2.6 m
