@@ -12,6 +12,8 @@ from nuscenes.eval.common.utils import center_distance, scale_iou, velocity_l2, 
 from nuscenes.eval.detection.data_classes import DetectionBox
 from scipy.spatial.distance import cdist
 
+from cache.errors import DataError
+
 
 @dataclass(frozen=True, kw_only=True)
 class TruePositive:
@@ -48,12 +50,24 @@ def write_true_positives(matches: Iterable[TruePositive], path: Path) -> None:
 
 
 def read_true_positives(path: Path) -> tuple[TruePositive, ...]:
-    """What `write_true_positives` wrote."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return tuple(
-            TruePositive(name=row.pop("name"), **{key: float(value) for key, value in row.items()})
-            for row in csv.DictReader(file)
-        )
+    """What `write_true_positives` wrote.
+
+    Raises:
+        DataError: it did not write this file, or none.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return tuple(
+                TruePositive(name=row.pop("name"), **{key: float(value) for key, value in row.items()})
+                for row in csv.DictReader(file)
+            )
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise DataError(
+            "an evaluation's true positives cannot be read",
+            where=path,
+            got=getattr(error, "strerror", None) or error,
+            cure="Run `cli evaluate` again",
+        ) from None
 
 
 def _by_class(boxes: Sequence[DetectionBox]) -> dict[str, list[DetectionBox]]:

@@ -8,6 +8,7 @@ from nuscenes.eval.common.utils import center_distance
 from nuscenes.eval.detection.algo import accumulate
 from nuscenes.eval.detection.data_classes import DetectionBox
 
+from cache.errors import DataError
 from student.matches import TruePositive, read_true_positives, true_positives, write_true_positives
 
 
@@ -74,3 +75,13 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     write_true_positives([match], tmp_path / "matches.csv")
     (read,) = read_true_positives(tmp_path / "matches.csv")
     np.testing.assert_equal(asdict(read), asdict(match))
+
+
+def test_an_evaluation_of_another_time_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"true positives cannot be read .*matches.csv.; got No such file.*Run `cli eval"
+    ):
+        read_true_positives(tmp_path / "matches.csv")
+    (tmp_path / "matches.csv").write_text("name,score\ncar,much\n")
+    with pytest.raises(DataError, match="got could not convert string to float: 'much'"):
+        read_true_positives(tmp_path / "matches.csv")
