@@ -93,3 +93,15 @@ class TrainingConfig(Strict):
                 cure="Change one of them",
             )
         return self
+
+    @model_validator(mode="after")
+    def _compiled_or_recomputed(self) -> "TrainingConfig":
+        if self.compile and self.activation_checkpointing:
+            raise ConfigError(
+                "torch.compile cannot follow blocks that are computed again",
+                where="training.compile",
+                got="true, with activation_checkpointing",
+                expected="one of the two",
+                cure="Set training.activation_checkpointing or training.compile to false",
+            )
+        return self

@@ -70,6 +70,11 @@ def test_devices_are_a_number_or_all(tmp_path: Path, value: str, devices: int | 
     assert load_yaml(write(tmp_path, f"training: {{devices: {value}}}"), StudentConfig).training.devices == devices
 
 
+def test_compiling_and_recomputing_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot follow blocks that are computed again \(training.compile\)"):
+        load_yaml(write(tmp_path, "training: {compile: true, activation_checkpointing: true}"), StudentConfig)
+
+
 def test_no_device_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a training needs a device"):
         load_yaml(write(tmp_path, "training: {devices: 0}"), StudentConfig)
