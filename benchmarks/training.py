@@ -3,6 +3,7 @@
 - demo: the demo's student without distillation, from the cache, and with mmdet3d's teacher within every step;
 - full: the same with the ResNet-50 student at 256 x 704 and a full-size pillar CenterPoint of random weights, which is
   dumped for it, on the first --frames key frames of --data (the demo's world without it);
+- loading: ways to decode an image of --data, and the demo's features read by loader workers or by threads;
 - lift: lift-splat beside a plain index_add of the same elements, at full size.
 
 The trainings see the same batches, without augmentation, and take turns step by step, each in a process of its own and
@@ -21,6 +22,7 @@ import torch
 from benchmarks.cache_io import FirstFrames
 from benchmarks.contestants import KINDS, Record, Setting, take_turns
 from benchmarks.lifting import measure_lift
+from benchmarks.loading import measure_decoding, measure_readers
 from benchmarks.tables import ratio, show, spread
 from cache.dump import DumpConfig, dump
 from cache.frames import Frames
@@ -47,6 +49,10 @@ def main() -> None:
     if "full" in parts:
         with tempfile.TemporaryDirectory() as folder:
             report("full size", _full(options, Path(folder) / "teacher.zarr"), options.full_steps)
+    if "loading" in parts:
+        root = options.data or options.demo / "world"
+        measure_decoding(Frames(root=root, version="v1.0-mini", splits=("mini_train",))[0].cameras, options.rounds)
+        measure_readers(_demo(options), rounds=3)
     if "lift" in parts:
         _lift(options)
 
@@ -156,7 +162,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, required=True, help="what `make demo` left")
     parser.add_argument("--data", type=Path, help="nuScenes root with v1.0-mini tables, for the full size")
-    parser.add_argument("--parts", default="demo,full,lift")
+    parser.add_argument("--parts", default="demo,full,loading,lift")
     parser.add_argument("--steps", type=int, default=40, help="of the demo's student")
     parser.add_argument("--full-steps", type=int, default=4)
     parser.add_argument("--frames", type=int, default=4, help="to dump at full size")

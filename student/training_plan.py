@@ -72,7 +72,7 @@ class TrainingPlan:
             ("a checkpoint", f"{self.checkpoint_bytes / GB:,.2f} GB"),
             ("weights", f"{memory.weights / GB:,.2f} GB"),
             ("optimiser's state", f"{memory.optimiser / GB:,.2f} GB"),
-            ("gradients and more", f"{memory.fixed / GB:,.2f} GB"),
+            ("other fixed parts", f"{memory.fixed / GB:,.2f} GB"),
             ("activations, each sample", f"{memory.each_sample / GB:,.2f} GB"),
             (f"peak with {self.batch_size} samples", f"{memory.peak(self.batch_size) / GB:,.2f} GB"),
         )

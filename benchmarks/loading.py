@@ -1,0 +1,96 @@
+"""How a training's data comes in: ways to decode a JPEG, and ways to read the teacher's features."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.contestants import Setting
+from benchmarks.tables import show, spread
+from cache.frames import Camera, Frames
+from cache.loader import Loader
+from cache.prefetch import prefetched
+from cache.reader import TeacherCache
+from student.dataset import Batch, StudentDataset, TeacherSource, collate
+from student.images import read_image
+from student.module import StudentModule
+
+STEPS = 12
+
+
+def measure_decoding(cameras: Sequence[Camera], rounds: int) -> None:
+    """Print milliseconds an image of each way, for an input of 704 columns."""
+    scale = 704 / cameras[0].size[1]
+    ways: dict[str, Callable[[Camera], object]] = {
+        "this reader": lambda camera: read_image(camera, scale),
+        "Pillow, full size": lambda camera: np.asarray(Image.open(camera.path).convert("RGB")),
+        "OpenCV, half size": lambda camera: cv2.cvtColor(
+            cv2.imread(str(camera.path), cv2.IMREAD_REDUCED_COLOR_2), cv2.COLOR_BGR2RGB
+        ),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for camera in cameras:
+            for name, decode in ways.items():
+                began = time.process_time()
+                decode(camera)
+                times[name].append(1e3 * (time.process_time() - began))
+    height, width = cameras[0].size
+    rows = [(name, spread(values)) for name, values in times.items()]
+    show(f"decoding {width} x {height} for 704 columns", ("", "process time, ms"), rows)
+
+
+def measure_readers(setting: Setting, rounds: int) -> None:
+    """Print seconds a step with the features read by loader workers and by threads of this process, taking turns."""
+    config = setting.student
+    frames = Frames(root=setting.root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
+    layers = tuple(sorted({pair.teacher for pair in config.distill.pairs}))
+    source = TeacherSource(cache=TeacherCache(setting.store), layers=layers)
+    module = StudentModule(config, [source.cache.spec]).train()
+    dataset = StudentDataset(frames, config, module.detector.times, module.detector.supervise_depth)
+    size = config.training.batch_size
+    batches = [[position % len(frames) for position in range(start, start + size)] for start in range(STEPS * size)]
+    ways = {
+        (name, workers): partial(way, dataset, source, batches, workers)
+        for workers in (0, 1, 2)
+        for name, way in (("collate", _by_workers), ("threads", _by_threads))
+    }
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in ways}
+    for _ in range(rounds):
+        for key, way in ways.items():
+            times[key] += _step_seconds(module, way())
+    rows = [(f"{workers} workers", name, spread(values)) for (name, workers), values in times.items()]
+    show(f"features read by the loader's collate or by two threads: {STEPS} steps", ("", "", "s a step"), rows)
+
+
+def _by_workers(
+    dataset: StudentDataset, source: TeacherSource, batches: list[list[int]], workers: int
+) -> Iterator[Batch]:
+    together = partial(collate, sources=(source,))
+    yield from Loader(dataset, batch_sampler=batches, collate_fn=together, num_workers=workers)
+
+
+def _by_threads(
+    dataset: StudentDataset, source: TeacherSource, batches: list[list[int]], workers: int
+) -> Iterator[Batch]:
+    tokens = [[dataset.frames.tokens[position] for position in batch] for batch in batches]
+    features = prefetched(source.cache, tokens, len(batches[0]), layers=source.layers)
+    loader = Loader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    for batch, teacher in zip(loader, features, strict=True):
+        yield replace(batch, teachers=(teacher,))
+
+
+def _step_seconds(module: StudentModule, batches: Iterator[Batch]) -> list[float]:
+    """Of all steps but the first, in which workers start."""
+    ends = []
+    for batch in batches:
+        module.zero_grad()
+        torch.stack(list(module.loss_terms(batch).values())).sum().backward()
+        ends.append(time.perf_counter())
+    return [after - before for before, after in pairwise(ends)]
