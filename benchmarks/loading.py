@@ -55,7 +55,8 @@ def measure_readers(setting: Setting, rounds: int) -> None:
     module = StudentModule(config, [source.cache.spec]).train()
     dataset = StudentDataset(frames, config, module.detector.times, module.detector.supervise_depth)
     size = config.training.batch_size
-    batches = [[position % len(frames) for position in range(start, start + size)] for start in range(STEPS * size)]
+    positions = [position % len(frames) for position in range(STEPS * size)]
+    batches = [positions[start : start + size] for start in range(0, len(positions), size)]
     ways = {
         (name, workers): partial(way, dataset, source, batches, workers)
         for workers in (0, 1, 2)
