@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from typer.core import TyperGroup
 
 from cache.console import answering, examples, progress, say
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from cache.dump import DumpConfig, DumpProgress
     from cache.frames import Frames
     from cache.teacher import Teacher
-    from student.evaluate import Metrics
 
 # Everything heavy (torch, mmdet3d, Lightning) is imported by the command that needs it: --help stays quick, and a
 # training of the student never sees mmdet3d.
@@ -346,7 +344,7 @@ def evaluate(
             metrics = evaluate_student(checkpoint, data, version, split, out, advance, plots)
         elif cache is not None:
             metrics = evaluate_teacher(cache, data, version, split, out, advance, plots)
-    answer(metrics, _metrics_table(metrics), f"details: {out}")
+    answer(metrics, metrics.table(), f"details: {out}")
     for remark in metrics.remarks:
         warnings.warn(remark, OfflineDistillWarning, stacklevel=1)
 
@@ -418,21 +416,6 @@ def _live_teacher(config: str, checkpoint: Path | None, random_weights: bool) ->
         )
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"  # torchrun's ranks
     return load_teacher(config, checkpoint, device)
-
-
-def _metrics_table(metrics: "Metrics") -> Table:
-    """The five errors beside mAP and NDS, then the average precision of each class."""
-    table = Table("metric", "value")
-    table.add_row("mAP", f"{metrics.mean_ap:.4f}")
-    table.add_row("NDS", f"{metrics.nds:.4f}", end_section=True)
-    table.add_row("mATE (m)", f"{metrics.translation_error_m:.3f}")
-    table.add_row("mASE", f"{metrics.scale_error:.3f}")
-    table.add_row("mAOE (rad)", f"{metrics.orientation_error_rad:.3f}")
-    table.add_row("mAVE (m/s)", f"{metrics.velocity_error_mps:.3f}")
-    table.add_row("mAAE", f"{metrics.attribute_error:.3f}", end_section=True)
-    for name, average_precision in metrics.class_ap.items():
-        table.add_row(f"AP {name}", f"{average_precision:.3f}")
-    return table
 
 
 @contextmanager

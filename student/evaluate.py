@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from student.detectors import BevDetector
 from student.early_checks import remarks_on
 from student.head import Detections
 from student.matches import true_positives, write_true_positives
+from student.metrics import Metrics
 from student.plots import draw_evaluation
 from student.teacher_boxes import teacher_detections
 
@@ -33,24 +33,6 @@ MOVING_MPS = 0.2
 
 MAX_BOXES = 500
 """nuScenes accepts no more for one sample."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """nuScenes' detection metrics: mAP and NDS in 0 .. 1 (higher is better), the five mean errors (lower is better).
-
-    remarks: what the errors give away about a mistake; empty where they give away nothing.
-    """
-
-    mean_ap: float
-    nds: float
-    translation_error_m: float
-    scale_error: float
-    orientation_error_rad: float
-    velocity_error_mps: float
-    attribute_error: float
-    class_ap: dict[str, float]
-    remarks: tuple[str, ...] = ()
 
 
 def evaluate(

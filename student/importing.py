@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from cache.checkpoint import Checkpoint, read_checkpoint, to_current_boxes
 from cache.errors import ConfigError, DataError
+from cache.tables import Table
 from student.checkpoint import save_student
 from student.config import StudentConfig
 from student.detectors import build_detector
@@ -61,11 +61,11 @@ class ImportReport:
 
     def table(self) -> Table:
         """A row for each tensor."""
-        table = Table("fate", "in the file", "in the detector", "shape", "note", title=str(self.source))
-        for row in self.rows:
-            shape = " x ".join(map(str, row.shape)) or "scalar"
-            table.add_row(row.fate, row.public, row.ours, shape, row.note)
-        return table
+        rows = (
+            (row.fate, row.public, row.ours, " x ".join(map(str, row.shape)) or "scalar", row.note) for row in self.rows
+        )
+        columns = ("fate", "in the file", "in the detector", "shape", "note")
+        return Table(title=str(self.source), columns=columns, rows=tuple(rows))
 
     def __str__(self) -> str:
         counts = Counter(row.fate for row in self.rows)

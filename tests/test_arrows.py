@@ -21,7 +21,7 @@ HOUSE = [
     ("student.distill", "inherit threads adapters ground warp boxes criteria attention masks onepass moments regions"),
     ("student.distill", "losses relations responses"),
     ("student.distill", "answers pairs fgd terms objective plots"),
-    ("student", "scenes public_checkpoints checkpoint matches results plots"),
+    ("student", "scenes public_checkpoints checkpoint matches metrics results plots"),
     ("student", "importing early_checks teacher_boxes evaluate clock recompute module"),
     ("student", "saving loaders preflight validation callbacks preparation trainer profile"),
     ("student", "closeness fidelity_parts fidelity fidelity_report"),
