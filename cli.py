@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cache.console import answering, examples, progress, say
-from cache.ending import ending_well
 from cache.errors import OfflineDistillWarning
 from cache.strict import load_yaml
+from cache.terminal.console import answering, examples, progress, say
+from cache.terminal.ending import ending_well
 from cache.versions import installed_versions
 
 if TYPE_CHECKING:
@@ -171,9 +171,9 @@ def inspect(
     json: Json = False,
 ) -> None:
     """What a store holds: identity, layers, sizes, error report, statistics; with a token, its picture."""
-    from cache.html_report import write_html
     from cache.reader import TeacherCache
     from cache.report import statistics_table, summarise
+    from cache.show.page import write_html
 
     with answering(json) as answer:
         cache = TeacherCache(store, allow_partial=True)
@@ -250,8 +250,8 @@ def train_student(
 ) -> None:
     """Train a camera student, distilling from the store (switch that off with --set distill=null)."""
     from student.config import StudentConfig
-    from student.profile import profile_student
     from student.trainer import train_student
+    from student.training.profile import profile_student
 
     settings = load_yaml(config, StudentConfig, overrides or ())
     # With training.devices=N this command runs N times over; the first of them speaks.
@@ -282,7 +282,7 @@ def plan_student(
 ) -> None:
     """What a training would take: memory, steps, bytes to read; measured on two frames, before anything is written."""
     from student.config import StudentConfig
-    from student.training_plan import plan_training
+    from student.training.plan import plan_training
 
     with answering(json) as answer:
         costs = plan_training(load_yaml(config, StudentConfig, overrides or ()), data, cache or [])
@@ -307,7 +307,7 @@ def import_checkpoint(
 ) -> None:
     """Turn a public checkpoint into a student's, for `evaluate` and training.init_from; every tensor is reported."""
     from student.config import StudentConfig
-    from student.importing import plan_import
+    from student.public.importing import plan_import
 
     with answering(json) as answer:
         plan = plan_import(checkpoint, load_yaml(config, StudentConfig, overrides or ()))
@@ -375,8 +375,8 @@ def fidelity(
     """How near the cached teacher, warped, is to the live one on augmented points."""
     from cache.frames import Frames
     from cache.reader import TeacherCache
-    from student.fidelity import FidelityStudy
-    from student.fidelity_report import tables, write
+    from student.fidelity.measure import FidelityStudy
+    from student.fidelity.report import tables, write
 
     with answering(json) as answer:
         cache = TeacherCache(store)

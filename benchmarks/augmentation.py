@@ -34,13 +34,13 @@ from cache.spec import CacheSpec
 from cache.strict import Strict, load_yaml
 from cache.teacher import Teacher, load_teacher
 from cache.views import PUBLIC_AUGMENT, ViewsConfig, move_points
-from student.callbacks import Cost
 from student.config import StudentBevAugmentConfig, StudentConfig
 from student.dataset import Batch, StudentDataset, collate
 from student.distill.inherit import inherit_head
-from student.module import StudentModule
-from student.sampling import SeededSampler, Shuffled
-from student.saving import LAST
+from student.training.callbacks import Cost
+from student.training.module import StudentModule
+from student.training.sampling import SeededSampler, Shuffled
+from student.training.saving import LAST
 
 ROOT = Path(__file__).parent.parent
 DUMP, STUDENT = ROOT / "configs/demo/dump.yaml", ROOT / "configs/demo/student.yaml"

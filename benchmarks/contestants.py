@@ -22,7 +22,7 @@ from student.config import StudentConfig
 from student.dataset import Batch, StudentDataset, TeacherSource, collate
 from student.distill.answers import TeacherMaps
 from student.distill.inherit import inherit_head
-from student.module import StudentModule
+from student.training.module import StudentModule
 
 KINDS = ("alone", "cached", "live")
 

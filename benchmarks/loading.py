@@ -19,7 +19,7 @@ from cache.prefetch import prefetched
 from cache.reader import TeacherCache
 from student.dataset import Batch, StudentDataset, TeacherSource, collate
 from student.images import read_image
-from student.module import StudentModule
+from student.training.module import StudentModule
 
 STEPS = 12
 

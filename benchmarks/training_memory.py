@@ -24,9 +24,9 @@ from cache.strict import load_yaml
 from cache.teacher import load_teacher
 from student.config import StudentConfig
 from student.dataset import StudentDataset, TeacherSource, collate
-from student.loaders import training_loader, training_sampler
-from student.preparation import Preparation, first_module
-from student.training_plan import GB, GPUS_GB, TrainingMemory, measure_memory
+from student.training.loaders import training_loader, training_sampler
+from student.training.plan import GB, GPUS_GB, TrainingMemory, measure_memory
+from student.training.preparation import Preparation, first_module
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINI = ["data.version=v1.0-mini", "data.train_split=mini_train", "data.val_split=mini_val", "data.workers=0"]

@@ -15,9 +15,9 @@ from cache.frames import Frames
 from cache.probe import DumpedFrames, PreparedFrames, spec_of
 from cache.record import joined_views, stored_samples
 from cache.shards import pack_chunk
+from cache.show.tables import Table
 from cache.spec import CacheSpec
 from cache.store import SampleArray, StoredSample, sample_arrays
-from cache.tables import Table
 from cache.teacher import Teacher
 from cache.views import labelled
 

@@ -15,17 +15,17 @@ import safetensors.torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache import facts
 from cache.depth import decoded_points
 from cache.errors import CorruptStoreError, NotCachedError, StoreError, UnsealedError
-from cache.markup import element
-from cache.pictures import thumbnails
 from cache.sample import TeacherBatch, TeacherSample, empty_batch
 from cache.shard_reader import Chunk, ShardReader, read_file
 from cache.shards import REPAIR, checked
+from cache.show import facts
+from cache.show.markup import element
+from cache.show.pictures import thumbnails
+from cache.show.tables import Table, card
 from cache.spec import CacheSpec, LayerSpec
 from cache.store import DEPTH, HEAD_WEIGHTS, ROOT, parse_root, record_key, scale_of, view_matrix_shape, whole_key
-from cache.tables import Table, card
 from cache.tokens import Tokens
 
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.facts import stored_bytes
 from cache.reader import TeacherCache
 from cache.shard_reader import ShardReader
+from cache.show.facts import stored_bytes
+from cache.show.survey import LayerStatistics, survey
+from cache.show.tables import Table
 from cache.spec import CacheSpec
 from cache.store import LayerReport
-from cache.survey import LayerStatistics, survey
-from cache.tables import Table
 
 
 @dataclass(frozen=True, kw_only=True)

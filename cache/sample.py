@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from cache.codec import Encoded, describe
-from cache.pictures import Map, draw_maps, maps_of, thumbnails
+from cache.show.pictures import Map, draw_maps, maps_of, thumbnails
+from cache.show.tables import Table, card
 from cache.spec import CacheSpec, LayerSpec
 from cache.store import sample_arrays
-from cache.tables import Table, card
 from cache.views import labelled
 
 if TYPE_CHECKING:

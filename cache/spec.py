@@ -9,8 +9,8 @@ from pydantic import Field, NonNegativeInt, model_validator
 from cache.depth import DepthSpec
 from cache.errors import ConfigError, MismatchError
 from cache.grid import BevGrid
+from cache.show.tables import Table, card
 from cache.strict import Strict, differences
-from cache.tables import Table, card
 from cache.views import DrawnViews, ViewName, require_views, told_views
 
 FORMAT_VERSION = 1

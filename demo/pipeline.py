@@ -14,8 +14,8 @@ from pathlib import Path
 
 import typer
 
-from cache.ending import ending_well
 from cache.errors import ConfigError, OfflineDistillError
+from cache.terminal.ending import ending_well
 from demo.report import Cost, write_report
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from cache.frames import Frames
 from cache.reader import TeacherCache
-from student.plots import training_curves
-from student.results import read_losses, read_results
-from student.scenes import from_above, in_cameras
+from student.show.plots import training_curves
+from student.show.results import read_losses, read_results
+from student.show.scenes import from_above, in_cameras
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 from PIL import Image
 
 from cache.frames import Frames
-from cache.html_report import write_html
 from cache.reader import TeacherCache
-from student.results import read_results
-from student.scenes import beside_cameras
+from cache.show.page import write_html
+from student.show.results import read_results
+from student.show.scenes import beside_cameras
 
 IMAGES = Path(__file__).parent / "images"
 

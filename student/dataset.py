@@ -52,7 +52,7 @@ class Batch:
     labels: index into cache.spec.CLASSES, one tensor a sample.
     teachers: what each teacher's cache holds of the same samples, in the view that is nearest to bev_matrix; empty
         where the student trains alone.
-    load_seconds: what it took to make the batch, for `student.profile`.
+    load_seconds: what it took to make the batch, for `student.training.profile`.
     """
 
     tokens: tuple[str, ...]

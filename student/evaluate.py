@@ -23,9 +23,9 @@ from student.dataset import StudentDataset, collate
 from student.detectors import BevDetector
 from student.early_checks import remarks_on
 from student.head import Detections
-from student.matches import true_positives, write_true_positives
 from student.metrics import Metrics
-from student.plots import draw_evaluation
+from student.show.matches import true_positives, write_true_positives
+from student.show.plots import draw_evaluation
 from student.teacher_boxes import teacher_detections
 
 MOVING_MPS = 0.2
@@ -48,7 +48,7 @@ def evaluate(
         detections: token and detections, one for each frame of the split.
         frames: the frames of exactly one split.
         out: folder for results_nusc.json, true_positives.csv and the devkit's own metrics_summary.json and
-            metrics_details.json; `student.results` reads them back.
+            metrics_details.json; `student.show.results` reads them back.
         sensor: what the detector looked at, as the submission format records it.
         plots: draw the evaluation into OUT/plots.
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cache.tables import Table
+from cache.show.tables import Table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,16 +17,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cache.errors import ConfigError, OfflineDistillError
 from cache.frames import Frames
-from student.callbacks import Cost, Progress, TrainingSummary
 from student.checkpoint import step_to_resume
 from student.config import StudentConfig
 from student.distill.term_configs import FeatureTerm
 from student.early_checks import require_sound, warn_of_rehearsal
-from student.loaders import open_sources, training_loader, training_sampler, validation_loader
-from student.preflight import require_room, resolve_devices, validation_frames
-from student.preparation import first_module
-from student.saving import BEST, LAST, DurableCheckpoints, LastCheckpoint
-from student.validation import OfficialMetrics
+from student.training.callbacks import Cost, Progress, TrainingSummary
+from student.training.loaders import open_sources, training_loader, training_sampler, validation_loader
+from student.training.preflight import require_room, resolve_devices, validation_frames
+from student.training.preparation import first_module
+from student.training.saving import BEST, LAST, DurableCheckpoints, LastCheckpoint
+from student.training.validation import OfficialMetrics
 
 # Lightning's own remarks (devices, tips, loggers) hide ours; its warnings stay, but for those that are not true here.
 for chatty in ("pytorch_lightning", "lightning_fabric"):
@@ -59,7 +59,7 @@ def train_student(
 
     Raises:
         ConfigError: what cannot work, found before the first step (see `student.early_checks` and
-            `student.preflight`); nothing to resume, or an `out` that holds another training.
+            `student.training.preflight`); nothing to resume, or an `out` that holds another training.
         MismatchError: a cache is of another version of the data set, or its head is not one to be inherited.
         NotCachedError: a frame of the training split is not in a cache.
         DataError: the data set lacks something, or the loss became not finite.

@@ -12,7 +12,7 @@ from cache.strict import Strict, load_yaml
 from demo.config import WorldConfig
 from student.config import TASKS, StudentConfig
 from student.detectors import build_detector
-from student.module import StudentModule
+from student.training.module import StudentModule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 STUDENTS = sorted(path.name for path in CONFIGS.glob("bev*.yaml"))

@@ -21,7 +21,7 @@ from cache.views import ViewsConfig
 from student.config import TASKS, HeadConfig, StudentConfig
 from student.evaluate import Metrics, evaluate
 from student.head import CenterHead, Detections
-from student.results import Results, read_results
+from student.show.results import Results, read_results
 
 GRID = BevGrid(x_range_m=(-16.0, 16.0), y_range_m=(-16.0, 16.0), cell_m=(0.8, 0.8))
 CHANNELS = 6

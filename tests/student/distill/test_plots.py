@@ -49,8 +49,7 @@ def test_cells_show_every_region_there_is(everything: bool) -> None:
     assert titles == (expected | {"false positives", "non-empty ground"} if everything else expected)
 
 
-def test_the_documentations_pictures_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documentations_pictures_can_be_drawn(tmp_path: Path) -> None:
     script = runpy.run_path(str(Path(__file__).parents[3] / "docs" / "draw_objective.py"))
-    monkeypatch.setitem(script["main"].__globals__, "IMAGES", tmp_path / "images")
-    script["main"]()
+    script["draw"](script["made_up"](), tmp_path / "images")
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["masks.png", "regions.png"]

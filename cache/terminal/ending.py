@@ -1,0 +1,118 @@
+"""How a command ends: with one message and an exit code that says which kind of end it was.
+
+0 fine; 1 an error, or damage that `verify` found; 2 a command line that does not parse (typer's own); 130 interrupted
+(Ctrl-C); 143 terminated (SIGTERM).
+"""
+
+import os
+import signal
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cache.errors import OfflineDistillError, OfflineDistillWarning
+from cache.terminal.console import stderr
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever ends well when interrupted ends well then, too."""
+
+
+@contextmanager
+def ending_well(debug: bool = False) -> Iterator[None]:
+    """Whatever ends a command becomes one message and the exit code that the documentation promises.
+
+    Args:
+        debug: Print tracebacks. Otherwise an error of ours has none, and a bug's is kept in a file.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate(os.getpid()))
+    try:
+        with _our_warnings():
+            yield
+    except BaseException as error:
+        interruption = _interruption(error)
+        if interruption is None and (isinstance(error, SystemExit | BrokenPipeError) or hasattr(error, "exit_code")):
+            raise  # typer's own, and an end on purpose
+        if debug:
+            traceback.print_exception(error)
+        _complain(error, interruption)
+        code = 1 if interruption is None else 143 if isinstance(interruption, Terminated) else 130
+        raise SystemExit(code) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _our_warnings() -> Iterator[None]:
+    """Within it, a warning of ours is a line on stderr, without the line of code that gave it."""
+    with warnings.catch_warnings():
+        python_shows = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, OfflineDistillWarning):
+                stderr.print("[bold yellow]warning:[/]", end=" ")
+                stderr.print(str(message), soft_wrap=True, highlight=False, markup=False)
+            else:
+                python_shows(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
+
+
+def _terminate(process: int) -> Callable[[int, FrameType | None], None]:
+    """The handler of SIGTERM in a process; its loader workers, which inherit the handler, just end."""
+
+    def handle(_: int, __: FrameType | None) -> None:
+        if os.getpid() != process:
+            os._exit(143)
+        raise Terminated
+
+    return handle
+
+
+def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C or SIGTERM at the root of an error, which libraries wrap in errors and exits of their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _complain(error: BaseException, interruption: KeyboardInterrupt | None) -> None:
+    if interruption is not None and not isinstance(error, OfflineDistillError):
+        stderr.print("[bold red]terminated[/]" if isinstance(interruption, Terminated) else "[bold red]interrupted[/]")
+        return
+    told = error if isinstance(error, OfflineDistillError) else _told(error)
+    stderr.print(f"[bold red]error:[/] {type(told).__name__}:", end=" ")
+    stderr.print(str(told), soft_wrap=True, highlight=False, markup=False)
+
+
+def _told(error: BaseException) -> OfflineDistillError:
+    """An error of the machine or a bug, in our words."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        cure = "Lower batch_size (--set batch_size=1, or --set training.batch_size=1), or give it a larger machine"
+        return OfflineDistillError("the memory is full", got=str(error).partition("\n")[0] or None, cure=cure)
+    if isinstance(error, OSError):
+        cure = "Look at the path, who may use it, and the room on its disk"
+        return OfflineDistillError(
+            "the system refused", where=error.filename, got=error.strerror or str(error), cure=cure
+        )
+    descriptor, kept = tempfile.mkstemp(prefix="offline-distillbev-", suffix=".txt")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    return OfflineDistillError(
+        "this is a bug",
+        where=_place(error),
+        got=f"{type(error).__name__}: {error}",
+        cure=f"Its traceback is in {kept}; cli --debug prints it",
+    )
+
+
+def _place(error: BaseException) -> str:
+    """The file and line that raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}"

@@ -1,0 +1,172 @@
+"""A fidelity study as tables, a picture and files."""
+
+import statistics
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from math import isnan
+from pathlib import Path
+from textwrap import wrap
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pydantic_core import to_json
+
+from cache.show.tables import Table
+from cache.views import REFLECTIONS
+from student.fidelity.closeness import REGIONS, Closeness, Motion, total
+from student.fidelity.measure import LIVE, Comparison, FidelityReport
+from student.show.scenes import COLOURS
+
+ROTATION_EDGES_DEG = (0.0, 5.0, 10.0, 15.0, 20.0)
+SCALE_EDGES = (0.0, 0.98, 1.02)
+
+Groups = dict[str, list[Comparison]]
+
+
+def tables(report: FidelityReport) -> tuple[Table, ...]:
+    """Features by layer and region; the layer `head` by rotation, scale and flip; the loss; the head's detections."""
+    return (
+        _features(report),
+        _grouped(report, "rotation, degrees", _binned(report, lambda m: abs(m.rotation_deg), ROTATION_EDGES_DEG)),
+        _grouped(report, "scale", _binned(report, lambda m: m.scale, SCALE_EDGES)),
+        _grouped(report, "flip", {n: [c for c in report.comparisons if c.motion.flip == n] for n in REFLECTIONS}),
+        _losses(report),
+        _detections(report),
+    )
+
+
+def write(report: FidelityReport, out: Path) -> tuple[Path, ...]:
+    """fidelity.md, fidelity.json and fidelity.png in a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = out / "fidelity.md", out / "fidelity.json", out / "fidelity.png"
+    paths[0].write_text("\n\n".join(table.markdown() for table in tables(report)) + "\n", encoding="utf-8")
+    paths[1].write_bytes(to_json({"report": report, "tables": tables(report)}, indent=2, inf_nan_mode="null"))
+    figure(report).savefig(paths[2], dpi=110)
+    return paths
+
+
+def figure(report: FidelityReport) -> Figure:
+    """Errors in the foreground over the rotation and by region, and the head's mAP beside the live teacher's."""
+    drawn = Figure(figsize=(15, 4.4), layout="constrained")
+    by_angle, by_region, detections = drawn.subplots(1, 3)
+    _draw_angles(by_angle, report)
+    _draw_regions(by_region, report)
+    _draw_map(detections, report)
+    return drawn
+
+
+def _choices(report: FidelityReport) -> list[str]:
+    return list(dict.fromkeys(each.choice for each in report.comparisons))
+
+
+def _pooled(comparisons: Iterable[Comparison], layer: str, region: str) -> Closeness:
+    return total([each.layers[layer][region] for each in comparisons])
+
+
+def _of(report: FidelityReport, choice: str) -> list[Comparison]:
+    return [each for each in report.comparisons if each.choice == choice]
+
+
+def _features(report: FidelityReport) -> Table:
+    rows = []
+    for choice in _choices(report):
+        for layer in report.comparisons[0].layers:
+            found = [_pooled(_of(report, choice), layer, region) for region in REGIONS]
+            numbers = [each.relative_error for each in found] + [each.cosine for each in found]
+            rows.append((choice, layer, *map(_told, numbers)))
+    columns = ("views", "layer", *(f"error, {region}" for region in REGIONS), *(f"cosine, {r}" for r in REGIONS))
+    return Table(title="Cached features against live ones", rows=tuple(rows), columns=columns)
+
+
+def _told(value: float) -> str:
+    return "-" if isnan(value) else f"{value:.3f}"
+
+
+def _grouped(report: FidelityReport, what: str, groups: Groups) -> Table:
+    choices = _choices(report)
+    rows = []
+    for name, comparisons in groups.items():
+        found = {choice: [each for each in comparisons if each.choice == choice] for choice in choices}
+        errors = {choice: _pooled(some, "head", REGIONS[0]).relative_error for choice, some in found.items()}
+        cells = (f"{_told(errors[choice])} ({len(found[choice])})" if found[choice] else "-" for choice in choices)
+        rows.append((name, *cells))
+    title = f"Error of the layer head in the foreground, by {what} (number of samples)"
+    return Table(title=title, rows=tuple(rows), columns=(what, *choices))
+
+
+def _binned(report: FidelityReport, value: Callable[[Motion], float], edges: tuple[float, ...]) -> Groups:
+    """The last bin has no end."""
+    names = [f"{low:g} .. {high:g}" for low, high in pairwise(edges)] + [f"{edges[-1]:g} and more"]
+    bins: Groups = {name: [] for name in names}
+    for each in report.comparisons:
+        bins[names[bisect_right(edges, value(each.motion)) - 1]].append(each)
+    return bins
+
+
+def _losses(report: FidelityReport) -> Table:
+    rows = []
+    for choice in _choices(report):
+        losses = [each.loss for each in _of(report, choice)]
+        cached, live = (sum(getattr(loss, side) for loss in losses) for side in ("cached", "live"))
+        gradient = total([loss.gradient for loss in losses])
+        rows.append((choice, f"{cached / live - 1:+.3f}", _told(gradient.relative_error), _told(gradient.cosine)))
+    columns = ("views", "loss, relative", "gradient, relative error", "gradient, cosine")
+    return Table(title="The paper's term of a stand-in student", rows=tuple(rows), columns=columns)
+
+
+def _detections(report: FidelityReport) -> Table:
+    rows = []
+    for choice, (ours, theirs) in _scores(report).items():
+        pairs = [(statistics.mean(cached), statistics.mean(live)) for cached, live in zip(ours, theirs, strict=True)]
+        rows.append((choice, *(cell for a, b in pairs for cell in (f"{a:.4f}", f"{b:.4f}", f"{a - b:+.4f}"))))
+    columns = ("views", "mAP, cached", "mAP, live", "difference", "NDS, cached", "NDS, live", "difference")
+    return Table(title="The teacher's head, mean over draws", rows=tuple(rows), columns=columns)
+
+
+def _scores(report: FidelityReport) -> dict[str, tuple[list[list[float]], list[list[float]]]]:
+    """By choice: mAP and NDS of each draw, with cached and with live features."""
+    live = {(each.source, each.number): each.metrics for each in report.head if each.choice == LIVE}
+    scores = {}
+    for choice in _choices(report):
+        ours = [each for each in report.head if each.choice == choice]
+        theirs = [live[each.source, each.number] for each in ours]
+        scores[choice] = (
+            [[each.metrics.mean_ap for each in ours], [each.metrics.nds for each in ours]],
+            [[each.mean_ap for each in theirs], [each.nds for each in theirs]],
+        )
+    return scores
+
+
+def _draw_angles(axes: Axes, report: FidelityReport) -> None:
+    for choice, colour in zip(_choices(report), COLOURS, strict=False):
+        found = _of(report, choice)
+        angles = [abs(each.motion.rotation_deg) for each in found]
+        errors = [each.layers["head"][REGIONS[0]].relative_error for each in found]
+        axes.scatter(angles, errors, s=14, color=colour, label=choice, alpha=0.7)
+    axes.set(
+        xlabel="rotation (degrees, either way)", ylabel="relative error", title="layer head, foreground", ylim=(0, None)
+    )
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.25)
+
+
+def _draw_regions(axes: Axes, report: FidelityReport) -> None:
+    choices = _choices(report)
+    for place, (choice, colour) in enumerate(zip(choices, COLOURS, strict=False)):
+        heights = [_pooled(_of(report, choice), "head", region).relative_error for region in REGIONS]
+        positions = [index + (place - (len(choices) - 1) / 2) * 0.8 / len(choices) for index in range(len(REGIONS))]
+        axes.bar(positions, heights, width=0.8 / len(choices), color=colour)
+    axes.set(ylabel="relative error", title="layer head, by region")
+    axes.set_xticks(range(len(REGIONS)), REGIONS)
+    axes.grid(axis="y", alpha=0.25)
+
+
+def _draw_map(axes: Axes, report: FidelityReport) -> None:
+    scores = _scores(report)
+    for place, (ours, theirs) in enumerate(scores.values()):
+        axes.scatter([place] * len(ours[0]), ours[0], color=COLOURS[place], s=22, zorder=2)
+        axes.scatter([place + 0.2] * len(theirs[0]), theirs[0], color="grey", marker="_", s=120)
+    axes.set(ylabel="mAP", title="the teacher's head: cached (dots), live (bars)", ylim=(0, None))
+    axes.set_xticks(range(len(scores)), ["\n".join(wrap(name, 12)) for name in scores], fontsize=8)
+    axes.grid(axis="y", alpha=0.25)

@@ -1,0 +1,155 @@
+"""The Lightning module: a detector, the objective, and the optimiser."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+import torch.distributed
+from jaxtyping import Float
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from cache.errors import DataError
+from cache.spec import CacheSpec
+from student.checkpoint import describe
+from student.config import DetectorConfig, StudentConfig
+from student.dataset import Batch
+from student.detectors import build_detector
+from student.distill.adapters import FeatureLayer
+from student.distill.objective import DistillObjective
+from student.distill.warp import to_teacher
+from student.head import Detections
+from student.training.clock import StepClock
+from student.training.recompute import recompute_blocks
+
+Losses = dict[str, Float[Tensor, ""]]
+
+
+class StudentModule(lightning.LightningModule):
+    """A detector, and the distillation objective where there are teachers.
+
+    clock: where it is there, it is told of the end of each part of a step.
+    """
+
+    clock: StepClock | None = None
+
+    def __init__(self, config: StudentConfig, teachers: Sequence[CacheSpec] = ()) -> None:
+        super().__init__()
+        self.config, self.teachers = config, tuple(teachers)
+        # The detector is built first, so that it starts from the same weights with and without a teacher.
+        self.detector = build_detector(config.detector)
+        self.objective: DistillObjective | None = None
+        if config.distill is not None:
+            grid, tasks = config.detector.grid, config.detector.head.tasks
+            self.objective = DistillObjective(config.distill, _layers(config.detector), grid, tasks, teachers)
+        if config.training.activation_checkpointing:
+            recompute_blocks(self.detector)
+        if config.training.compile:
+            self.detector.compile()
+        self._step_losses: list[Losses] = []
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout draws by the batch's place among those of all devices, so that a resumed training draws alike."""
+        place = batch_idx * self.trainer.world_size + self.global_rank
+        sequence = np.random.SeedSequence((self.config.training.seed, self.current_epoch, place))
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        terms = self.loss_terms(batch)
+        total = torch.stack(list(terms.values())).sum()
+        self._require_finite(total, terms, batch)
+        self._log_losses({"loss": total} | {f"loss/{name}": value for name, value in terms.items()}, batch_idx)
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Detections]:
+        """The detections of each token; `student.training.validation` gathers them."""
+        return dict(zip(batch.tokens, self.detector.detect(self.detector(batch)), strict=True))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        training = self.config.training
+        optimizer = torch.optim.AdamW(self.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+        steps_per_epoch = int(self.trainer.estimated_stepping_batches) // training.epochs
+        factor = partial(training.schedule_factor, steps_per_epoch=steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        self._end("data")
+        moved = batch.to(device, non_blocking=True)
+        self._end("transfer")
+        return moved
+
+    def _end(self, part: str) -> None:
+        if self.clock is not None:
+            self.clock.end(part)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint |= describe(self.config)
+
+    def loss_terms(self, batch: Batch) -> Losses:
+        """The weighted terms whose sum is minimised."""
+        to_teachers = self._to_teachers(batch)
+        output = self.detector(batch)
+        terms = self.detector.losses(output, batch)
+        self._end("forward")
+        if self.objective is None:
+            return terms
+        epoch = self.current_epoch
+        weight = self.objective.detection_weight(epoch)
+        terms = {name: weight * value for name, value in terms.items()} | self.objective(
+            output.features, output.heatmap, batch.teachers, batch.boxes, batch.labels, epoch, to_teachers
+        )
+        self._end("objective")
+        return terms
+
+    def _to_teachers(self, batch: Batch) -> list[Float[Tensor, "B 4 4"] | None]:
+        """Made before the forward pass, so that no work of the device's is waited for; on the CPU."""
+        grid = self.config.detector.grid
+        return [
+            to_teacher(grid, spec.heatmap_grid, maps.view_matrix, batch.bev_matrix, batch.lidar_to_ego)
+            for spec, maps in zip(self.teachers, batch.teachers, strict=True)
+        ]
+
+    def _require_finite(self, total: Float[Tensor, ""], terms: Losses, batch: Batch) -> None:
+        """All devices stop together; the one whose loss it is tells why."""
+        finite = bool(torch.isfinite(total))
+        if _all_agree(finite, total.device):
+            return
+        if finite:
+            raise DataError("the loss is not finite on another device", cure="Look at that device's message")
+        raise DataError(
+            "the loss is not finite",
+            where=f"step {self.global_step}, tokens {', '.join(batch.tokens)}",
+            got=", ".join(f"{name} {value.item():.3g}" for name, value in terms.items()),
+            cure="Lower training.learning_rate or training.gradient_clip, or look at these frames",
+        )
+
+    def _log_losses(self, losses: Losses, batch_idx: int) -> None:
+        """One entry for each step of the optimiser: the mean over its batches and over the devices."""
+        self._step_losses.append({name: value.detach() for name, value in losses.items()})
+        if (batch_idx + 1) % self.config.training.accumulate == 0:
+            means = {name: torch.stack([batch[name] for batch in self._step_losses]).mean() for name in losses}
+            self._step_losses.clear()
+            self.log("loss", means.pop("loss"), prog_bar=True, sync_dist=True, batch_size=1)
+            self.log_dict(means, sync_dist=True, batch_size=1)
+
+
+def _all_agree(here: bool, device: torch.device) -> bool:
+    """Whether it is so on every device."""
+    if not torch.distributed.is_initialized():
+        return here
+    least = torch.tensor(int(here), device=device)
+    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    return bool(least)
+
+
+def _layers(config: DetectorConfig) -> dict[str, FeatureLayer]:
+    """What the objective may compare: the student's layers by the names of StudentOutput.features."""
+    stages = {
+        f"backbone{stage}": FeatureLayer(channels=channels, grid=config.grid.coarser(2 ** (stage + 1)))
+        for stage, channels in enumerate(config.bev_channels)
+    }
+    return stages | {"head": FeatureLayer(channels=config.bev_neck_channels, grid=config.grid)}

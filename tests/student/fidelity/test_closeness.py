@@ -1,0 +1,48 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cache.grid import BevGrid
+from cache.views import BevAugmentConfig, bev_matrix
+from student.fidelity.closeness import Closeness, Motion, closeness, regions_of, total
+
+GRID = BevGrid(x_range_m=(-4.0, 4.0), y_range_m=(-2.0, 2.0), cell_m=(1.0, 1.0))
+
+
+def test_closeness_by_hand() -> None:
+    reference = torch.tensor([[[[3.0, 1.0]], [[4.0, 9.0]]]])
+    found = torch.tensor([[[[3.0, 1.0]], [[0.0, 7.0]]]])
+    first = closeness(found, reference, torch.tensor([[[True, False]]]))
+    assert first == Closeness(cells=1, signal=25.0, other=9.0, product=9.0, noise=16.0)
+    assert first.relative_error == pytest.approx(4 / 5)
+    assert first.cosine == pytest.approx(9 / (5 * 3))
+    both = closeness(found, reference, torch.tensor([[[True, True]]]))
+    assert total([first, closeness(found, reference, torch.tensor([[[False, True]]]))]) == both
+    nothing = closeness(found, reference, torch.tensor([[[False, False]]]))
+    assert math.isnan(nothing.relative_error)
+    assert math.isnan(nothing.cosine)
+
+
+def test_every_cell_is_in_one_region() -> None:
+    heatmap = torch.zeros(1, 2, 4, 8)
+    heatmap[0, 1, 0, 0] = heatmap[0, 0, 2, 5] = 0.5
+    box = torch.tensor([[[1.0, 0.5, 0, 2.0, 1.0, 1, 0, 0, 0]]])  # columns 4 and 5 of row 2
+    regions = regions_of(heatmap, box, GRID)
+    assert sum(region.int() for region in regions.values()).eq(1).all()
+    assert regions["foreground"].nonzero().tolist() == [[0, 2, 4], [0, 2, 5]]
+    assert regions["false positives"].nonzero().tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_motion_is_what_was_drawn(seed: int) -> None:
+    config = BevAugmentConfig(rotation_deg=(-44, 44), scale=(0.5, 2.0), flip_x=True, flip_y=True)
+    matrix = bev_matrix(config, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    rotation_deg, scale = rng.uniform(-44, 44), rng.uniform(0.5, 2.0)
+    flip = {(0, 0): "canonical", (1, 0): "flip_x", (0, 1): "flip_y", (1, 1): "flip_xy"}
+    motion = Motion.of(matrix)
+    assert motion.rotation_deg == pytest.approx(rotation_deg, abs=1e-4)
+    assert motion.scale == pytest.approx(scale)
+    assert motion.flip == flip[int(rng.integers(2)), int(rng.integers(2))]

@@ -1,0 +1,120 @@
+"""A training step: what the objective is told of where the teachers saw the sample."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from cache.errors import NotCachedError
+from cache.frames import Frames
+from cache.reader import TeacherCache
+from cache.views import PUBLIC_AUGMENT
+from student.config import StudentConfig
+from student.dataset import Batch, Draw, StudentDataset, TeacherSource, collate
+from student.trainer import train_student
+from student.training.module import StudentModule
+
+FGD = {"kind": "fgd", "spatial_attention": "teacher_student", "false_positives": "teacher", "non_empty_weight": 0.1}
+
+
+@pytest.fixture
+def config(tiny: ModuleType) -> StudentConfig:
+    """A student small enough for a step in a test, over the tiny teacher's range."""
+    detector = {
+        "name": "bevdet4d",
+        "image_backbone": "resnet18",
+        "image_neck_channels": 8,
+        "grid": tiny.GRID.model_dump(),
+        "depth_m": (1.0, 17.0, 4.0),
+        "lift_channels": 4,
+        "bev_channels": (4, 4, 4),
+        "bev_neck_channels": 4,
+    }
+    distill = {"pairs": [{"student": "head", "teacher": "head", "student_adapter": "1x1conv"}], "terms": [FGD]}
+    data = {"version": "v1.0-mini", "train_split": "mini_train", "val_split": "mini_val", "workers": 0}
+    values = {"data": data, "image": {"size": (64, 96)}, "detector": detector, "distill": distill}
+    return StudentConfig.model_validate(values | {"training": {"batch_size": 2, "epochs": 1}})
+
+
+def augmented(config: StudentConfig, **changes: Any) -> StudentConfig:
+    return StudentConfig.model_validate(config.model_dump() | {"bev_augment": changes})
+
+
+def make_batch(frames: Frames, config: StudentConfig, store: Path, replayed: bool = False) -> Batch:
+    cache = TeacherCache(store)
+    dataset = StudentDataset(frames, config, config.detector.times, replayed=cache if replayed else None)
+    source = TeacherSource(cache=cache, layers=("head",))
+    return collate([dataset[Draw(index=index, seed=(index + 7,))] for index in range(2)], (source,))
+
+
+def make_module(config: StudentConfig, batch: Batch, store: Path) -> StudentModule:
+    torch.manual_seed(0)
+    module = StudentModule(config, [TeacherCache(store).spec])
+    with torch.no_grad():
+        module.training_step(batch, 0)  # lazy parts, batch norms
+    return module
+
+
+@pytest.mark.parametrize("replayed", [False, True], ids=["no augmentation", "replayed views"])
+def test_nothing_is_warped_where_the_teacher_saw_the_same(
+    replayed: bool, config: StudentConfig, made_frames: Frames, views_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("student.distill.pairs.warp", None)
+    monkeypatch.setattr("student.distill.answers.warp_peaks", None)
+    batch = make_batch(made_frames, config, views_store, replayed)
+    module = make_module(config, batch, views_store)
+    assert module._to_teachers(batch) == [None]
+    assert torch.isfinite(module.training_step(batch, 0))
+
+
+def test_a_reflection_that_the_store_holds_is_not_warped(
+    config: StudentConfig, made_frames: Frames, views_store: Path
+) -> None:
+    config = augmented(config, flip_x=True, flip_y=True)
+    batch = make_batch(made_frames, config, views_store)
+    assert not torch.equal(batch.bev_matrix, torch.eye(4).expand(2, 4, 4))
+    assert make_module(config, batch, views_store)._to_teachers(batch) == [None]
+
+
+def test_an_augmented_step_warps_and_learns(config: StudentConfig, made_frames: Frames, views_store: Path) -> None:
+    config = augmented(config, **PUBLIC_AUGMENT.model_dump())
+    batch = make_batch(made_frames, config, views_store)
+    module = make_module(config, batch, views_store)
+    (way,) = module._to_teachers(batch)
+    assert way is not None
+    (teacher,) = batch.teachers
+    # The way back is the draw, from the view that the teacher saw.
+    back = torch.linalg.inv(way).float() @ teacher.view_matrix
+    torch.testing.assert_close(back, batch.bev_matrix, atol=1e-5, rtol=0)
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert module.detector.bev_neck.up2[-1].weight.grad.abs().sum() > 0
+
+
+def test_a_warped_teacher_is_told_apart_from_one_that_is_not(
+    config: StudentConfig, made_frames: Frames, views_store: Path
+) -> None:
+    """The distillation sees where the teacher looked: the same step with a wrong view_matrix costs more or less."""
+    config = augmented(config, **PUBLIC_AUGMENT.model_dump())
+    batch = make_batch(made_frames, config, views_store)
+    module = make_module(config, batch, views_store).eval()
+    wrong = replace(batch.teachers[0], view_matrix=batch.bev_matrix)
+    with torch.no_grad():
+        right, other = (module.training_step(b, 0) for b in (batch, replace(batch, teachers=(wrong,))))
+    assert right != other
+
+
+def test_replay_needs_drawn_views(
+    config: StudentConfig, tiny: ModuleType, made_frames: Frames, made_root: Path, tmp_path: Path
+) -> None:
+    store = tiny.make_store(tmp_path / "two.zarr", made_frames, reflections=2)
+    with pytest.raises(NotCachedError) as caught:
+        train_student(augmented(config, replay=True), made_root, [store], tmp_path / "run")
+    message = str(caught.value)
+    assert "the store holds no drawn views to replay" in message
+    assert "got the views canonical, flip_y" in message
+    assert "Dump the teacher with views.drawn, or set bev_augment.replay to false" in message
