@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from cache.show.tables import Table
 from torch import Tensor
 
 from cache.checkpoint import Checkpoint, read_checkpoint, to_current_boxes
 from cache.errors import ConfigError, DataError
+from cache.show.tables import Table
 from student.checkpoint import save_student
 from student.config import StudentConfig
 from student.detectors import build_detector
