@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+
+from cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -107,3 +110,21 @@ def test_your_own_student_learns_from_the_golden_store(monkeypatch: pytest.Monke
     )
     assert found["terms"]
     assert found["features"].grad.abs().sum() > 0
+
+
+def test_every_page_has_its_place() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    assert not [page.name for page in ROOT.glob("docs/*.md") if f": {page.name}\n" not in navigation]
+
+
+def test_every_command_is_listed() -> None:
+    listed = re.findall(
+        r"^\| `([\w-]+)`", (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert set(typer.main.get_command(app).commands) <= {name for row in listed for name in row.split("`, `")}
+
+
+def test_the_design_names_every_file_of_both_rooms() -> None:
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    files = [path for room in ("cache", "student") for path in (ROOT / room).rglob("*.py") if path.stem != "__init__"]
+    assert not [named(path) for path in files if f"`{path.stem}`" not in design]
