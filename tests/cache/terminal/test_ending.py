@@ -106,7 +106,13 @@ with ending_well():
 )
 def test_real_signals_end_a_process_and_its_workers(number, code, message):
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-c", PROGRAM],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        # A shell makes what it starts in the background deaf to Ctrl-C, and tests may have been started so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
