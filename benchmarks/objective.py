@@ -34,24 +34,10 @@ from student.distill.config import DistillConfig
 from student.distill.fgd import Fgd, weigh_cells
 from student.distill.objective import DistillObjective
 from student.distill.regions import region_scale
+from student.fidelity.parts import RECIPE
 
 GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
 BATCH, CHANNELS, BOXES = 8, 384, 40
-RECIPE = {
-    "pairs": [{"student": "head", "teacher": "head"}],
-    "terms": [
-        {
-            "kind": "fgd",
-            "fg_weight": 6.0e-3,
-            "bg_weight": 4.0e-2,
-            "spatial_weight": 2.5e-3,
-            "spatial_attention": "teacher_student",
-            "channel_attention": False,
-            "false_positives": "teacher",
-            "fp_weight": 6.0e-2,
-        }
-    ],
-}
 TASKS = (CLASSES[:1], CLASSES[1:3], CLASSES[3:5], CLASSES[5:6], CLASSES[6:8], CLASSES[8:])
 
 
