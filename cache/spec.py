@@ -10,7 +10,7 @@ from cache.depth import DepthSpec
 from cache.errors import ConfigError, MismatchError
 from cache.grid import BevGrid
 from cache.show.tables import Table, card
-from cache.strict import Strict, differences
+from cache.strict import Strict, differing
 from cache.views import DrawnViews, ViewName, require_views, told_views
 
 FORMAT_VERSION = 1
@@ -245,7 +245,8 @@ class CacheSpec(Strict):
         """One readable line for each leaf of `expected`, a spec or a part of one, that differs from this record."""
         whole = isinstance(expected, CacheSpec)
         wanted = expected.model_dump(mode="json") if isinstance(expected, CacheSpec) else expected
-        return list(differences(self.model_dump(mode="json"), wanted, whole))
+        leaves = differing(self.model_dump(mode="json"), wanted, whole=whole)
+        return [f"{path}: stored {stored!r}, expected {value!r}" for path, stored, value in leaves]
 
     def require(self, expected: "CacheSpec | dict[str, Any]", where: object) -> None:
         """Insist on `expected`.

@@ -65,21 +65,21 @@ def load_yaml(path: str | Path | None, model: type[Model], overrides: Iterable[s
     return model.parse(values, where=path or model.__name__)
 
 
-def differences(stored: Any, expected: Any, whole: bool, path: str = "") -> Iterator[str]:
-    """One readable line for each leaf of plain data that differs.
+def differing(first: Any, second: Any, *, whole: bool = True, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted path and both values of each leaf at which two records of plain data differ.
 
     Args:
-        whole: keys that only the stored record has differ too.
+        whole: keys that only the first has differ too, from None.
     """
-    if isinstance(stored, dict) and isinstance(expected, dict):
-        for key in (stored | expected) if whole else expected:
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in (first | second) if whole else second:
             inner = f"{path}.{key}" if path else key
-            yield from differences(stored.get(key), expected.get(key), whole, inner)
-    elif isinstance(stored, list) and isinstance(expected, list | tuple) and len(stored) == len(expected):
-        for index, (ours, theirs) in enumerate(zip(stored, expected, strict=True)):
-            yield from differences(ours, theirs, whole, f"{path}[{index}]")
-    elif stored != expected:
-        yield f"{path}: stored {stored!r}, expected {expected!r}"
+            yield from differing(first.get(key), second.get(key), whole=whole, path=inner)
+    elif isinstance(first, list) and isinstance(second, list | tuple) and len(first) == len(second):
+        for index, (ours, theirs) in enumerate(zip(first, second, strict=True)):
+            yield from differing(ours, theirs, whole=whole, path=f"{path}[{index}]")
+    elif first != second:
+        yield path, first, second
 
 
 def _yaml(text: str, where: str | Path) -> Any:

@@ -18,6 +18,7 @@ from uuid import uuid4
 from nuscenes.utils.splits import mini_train, mini_val
 
 from cache.errors import DataError
+from cache.strict import differing
 from demo.config import WorldConfig
 from demo.files import Observation, Task, start_worker, write_frame, write_map
 from demo.scene import Scene, build_scene
@@ -82,7 +83,7 @@ def _is_made(out: Path, wanted: dict[str, Any]) -> bool:
         raise DataError(
             "there is another world",
             where=out,
-            got=", ".join(_differences(found, wanted)),
+            got=", ".join(f"{path} {other} instead of {value}" for path, other, value in differing(found, wanted)),
             cure="Choose another folder, or remove this one; nothing was overwritten",
         )
     return True
@@ -99,15 +100,6 @@ def _read_record(out: Path) -> dict[str, Any]:
             expected="no folder, an empty one, or the same world",
             cure="Choose another folder; nothing was overwritten",
         ) from error
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
-    for key, value in wanted.items():
-        other = found.get(key)
-        if isinstance(value, dict) and isinstance(other, dict):
-            yield from _differences(other, value)
-        elif other != value:
-            yield f"{key} {other} instead of {value}"
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A student's checkpoint: the detector's weights beside the configuration that they belong to."""
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import ConfigError, DataError
+from cache.strict import differing
 from student.config import DetectorConfig, StudentConfig
 from student.detectors import BevDetector, build_detector
 
@@ -68,12 +68,12 @@ def step_to_resume(checkpoint: Path, config: StudentConfig) -> int:
     """
     saved, earlier = _read(checkpoint)
     before, now = (values.model_dump(mode="json", exclude=MAY_CHANGE) for values in (earlier, config))
-    differences = list(_differences(before, now))
+    differences = _differences(before, now)
     if differences:
         raise ConfigError(
             "the run was begun with another configuration",
             where=checkpoint,
-            got="; ".join(differences),
+            got=differences,
             cure="Resume with the run's own configuration, or begin another run with another --out",
         )
     if "global_step" not in saved:
@@ -96,27 +96,24 @@ def start_from(detector: BevDetector, checkpoint: Path) -> None:
         ConfigError: its detector is another, or its grid, images or tasks are.
     """
     other, config = load_student(checkpoint)
-    differences = list(_differences(_function(config.detector), _function(detector.config), "detector."))
+    differences = _differences(_function(config.detector), _function(detector.config))
     if differences:
         raise ConfigError(
             "the checkpoint to start from is another detector's",
             where=checkpoint,
-            got="; ".join(differences),
+            got=differences,
             cure="Give training.init_from a checkpoint of the same detector, or change the configuration",
         )
     detector.load_state_dict(other.state_dict())
 
 
 def _function(config: DetectorConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude=_FREE)
+    return {"detector": config.model_dump(mode="json", exclude=_FREE)}
 
 
-def _differences(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in theirs:
-            yield from _differences(theirs[key], ours[key], f"{path}{key}.")
-    elif theirs != ours:
-        yield f"{path.removesuffix('.')}: the checkpoint's {theirs}, the configuration's {ours}"
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    leaves = differing(theirs, ours)
+    return "; ".join(f"{path}: the checkpoint's {before}, the configuration's {now}" for path, before, now in leaves)
 
 
 def _read(checkpoint: Path) -> tuple[dict[str, Any], StudentConfig]:

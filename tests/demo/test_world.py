@@ -75,7 +75,7 @@ def test_another_world_is_kept(minute: Path) -> None:
     with pytest.raises(DataError) as caught:
         make_world(minute, MINUTE.model_copy(update={"key_frames": 3, "seed": 7}), processes=1)
     assert str(caught.value) == (
-        f"there is another world ({minute}); got seed 0 instead of 7, key_frames 2 instead of 3. "
+        f"there is another world ({minute}); got world.seed 0 instead of 7, world.key_frames 2 instead of 3. "
         "Choose another folder, or remove this one; nothing was overwritten."
     )
     assert digests(minute) == before
