@@ -2,7 +2,7 @@
 
     python -m benchmarks.augmentation DEMO OUT --epochs 24
 
-DEMO is a folder that `make demo` has finished; OUT keeps the stores, the last run and results.jsonl, a line for each
+DEMO is a folder that `make demo` has finished; OUT keeps the stores, the runs and results.jsonl, a line for each
 training that is done. The same command goes on where an earlier one stopped, and prints the table at its end.
 
 All students see the same frames in the same order for the same number of steps; evaluation is without augmentation. The
@@ -11,10 +11,13 @@ codec, so that the arms differ in the view alone.
 """
 
 import json
+import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -55,11 +58,6 @@ class Arm(Strict):
     augment: StudentBevAugmentConfig = DRAWN
     live: bool = False
 
-    @property
-    def store(self) -> str:
-        """The name of the store that the arm reads; arms of the same views share one."""
-        return f"{'-'.join(self.views.names[:4])}-{len(self.views.names)}.zarr"
-
 
 class Result(Strict):
     """A training that is done."""
@@ -93,18 +91,29 @@ def main(
     epochs: int = 24,
     seeds: int = 3,
     drawn: Annotated[int | None, typer.Option(help="Drawn views; one for each epoch without it.")] = None,
+    jobs: Annotated[int, typer.Option(help="Trainings at a time; they share the processor's cores.")] = 1,
 ) -> None:
     """Train, evaluate and compare; what is done already is not done again."""
     demo, out = demo.resolve(), out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     compared = arms(drawn or epochs)
     done = {(result.arm, result.epochs, result.seed) for result in results(out)}
-    for seed in range(seeds):
-        for arm in compared:
-            if (arm.name, epochs, seed) not in done:
-                result = Study(demo=demo, out=out, arm=arm, epochs=epochs, seed=seed).run()
+    studies = [
+        Study(demo=demo, out=out, arm=arm, epochs=epochs, seed=seed)
+        for seed in range(seeds)
+        for arm in compared
+        if (arm.name, epochs, seed) not in done
+    ]
+    for store, views in {study.store: study.arm.views for study in studies}.items():
+        dump(demo, store, views)
+    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        try:
+            for running in as_completed([pool.submit(study.run) for study in studies]):
                 with (out / "results.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(result.model_dump_json() + "\n")
+                    file.write(running.result().model_dump_json() + "\n")
+        finally:
+            pool.shutdown(cancel_futures=True)
     found = [result for result in results(out) if result.epochs == epochs]
     rows = []
     for arm in compared:
@@ -123,7 +132,7 @@ def results(out: Path) -> Iterator[Result]:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One training of one arm, from the store to the metrics."""
+    """One training of one arm, and its metrics."""
 
     demo: Path
     out: Path
@@ -131,12 +140,14 @@ class Study:
     epochs: int
     seed: int
 
+    @property
+    def store(self) -> Path:
+        """The store that it reads; arms of the same views share one."""
+        return self.out / f"{'-'.join(self.arm.views.names[:4])}-{len(self.arm.views.names)}.zarr"
+
     def run(self) -> Result:
-        """Dump if need be, train, evaluate."""
-        world, store, run = self.demo / "world", self.out / self.arm.store, self.out / "run"
-        views = f"views={self.arm.views.model_dump_json()}"
-        teacher = ("--checkpoint", self.demo / "teacher" / "teacher.pth")
-        cli("dump-teacher", DUMP, "--data", world, *teacher, "--out", store, *sets("splits=[mini_train]", views))
+        """Train and evaluate."""
+        world, run = self.demo / "world", self.out / "runs" / f"{self.arm.name}, seed {self.seed}"
         shutil.rmtree(run, ignore_errors=True)  # of a training that was stopped
         changes = (
             f"training.epochs={self.epochs}",
@@ -144,9 +155,9 @@ class Study:
             f"bev_augment={self.arm.augment.model_dump_json(exclude_defaults=True)}",
         )
         if self.arm.live:
-            train_with_live_teacher(load_yaml(STUDENT, StudentConfig, changes), self.demo, store, run)
+            train_with_live_teacher(load_yaml(STUDENT, StudentConfig, changes), self.demo, self.store, run)
         else:
-            cli("train-student", STUDENT, "--data", world, "--cache", store, "--out", run, *sets(*changes))
+            cli("train-student", STUDENT, "--data", world, "--cache", self.store, "--out", run, *sets(*changes))
         summary = json.loads((run / "summary.json").read_text())
         checkpoint = ("--checkpoint", run / "checkpoints" / LAST)
         metrics = json.loads(cli("evaluate", "--data", world, *checkpoint, "--out", run / "evaluation", "--json"))
@@ -158,6 +169,13 @@ class Study:
             nds=metrics["nds"],
             seconds_per_step=summary["seconds_per_step"],
         )
+
+
+def dump(demo: Path, store: Path, views: ViewsConfig) -> None:
+    """Have the demo's teacher look at the training frames, unless the store is there."""
+    changes = sets("splits=[mini_train]", f"views={views.model_dump_json()}")
+    teacher = ("--checkpoint", demo / "teacher" / "teacher.pth")
+    cli("dump-teacher", DUMP, "--data", demo / "world", *teacher, "--out", store, *changes)
 
 
 def cli(*arguments: str | Path) -> str:

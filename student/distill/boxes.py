@@ -46,10 +46,10 @@ def first_box(boxes: Float[Tensor, "B M D"], grid: BevGrid) -> Int[Tensor, "B H 
     begins = ((sample * words.shape[1] + (box // _BITS)[:, None]) * height + row) * (width + 1)
     words.view(-1).scatter_add_(0, (begins + start).flatten(), bit.flatten())
     words.view(-1).scatter_add_(0, (begins + end).flatten(), -bit.flatten())
-    covers = words.cumsum(-1)[..., :width]
-    lowest = torch.frexp((covers & -covers).double()).exponent.long() - 1
-    offset = torch.arange(words.shape[1], device=boxes.device)[:, None, None] * _BITS
-    index = reduce(torch.minimum, torch.where(covers == 0, count, lowest + offset).unbind(dim=1))
+    covers = words.cumsum_(-1)[..., :width]
+    lowest = torch.frexp((covers & -covers).double()).exponent  # one more than the bit's place
+    offset = torch.arange(words.shape[1], dtype=torch.int32, device=boxes.device)[:, None, None] * _BITS - 1
+    index = reduce(torch.minimum, torch.where(covers == 0, count, lowest + offset).unbind(dim=1)).long()
     return torch.where(index == count, -1, index)
 
 

@@ -160,8 +160,9 @@ def _sum_up(pair: _Pair, criterion: Criterion, temperature: Float[Tensor, ""]) -
     our_sum, their_sum, our_energy, their_energy = pair.scale.new_zeros(4, pair.cells)
     scales = pair.split(pair.scale)
     ours_by_channel, theirs_by_channel, logits = [], [], []
-    errors, room = pair.scale.new_empty(len(scales), 2, pair.cells), pair.scratch()
-    for (ours, codes), scale, error in zip(pair.blocks(), scales, errors, strict=True):
+    (error, block_error), room = pair.scale.new_zeros(2, 2, pair.cells), pair.scratch()
+    largest, one = pair.scale.new_tensor(-torch.inf), pair.scale.new_ones(())
+    for (ours, codes), scale in zip(pair.blocks(), scales, strict=True):
         work, ones = room[: len(ours)], torch.ones_like(scale)
         our_sum.addmv_(ours.T, ones)
         their_sum.addmv_(codes.T, scale)
@@ -173,14 +174,15 @@ def _sum_up(pair: _Pair, criterion: Criterion, temperature: Float[Tensor, ""]) -
             size = sizes.sum(1) * scale
         ours_by_channel.append(ours.sum(1))
         theirs_by_channel.append(total)
-        # The attention's softmax is over the channels of all blocks: here it is relative to the block's largest term.
+        # The attention's softmax is over the channels of all blocks: until the last, it is relative to the largest yet.
         logits.append(size / temperature)
-        weights = torch.stack([ones, (logits[-1] - logits[-1].max()).exp()])
+        before, largest = largest, torch.maximum(largest, logits[-1].max())
+        weights = torch.stack([ones, (logits[-1] - largest).exp()])
         difference = VALUES[criterion](torch.addcmul(ours, codes, scale[:, None], value=-1, out=work))
-        torch.mm(weights, difference, out=error)
+        torch.mm(weights, difference, out=block_error)
+        torch.addcmul(block_error, error, torch.stack([one, (before - largest).exp()])[:, None], out=error)
     attention = torch.softmax(torch.cat(logits), dim=0) * len(pair.student)
-    largest = torch.stack([part.max() for part in pair.split(attention)])
-    maps = errors[:, 0].sum(0), largest @ errors[:, 1], our_sum, their_sum, our_energy
+    maps = error[0], error[1] * attention.max(), our_sum, their_sum, our_energy
     vectors = torch.cat(ours_by_channel), torch.cat(theirs_by_channel), attention
     return [*maps, their_sum if positive else their_energy, *vectors]
 
