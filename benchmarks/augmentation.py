@@ -1,13 +1,13 @@
 """What augmentation of the BEV space is worth to a distilled student, by how its teacher's answers are had.
 
-    python -m benchmarks.augmentation DEMO OUT --epochs 24
+    python -m benchmarks.augmentation DEMO OUT --jobs 2
 
 DEMO is a folder that `make demo` has finished; OUT keeps the stores, the runs and results.jsonl, a line for each
 training that is done. The same command goes on where an earlier one stopped, and prints the table at its end.
 
 All students see the same frames in the same order for the same number of steps; evaluation is without augmentation. The
 live teacher runs inside the step on the augmented points, as in the public code; its answers go through the store's
-codec, so that the arms differ in the view alone.
+codec, so that the arms differ in the view alone. The last arm tells what augmentation is worth without a teacher.
 """
 
 import json
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytorch_lightning as lightning
 import torch
@@ -56,7 +56,7 @@ class Arm(Strict):
     name: str
     views: ViewsConfig = ViewsConfig()
     augment: StudentBevAugmentConfig = DRAWN
-    live: bool = False
+    teacher: Literal["cached", "live", "none"] = "cached"
 
 
 class Result(Strict):
@@ -81,22 +81,23 @@ def arms(drawn: int) -> list[Arm]:
             views=ViewsConfig(canonical=False, drawn=drawn),
             augment=StudentBevAugmentConfig(replay=True),
         ),
-        Arm(name="live teacher", live=True),
+        Arm(name="live teacher", teacher="live"),
+        Arm(name="no teacher", teacher="none"),
     ]
 
 
 def main(
     demo: Path,
     out: Path,
-    epochs: int = 24,
+    epochs: int = 36,
     seeds: int = 3,
-    drawn: Annotated[int | None, typer.Option(help="Drawn views; one for each epoch without it.")] = None,
+    drawn: Annotated[int, typer.Option(help="Drawn views of the arm that replays them.")] = 12,
     jobs: Annotated[int, typer.Option(help="Trainings at a time; they share the processor's cores.")] = 1,
 ) -> None:
     """Train, evaluate and compare; what is done already is not done again."""
     demo, out = demo.resolve(), out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    compared = arms(drawn or epochs)
+    compared = arms(drawn)
     done = {(result.arm, result.epochs, result.seed) for result in results(out)}
     studies = [
         Study(demo=demo, out=out, arm=arm, epochs=epochs, seed=seed)
@@ -154,10 +155,14 @@ class Study:
             f"training.seed={self.seed}",
             f"bev_augment={self.arm.augment.model_dump_json(exclude_defaults=True)}",
         )
-        if self.arm.live:
-            train_with_live_teacher(load_yaml(STUDENT, StudentConfig, changes), self.demo, self.store, run)
-        else:
-            cli("train-student", STUDENT, "--data", world, "--cache", self.store, "--out", run, *sets(*changes))
+        command = ("train-student", STUDENT, "--data", world, "--out", run)
+        match self.arm.teacher:
+            case "cached":
+                cli(*command, "--cache", self.store, *sets(*changes))
+            case "live":
+                train_with_live_teacher(load_yaml(STUDENT, StudentConfig, changes), self.demo, self.store, run)
+            case "none":
+                cli(*command, *sets("distill=null", *changes))
         summary = json.loads((run / "summary.json").read_text())
         checkpoint = ("--checkpoint", run / "checkpoints" / LAST)
         metrics = json.loads(cli("evaluate", "--data", world, *checkpoint, "--out", run / "evaluation", "--json"))
