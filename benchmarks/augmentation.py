@@ -226,7 +226,6 @@ def train_with_live_teacher(config: StudentConfig, demo: Path, store: Path, out:
     frames = Frames(root=demo / "world", version=config.data.version, splits=(config.data.train_split,))
     cache = TeacherCache(store)
     teacher = load_teacher(load_yaml(DUMP, DumpConfig).teacher, demo / "teacher" / "teacher.pth")
-    layers = tuple({pair.teacher for pair in config.distill.pairs}) if config.distill else ()
     training, cost = config.training, Cost()
     lightning.seed_everything(training.seed, verbose=False)
     module = StudentModule(config, [cache.spec])
@@ -235,7 +234,7 @@ def train_with_live_teacher(config: StudentConfig, demo: Path, store: Path, out:
         StudentDataset(frames, config, module.detector.times, with_depth=module.detector.supervise_depth),
         batch_size=training.batch_size,
         sampler=SeededSampler(Shuffled(frames=len(frames)), training.seed, training.batch_size),
-        collate_fn=LiveTeacher(teacher=teacher, frames=frames, spec=cache.spec, layers=layers),
+        collate_fn=LiveTeacher(teacher=teacher, frames=frames, spec=cache.spec, layers=config.teacher_layers()),
     )
     trainer = lightning.Trainer(
         accelerator="auto",

@@ -129,7 +129,7 @@ def _train(kind: str, setting: Setting, device: str) -> Iterator[Step]:
         wall, process = time.perf_counter(), time.process_time()
         batch = collate([dataset[position] for position in chosen], () if teacher else sources).to(device)
         if teacher is not None:
-            batch = replace(batch, teachers=(teacher(batch),))
+            batch = replace(batch, teachers=(teacher(batch),))  # type: ignore[arg-type]  # floats, not a store's
         loss = _loss(module, batch, number)
         optimizer.zero_grad()
         loss.backward()
@@ -148,8 +148,7 @@ def _loss(module: StudentModule, batch: Batch, seed: int) -> Tensor:
 def _sources(kind: str, setting: Setting) -> tuple[TeacherSource, ...]:
     if kind == "alone" or setting.student.distill is None:
         return ()
-    layers = tuple(sorted({pair.teacher for pair in setting.student.distill.pairs}))
-    return (TeacherSource(cache=TeacherCache(setting.store), layers=layers),)
+    return (TeacherSource(cache=TeacherCache(setting.store), layers=setting.student.teacher_layers()),)
 
 
 def _batches(positions: Sequence[int], size: int) -> Iterator[list[int]]:

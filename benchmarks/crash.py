@@ -33,6 +33,7 @@ import torch
 
 from cache.errors import StoreError
 from cache.reader import TeacherCache
+from cache.store import ROOT
 from cache.verify import verify
 
 KIT = Path(__file__).parent.parent / "tests" / "cache" / "conftest.py"

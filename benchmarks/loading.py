@@ -50,8 +50,7 @@ def measure_readers(setting: Setting, rounds: int) -> None:
     """Print seconds a step with the features read by loader workers and by threads of this process, taking turns."""
     config = setting.student
     frames = Frames(root=setting.root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
-    layers = tuple(sorted({pair.teacher for pair in config.distill.pairs}))
-    source = TeacherSource(cache=TeacherCache(setting.store), layers=layers)
+    source = TeacherSource(cache=TeacherCache(setting.store), layers=config.teacher_layers())
     module = StudentModule(config, [source.cache.spec]).train()
     dataset = StudentDataset(frames, config, module.detector.times, module.detector.supervise_depth)
     size = config.training.batch_size

@@ -7,15 +7,16 @@ Features of 8 x 384 x 128 x 128, forward and backward, in one run with all candi
 Then the masks of 8 samples of 40 boxes, and the scales of connected regions.
 
 Times are medians, with the fastest and slowest in brackets: wall time, and the process's own time, which other
-processes on the machine disturb less. Memory is the peak above what was there before, of resident memory on a CPU and
-of allocated memory on a GPU.
+processes on the machine disturb less. Memory is the peak above what was there before: on a CPU of resident memory, some
+of which glibc keeps for later (with MALLOC_MMAP_THRESHOLD_=65536 in the environment it does not); on a GPU of allocated
+memory.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from cache.codec import Encoded
 from cache.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
 from student.distill.adapters import FeatureLayer
-from student.distill.answers import TeacherMaps
+from student.distill.answers import TeacherAnswer, TeacherMaps
 from student.distill.attention import joint_attention
 from student.distill.boxes import draw_heatmaps, pad_boxes
 from student.distill.config import DistillConfig
@@ -42,7 +43,7 @@ TASKS = (CLASSES[:1], CLASSES[1:3], CLASSES[3:5], CLASSES[5:6], CLASSES[6:8], CL
 
 
 @dataclass
-class Timing:
+class Cost:
     """Seconds of each turn, and peak bytes."""
 
     wall: list[float] = field(default_factory=list)
@@ -92,11 +93,17 @@ def build_objective(device: str) -> DistillObjective:
     return DistillObjective(config, student, GRID, TASKS, [spec]).to(device)
 
 
+def fgd_of(objective: DistillObjective) -> Fgd:
+    """The recipe's one term."""
+    (term,) = (module for module in objective.modules() if isinstance(module, Fgd))
+    return term
+
+
 def run_mse(world: World) -> Tensor:
     """The floor."""
     student = world.student.detach().requires_grad_()
-    F.mse_loss(student, world.decoded).backward()
-    return student.grad
+    (gradient,) = torch.autograd.grad(F.mse_loss(student, world.decoded), student)
+    return gradient
 
 
 def run_recipe(world: World, objective: DistillObjective, features: Tensor | Encoded) -> Tensor:
@@ -104,48 +111,50 @@ def run_recipe(world: World, objective: DistillObjective, features: Tensor | Enc
     student = world.student.detach().requires_grad_()
     teacher = world.teacher(features)
     terms = objective({"head": student}, world.logits, teacher, world.boxes, world.labels, 0)
-    torch.stack(list(terms.values())).sum().backward()
-    return student.grad
+    (gradient,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), student)
+    return gradient
 
 
 def run_plain(world: World, objective: DistillObjective) -> Tensor:
     """The recipe's terms over whole feature maps; masks as in `run_recipe`."""
     student, teacher = world.student.detach().requires_grad_(), world.stored.decode()
-    term: Fgd = objective.terms[0][0]
-    maps = world.teacher(world.stored)
-    answers = objective._answers(world.logits, (maps,), world.boxes, world.labels, 0)
+    term, maps = fgd_of(objective), world.teacher(world.stored)
+    heard = TeacherAnswer(heatmap=maps.heatmap, canvas_mask=maps.canvas_mask)
+    answers = objective._answers(world.logits, (heard,), world.boxes, world.labels, 0)
     cells = weigh_cells(term.config, answers.boxes, GRID, term._answered(answers))
     attention = joint_attention("teacher_student", teacher.abs().mean(1), student.abs().mean(1), 0.5)
     channel = torch.softmax(teacher.abs().mean((2, 3)) / 0.5, dim=1)[..., None, None] * CHANNELS
     square = nn.MSELoss(reduction="none")
+    assert term.spatial_adapter is not None and cells.false_positive is not None  # the recipe has both
     losses = [
         (square(student, teacher) * (cells.foreground * attention)[:, None]).sum() * 6e-3,
         (square(student, teacher) * (cells.background * attention)[:, None]).sum() * 4e-2,
         (square(student, teacher) * ((cells.false_positive * attention)[:, None] * channel)).sum() * 6e-2,
         (term.spatial_adapter(student.mean(1, keepdim=True)) - teacher.mean(1, keepdim=True)).abs().sum() * 2.5e-3,
     ]
-    (torch.stack(losses).sum() / BATCH).backward()
-    return student.grad
+    (gradient,) = torch.autograd.grad(torch.stack(losses).sum() / BATCH, student)
+    return gradient
 
 
-def measure(candidates: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Timing]:
+def measure(candidates: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Cost]:
     """Run all candidates in turn, `rounds` times after one to warm up; then again for their memory, since what is given
     back to the system for that has to be fetched again, which takes time."""
-    timings = {name: Timing() for name in candidates}
+    costs = {name: Cost() for name in candidates}
     for turn in range(rounds + 1):
         for name, candidate in candidates.items():
             wall, process = time.perf_counter(), time.process_time()
             kept = candidate()
             _synchronise(device)
             if turn:
-                timings[name].wall.append(time.perf_counter() - wall)
-                timings[name].process.append(time.process_time() - process)
+                costs[name].wall.append(time.perf_counter() - wall)
+                costs[name].process.append(time.process_time() - process)
             del kept
-    for name, candidate in candidates.items():
-        before = reset_peak(device)
-        candidate()
-        timings[name].peak.append(peak_bytes(device) - before)
-    return timings
+    for _ in range(3):
+        for name, candidate in candidates.items():
+            before = reset_peak(device)
+            candidate()
+            costs[name].peak.append(peak_bytes(device) - before)
+    return costs
 
 
 def _synchronise(device: str) -> None:
@@ -153,20 +162,19 @@ def _synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def report(title: str, timings: dict[str, Timing], floor: str | None = None) -> None:
+def report(title: str, costs: dict[str, Cost], floor: str | None = None) -> None:
     """A table; with ratios to the floor, turn by turn."""
     print(f"\n{title}")
-    print(f"{'':24}{'wall ms':>24}{'process ms':>24}{'peak MB':>10}" + (f"{'of ' + floor:>24}" if floor else ""))
-    for name, timing in timings.items():
-        cells = [_spread([1e3 * t for t in times]) for times in (timing.wall, timing.process)]
-        line = f"{name:24}{cells[0]:>24}{cells[1]:>24}{statistics.median(timing.peak) / 1e6:>10.1f}"
+    heads = f"{'':24}{'wall ms':>24}{'process ms':>24}{'peak MB':>10}"
+    print(heads + (f"   of {floor}: wall, process, peak" if floor else ""))
+    for name, cost in costs.items():
+        cells = [_spread([1e3 * t for t in times]) for times in (cost.wall, cost.process)]
+        line = f"{name:24}{cells[0]:>24}{cells[1]:>24}{statistics.median(cost.peak) / 1e6:>10.1f}"
         if floor:
-            base = timings[floor]
-            ratios = [
-                statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-                for ours, theirs in ((timing.wall, base.wall), (timing.process, base.process), (timing.peak, base.peak))
-            ]
-            line += f"{'time {:.2f} ({:.2f}) mem {:.2f}'.format(*ratios):>32}"
+            base = costs[floor]
+            pairs = [(getattr(cost, field.name), getattr(base, field.name)) for field in fields(Cost)]
+            ratios = [statistics.median(a / b for a, b in zip(ours, theirs, strict=True)) for ours, theirs in pairs]
+            line += "   " + "  ".join(f"{ratio:.2f}" for ratio in ratios)
         print(line)
 
 
@@ -194,9 +202,7 @@ def main() -> None:
         "recipe, float32 teacher": lambda: run_recipe(world, objective, world.decoded),
         "plain": lambda: run_plain(world, objective),
     }
-    report("forward and backward", measure(features, options.rounds, device), floor="mse")
-
-    term: Fgd = objective.terms[0][0]
+    term = fgd_of(objective)
     channels = torch.stack([label.long() for label in world.labels])
     region = world.heatmap.amax(1) > 25
     parts = {
@@ -204,6 +210,7 @@ def main() -> None:
         "ground-truth heatmap": lambda: draw_heatmaps(pad_boxes(world.boxes), 0 * channels, 1, GRID),
         "region scales": lambda: region_scale("region", region),
     }
+    report("forward and backward", measure(features, options.rounds, device), floor="mse")
     report(f"{BATCH} samples of {BOXES} boxes", measure(parts, 10 * options.rounds, device))
 
 

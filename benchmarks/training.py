@@ -136,6 +136,7 @@ def _compare_losses(records: dict[str, Record], cache: TeacherCache) -> None:
     live, cached = records["live"].steps, records["cached"].steps
     rows, largest = [], 0.0
     for number, (ours, apart) in enumerate(zip(live, cached, strict=True), start=1):
+        assert ours.cached_loss is not None  # a live training's steps have it
         same = abs(ours.cached_loss - ours.loss) / abs(ours.loss)
         largest = max(largest, same)
         values = f"{ours.loss:.5f}", f"{ours.cached_loss:.5f}", f"{same:.1e}", f"{apart.loss:.5f}"

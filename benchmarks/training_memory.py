@@ -68,8 +68,7 @@ def _frames(root: Path) -> FirstFrames:
 
 def _prepare(root: Path, store: Path, chosen: list[str]) -> Preparation:
     config = load_yaml(CONFIGS / "bevdepth_r50.yaml", StudentConfig, [*MINI, *chosen, *TWO])
-    layers = tuple(sorted({pair.teacher for pair in config.distill.pairs}))
-    sources = (TeacherSource(cache=TeacherCache(store), layers=layers),)
+    sources = (TeacherSource(cache=TeacherCache(store), layers=config.teacher_layers()),)
     module, frames = first_module(config, sources), _frames(root)
     loader = training_loader(frames, config, sources, module.detector, training_sampler(frames, config))
     dataset = StudentDataset(frames, config, module.detector.times, module.detector.supervise_depth)

@@ -182,6 +182,11 @@ class StudentConfig(Strict):
     training: TrainingConfig = TrainingConfig()
     distill: DistillConfig | None = None
 
+    def teacher_layers(self, cache: int = 0) -> tuple[str, ...]:
+        """The layers that the pairs read of one of the teachers; none without distill."""
+        pairs = self.distill.pairs if self.distill else ()
+        return tuple(sorted({pair.teacher for pair in pairs if pair.cache == cache}))
+
     @model_validator(mode="after")
     def _something_to_replay(self) -> "StudentConfig":
         if self.bev_augment.replay and self.distill is None:

@@ -36,11 +36,10 @@ def open_sources(config: StudentConfig, paths: Sequence[Path], frames: Frames) -
         )
     sources = []
     for index, path in enumerate(paths):
-        layers = {pair.teacher for pair in config.distill.pairs if pair.cache == index}
         cache = TeacherCache(path)
         require_fitting(cache.spec, path, config, inherits=config.distill.inherit_head and index == 0)
         _require_tokens(cache, path, frames)
-        sources.append(TeacherSource(cache=cache, layers=tuple(sorted(layers))))
+        sources.append(TeacherSource(cache=cache, layers=config.teacher_layers(index)))
     if config.bev_augment.replay:
         _require_drawn_views(sources[0].cache)
     return tuple(sources)

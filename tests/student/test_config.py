@@ -100,3 +100,10 @@ def test_a_student_may_be_distilled_and_augmented(tmp_path: Path) -> None:
 def test_what_no_student_can_do_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_yaml(write(tmp_path, text), StudentConfig)
+
+
+def test_the_layers_of_each_teacher(tmp_path: Path) -> None:
+    pairs = "{student: head, teacher: head}, {student: head, teacher: backbone1}, {student: head, teacher: p, cache: 1}"
+    config = load_yaml(write(tmp_path, f"distill: {{pairs: [{pairs}], terms: [{{kind: fgd}}]}}"), StudentConfig)
+    assert [config.teacher_layers(cache) for cache in range(3)] == [("backbone1", "head"), ("p",), ()]
+    assert StudentConfig().teacher_layers() == ()
