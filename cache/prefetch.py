@@ -14,6 +14,7 @@ def prefetched(
     batch_size: int,
     *,
     layers: Sequence[str] | None = None,
+    views: Iterable[Sequence[int]] | None = None,
     head_maps: bool = False,
     threads: int = 2,
     pin: bool = False,
@@ -25,6 +26,7 @@ def prefetched(
 
     Args:
         batch_size: of the largest batch.
+        views: for each batch, an index into `spec.views` for each of its tokens; the first view by default.
         pin: Page-locked buffers.
 
     Raises:
@@ -33,9 +35,10 @@ def prefetched(
     ring = [cache.buffers(batch_size, layers, head_maps, pin) for _ in range(threads + 1)]
     waiting: deque[Future[TeacherBatch]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as pool:
-        for number, tokens in enumerate(batches):
+        asked = ((tokens, None) for tokens in batches) if views is None else zip(batches, views, strict=True)
+        for number, (tokens, chosen) in enumerate(asked):
             if len(waiting) == threads:
                 yield waiting.popleft().result()
-            waiting.append(pool.submit(cache.read, tokens, out=ring[number % len(ring)]))
+            waiting.append(pool.submit(cache.read, tokens, views=chosen, out=ring[number % len(ring)]))
         while waiting:
             yield waiting.popleft().result()

@@ -33,6 +33,17 @@ def test_the_same_batches_in_the_same_order(kit, cache, threads, size):
             assert torch.equal(batch.features[name].decode(), layer.decode())
 
 
+def test_of_each_token_the_view_that_is_asked_for(kit, tmp_path):
+    cache = TeacherCache(kit.make_store(tmp_path / "teacher.zarr", views=("canonical", "flip_y")))
+    batches, views = batches_of(cache.tokens, 4), [(0, 1, 1, 0), (1, 0, 0, 1), (1, 1)]
+    found = prefetched(cache, batches, 4, views=views)
+    for tokens, chosen, batch in zip(batches, views, found, strict=True):
+        assert torch.equal(batch.heatmap, cache.read(tokens, views=chosen).heatmap)
+    assert not torch.equal(
+        cache.read(cache.tokens, views=(0,) * 10).heatmap, cache.read(cache.tokens, views=(1,) * 10).heatmap
+    )
+
+
 def test_a_batch_stays_until_two_more_were_asked_for(kit, cache):
     batches = batches_of(kit.make_tokens(10), 1)
     found = prefetched(cache, batches, 1, threads=2)
