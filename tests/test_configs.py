@@ -9,6 +9,7 @@ from cache.dump import DumpConfig
 from cache.grid import BevGrid
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
 from cache.strict import Strict, load_yaml
+from cache.views import PUBLIC_AUGMENT
 from demo.config import WorldConfig
 from student.config import TASKS, StudentConfig
 from student.detectors import build_detector
@@ -48,6 +49,12 @@ def test_every_file_is_known() -> None:
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_every_configuration_parses(name: str) -> None:
     load_yaml(CONFIGS / name, KINDS[name])
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_student_is_augmented_as_in_the_public_code(name: str) -> None:
+    augment = load_yaml(CONFIGS / name, StudentConfig).bev_augment
+    assert augment.model_dump(exclude={"replay"}) == PUBLIC_AUGMENT.model_dump()
 
 
 @pytest.mark.parametrize("name", STUDENTS)
