@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.memory import peak_bytes
 from cache.frames import Frames
 from cache.probe import PreparedFrames
 from cache.reader import TeacherCache
@@ -23,6 +22,7 @@ from student.dataset import Batch, StudentDataset, TeacherSource, collate
 from student.distill.answers import TeacherMaps
 from student.distill.inherit import inherit_head
 from student.training.module import StudentModule
+from student.training.process_memory import peak_bytes
 
 KINDS = ("alone", "cached", "live")
 

@@ -1,9 +1,11 @@
-"""Peak memory: resident memory of this process on a CPU, allocated memory on a GPU."""
+"""Where a measurement of peak memory begins; `student.training.process_memory.peak_bytes` is where it ends."""
 
 import ctypes
 from pathlib import Path
 
 import torch
+
+from student.training.process_memory import status_bytes
 
 
 def reset_peak(device: str) -> int:
@@ -14,14 +16,4 @@ def reset_peak(device: str) -> int:
     # glibc keeps what is freed: a peak within that would not be seen.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def peak_bytes(device: str) -> int:
-    """The peak since the process began or since it was reset."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
-    return int(line.split()[1]) * 1024
+    return status_bytes("VmRSS")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.memory import peak_bytes, reset_peak
+from benchmarks.memory import reset_peak
 from cache.codec import Encoded
 from cache.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
@@ -36,6 +36,7 @@ from student.distill.fgd import Fgd, weigh_cells
 from student.distill.objective import DistillObjective
 from student.distill.regions import region_scale
 from student.fidelity.parts import RECIPE
+from student.training.process_memory import peak_bytes
 
 GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
 BATCH, CHANNELS, BOXES = 8, 384, 40

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.cache_io import FirstFrames
-from benchmarks.memory import peak_bytes, reset_peak
+from benchmarks.memory import reset_peak
 from benchmarks.tables import show
 from cache.dump import DumpConfig, dump
 from cache.reader import TeacherCache
@@ -27,6 +27,7 @@ from student.dataset import StudentDataset, TeacherSource, collate
 from student.training.loaders import training_loader, training_sampler
 from student.training.plan import GB, GPUS_GB, TrainingMemory, measure_memory
 from student.training.preparation import Preparation, first_module
+from student.training.process_memory import peak_bytes
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINI = ["data.version=v1.0-mini", "data.train_split=mini_train", "data.val_split=mini_val", "data.workers=0"]

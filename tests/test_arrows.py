@@ -34,7 +34,7 @@ HOUSE = [
     ("student.public", "formats importing"),
     ("student.show", "matches results plots"),
     ("student", "metrics early_checks teacher_boxes evaluate"),
-    ("student.training", "sampling clock recompute module"),
+    ("student.training", "sampling clock process_memory recompute module"),
     ("student.training", "saving loaders preflight validation callbacks preparation"),
     ("student", "trainer"),
     ("student.training", "profile live_bytes memory plan"),

@@ -1,8 +1,6 @@
 """What watches a training: its progress on the terminal, its pace and memory."""
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +10,8 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from student.training.process_memory import peak_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +83,9 @@ class Cost(Callback):
         return TrainingSummary(
             steps=trainer.global_step,
             seconds_per_step=self.seconds_per_step,
-            peak_memory_mb=_peak_memory_mb(),
+            peak_memory_mb=peak_bytes("cuda" if torch.cuda.is_available() else "cpu") / 2**20,
             final_loss=float(trainer.callback_metrics["loss"]) if "loss" in trainer.callback_metrics else None,
             checkpoint=str(last),
             best_nds=None if best.best_model_score is None else float(best.best_model_score),
             best_checkpoint=best.best_model_path or None,
         )
-
-
-def _peak_memory_mb() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
