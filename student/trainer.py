@@ -89,7 +89,7 @@ def train_student(
     ranks = {"rank": trainer.global_rank, "ranks": trainer.world_size}
     sampler = training_sampler(frames, config, **ranks)
     sampler.go_to(step)
-    with _peers_named():
+    with _peers_named(), _workers_ended(trainer):
         trainer.fit(
             module,
             training_loader(frames, config, sources, module.detector, sampler),
@@ -111,6 +111,16 @@ def _peers_named() -> Iterator[None]:
                 "the process of another device has ended", cure="See its own message; go on with --resume"
             ) from error
         raise
+
+
+@contextmanager
+def _workers_ended(trainer: lightning.Trainer) -> Iterator[None]:
+    """Also where Lightning leaves them: where a logger fails once more at the end of a training that has failed, as on
+    a full disk. Python would wait for ever for workers that are deaf to SIGTERM."""
+    try:
+        yield
+    finally:
+        trainer.fit_loop.teardown()
 
 
 def _leave_summary(summary: TrainingSummary, out: Path) -> TrainingSummary:

@@ -308,6 +308,16 @@ def test_a_terminated_training_says_how_to_go_on(straight: Straight, made_root: 
     straight.assert_equal(out)
 
 
+def test_a_training_whose_log_is_gone_says_so_and_ends(straight: Straight, made_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = begin(changed(straight.config, epochs=200), made_root, out, "--set", "data.workers=1")
+    wait_for_step(process, out, 1)
+    (out / "csv").rename(tmp_path / "gone")
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 1, complaint
+    assert f"the system refused ({out}/csv/metrics.csv); got No such file or directory" in complaint
+
+
 def test_two_devices_equal_one(straight: Straight, made_root: Path, tmp_path: Path) -> None:
     # Their batches of one are the batches of one that a single device accumulates.
     out = tmp_path / "run"
