@@ -39,10 +39,11 @@ SMALL = StudentConfig.model_validate(
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from benchmarks.memory import peak_bytes, reset_peak
+from benchmarks.memory import reset_peak
 from student.config import StudentConfig
 from student.dataset import collate
 from student.training.preparation import prepare
+from student.training.process_memory import peak_bytes
 
 torch.set_num_threads(1)
 prepared = prepare(StudentConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), ())
