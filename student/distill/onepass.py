@@ -161,7 +161,7 @@ def _sum_up(pair: _Pair, criterion: Criterion, temperature: Float[Tensor, ""]) -
     scales = pair.split(pair.scale)
     ours_by_channel, theirs_by_channel, logits = [], [], []
     (error, block_error), room = pair.scale.new_zeros(2, 2, pair.cells), pair.scratch()
-    largest, one = pair.scale.new_tensor(-torch.inf), pair.scale.new_ones(())
+    largest, one = pair.scale.new_full((), -torch.inf), pair.scale.new_ones(())
     for (ours, codes), scale in zip(pair.blocks(), scales, strict=True):
         work, ones = room[: len(ours)], torch.ones_like(scale)
         our_sum.addmv_(ours.T, ones)
