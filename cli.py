@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from cache.config import load_yaml
 from cache.errors import OfflineDistillWarning
-from cache.strict import load_yaml
 from cache.terminal.console import answering, examples, progress, say
-from cache.terminal.ending import ending_well
+from cache.terminal.errors import ending_well
 from cache.versions import installed_versions
 
 if TYPE_CHECKING:
-    from cache.dump import DumpConfig, DumpProgress
-    from cache.frames import Frames
-    from cache.teacher import Teacher
+    from cache.dump.run import DumpConfig, DumpProgress
+    from cache.nuscenes.frames import Frames
+    from cache.teacher.base import Teacher
 
 # Everything heavy (torch, mmdet3d, Lightning) is imported by the command that needs it: --help stays quick, and a
 # training of the student never sees mmdet3d.
@@ -102,8 +102,8 @@ def train_teacher(
     split: Annotated[str, typer.Option(help="nuScenes split.")] = "train",
 ) -> None:
     """Train a LiDAR teacher with mmdet3d itself."""
-    from cache.frames import Frames
-    from cache.teacher_training import train_teacher
+    from cache.nuscenes.frames import Frames
+    from cache.teacher.training import train_teacher
 
     frames = Frames(root=data, version=version, splits=(split,))
     say(f"checkpoint: {train_teacher(config, frames, out)}")
@@ -122,7 +122,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """What a dump would take, measured on a handful of frames, before anything is written."""
-    from cache.plan import plan
+    from cache.dump.estimate import plan
 
     with answering(json) as answer:
         settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, _with_depth(overrides, depth))
@@ -151,8 +151,8 @@ def dump_teacher(
     json: Json = False,
 ) -> None:
     """Run the teacher once over the data set and write its features to a store."""
-    from cache.dump import dump
-    from cache.part import Part
+    from cache.dump.run import dump
+    from cache.store.partition import Part
 
     chosen = Part.of_rank(os.environ) if part is None else Part.parse(part)
     with answering(json) as answer:
@@ -171,9 +171,9 @@ def inspect(
     json: Json = False,
 ) -> None:
     """What a store holds: identity, layers, sizes, error report, statistics; with a token, its picture."""
-    from cache.reader import TeacherCache
-    from cache.report import statistics_table, summarise
-    from cache.show.page import write_html
+    from cache.store.reader import TeacherCache
+    from cache.visualization.report import write_html
+    from cache.visualization.summary import statistics_table, summarise
 
     with answering(json) as answer:
         cache = TeacherCache(store, allow_partial=True)
@@ -209,9 +209,9 @@ def verify(
     json: Json = False,
 ) -> None:
     """Look for damage in a store; exit code 1 where there is some left."""
+    from cache.dump.verify import repair as mend
+    from cache.dump.verify import verify
     from cache.errors import ConfigError
-    from cache.verify import repair as mend
-    from cache.verify import verify
 
     with answering(json) as answer:
         if repair is None:
@@ -249,9 +249,9 @@ def train_student(
     json: Json = False,
 ) -> None:
     """Train a camera student, distilling from the store (switch that off with --set distill=null)."""
-    from student.config import StudentConfig
-    from student.trainer import train_student
+    from student.config.student import StudentConfig
     from student.training.profile import profile_student
+    from student.training.trainer import train_student
 
     settings = load_yaml(config, StudentConfig, overrides or ())
     # With training.devices=N this command runs N times over; the first of them speaks.
@@ -281,7 +281,7 @@ def plan_student(
     json: Json = False,
 ) -> None:
     """What a training would take: memory, steps, bytes to read; measured on two frames, before anything is written."""
-    from student.config import StudentConfig
+    from student.config.student import StudentConfig
     from student.training.plan import plan_training
 
     with answering(json) as answer:
@@ -306,8 +306,8 @@ def import_checkpoint(
     json: Json = False,
 ) -> None:
     """Turn a public checkpoint into a student's, for `evaluate` and training.init_from; every tensor is reported."""
-    from student.config import StudentConfig
-    from student.public.importing import plan_import
+    from student.config.student import StudentConfig
+    from student.converters.convert import plan_import
 
     with answering(json) as answer:
         plan = plan_import(checkpoint, load_yaml(config, StudentConfig, overrides or ()))
@@ -333,7 +333,7 @@ def evaluate(
 ) -> None:
     """Official nuScenes detection metrics of a student, or of the teacher from the cache alone."""
     from cache.errors import ConfigError
-    from student.evaluate import evaluate_student, evaluate_teacher
+    from student.evaluation.evaluate import evaluate_student, evaluate_teacher
 
     if (checkpoint is None) == (cache is None):
         raise ConfigError(
@@ -373,8 +373,8 @@ def fidelity(
     json: Json = False,
 ) -> None:
     """How near the cached teacher, warped, is to the live one on augmented points."""
-    from cache.frames import Frames
-    from cache.reader import TeacherCache
+    from cache.nuscenes.frames import Frames
+    from cache.store.reader import TeacherCache
     from student.fidelity.measure import FidelityStudy
     from student.fidelity.report import tables, write
 
@@ -393,8 +393,8 @@ def _stage_one(
     config: Path, data: Path, checkpoint: Path | None, random_weights: bool, overrides: list[str] | None
 ) -> "tuple[DumpConfig, Frames, Teacher]":
     """What every command that runs the teacher starts from."""
-    from cache.dump import DumpConfig
-    from cache.frames import Frames
+    from cache.dump.run import DumpConfig
+    from cache.nuscenes.frames import Frames
 
     settings = load_yaml(config, DumpConfig, overrides or ())
     frames = Frames(root=data, version=settings.version, splits=settings.splits)
@@ -405,7 +405,7 @@ def _live_teacher(config: str, checkpoint: Path | None, random_weights: bool) ->
     import torch
 
     from cache.errors import ConfigError
-    from cache.teacher import load_teacher
+    from cache.teacher.mmdet3d import load_teacher
 
     if (checkpoint is None) != random_weights:
         raise ConfigError(

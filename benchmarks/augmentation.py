@@ -27,23 +27,24 @@ import torch
 import typer
 
 from benchmarks.tables import show, spread
-from cache.codec import encode
-from cache.dump import DumpConfig
-from cache.frames import Frames
-from cache.loader import Loader
-from cache.points import load_points
-from cache.reader import TeacherBatch, TeacherCache
+from cache.config import Strict, load_yaml
+from cache.dump.run import DumpConfig
+from cache.geometry.views import PUBLIC_AUGMENT, ViewsConfig, move_points
+from cache.nuscenes.frames import Frames
+from cache.nuscenes.loader import Loader
+from cache.nuscenes.points import load_points
 from cache.spec import CacheSpec
-from cache.strict import Strict, load_yaml
-from cache.teacher import Teacher, load_teacher
-from cache.views import PUBLIC_AUGMENT, ViewsConfig, move_points
-from student.config import StudentBevAugmentConfig, StudentConfig
-from student.dataset import Batch, StudentDataset, collate
+from cache.store.codec import encode
+from cache.store.reader import TeacherBatch, TeacherCache
+from cache.teacher.base import Teacher
+from cache.teacher.mmdet3d import load_teacher
+from student.config.student import StudentBevAugmentConfig, StudentConfig
+from student.data.dataset import Batch, StudentDataset, collate
+from student.data.samplers import SeededSampler, Shuffled
 from student.distill.inherit import inherit_head
 from student.training.callbacks import Cost
+from student.training.checkpointing import LAST
 from student.training.module import StudentModule
-from student.training.sampling import SeededSampler, Shuffled
-from student.training.saving import LAST
 
 ROOT = Path(__file__).parent.parent
 DUMP, STUDENT = ROOT / "configs/demo/dump.yaml", ROOT / "configs/demo/student.yaml"
@@ -222,7 +223,7 @@ class LiveTeacher:
 
 
 def train_with_live_teacher(config: StudentConfig, demo: Path, store: Path, out: Path) -> None:
-    """As `student.trainer.train_student` does it, but with the teacher in the step; the store only describes it."""
+    """Train like `train_student`, but run the teacher in the step; the store only describes it."""
     frames = Frames(root=demo / "world", version=config.data.version, splits=(config.data.train_split,))
     cache = TeacherCache(store)
     teacher = load_teacher(load_yaml(DUMP, DumpConfig).teacher, demo / "teacher" / "teacher.pth")

@@ -26,11 +26,11 @@ import torch
 
 from benchmarks import io_loaders, io_open, io_read, io_write, ladder
 from benchmarks.tables import show
-from cache.dump import DumpConfig
-from cache.frames import Frames
-from cache.reader import TeacherCache
-from cache.strict import load_yaml
-from cache.teacher import load_teacher
+from cache.config import load_yaml
+from cache.dump.run import DumpConfig
+from cache.nuscenes.frames import Frames
+from cache.store.reader import TeacherCache
+from cache.teacher.mmdet3d import load_teacher
 from demo.config import WorldConfig
 from demo.world import make_world
 

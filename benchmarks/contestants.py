@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.frames import Frames
-from cache.probe import PreparedFrames
-from cache.reader import TeacherCache
-from cache.teacher import load_teacher
-from student.config import StudentConfig
-from student.dataset import Batch, StudentDataset, TeacherSource, collate
-from student.distill.answers import TeacherMaps
+from cache.dump.spec_builder import PreparedFrames
+from cache.nuscenes.frames import Frames
+from cache.store.reader import TeacherCache
+from cache.teacher.mmdet3d import load_teacher
+from student.config.student import StudentConfig
+from student.data.dataset import Batch, StudentDataset, TeacherSource, collate
 from student.distill.inherit import inherit_head
+from student.distill.predictions import TeacherMaps
 from student.training.module import StudentModule
 from student.training.process_memory import peak_bytes
 

@@ -5,8 +5,8 @@ every kill, all samples that were committed before are still there and readable;
 the store equals that of an uninterrupted dump, byte by byte. Then the next store is begun. With --world, processes of
 `cli dump-teacher` with the demo's mmdet3d teacher are killed as well, from the moment when the store appears.
 
-Flips: one random bit of one file, all kinds of files in turn, documents included. `cache.verify` has to find it, or all
-that a reader is told has to stay the same.
+Flips: one random bit of one file, all kinds of files in turn, documents included. `verify` has to find it, or all that
+a reader returns has to stay the same.
 
 The test suite runs the same with fewer kills and flips, with tests/cache/conftest.py as `kit`.
 """
@@ -31,10 +31,10 @@ from types import ModuleType
 
 import torch
 
+from cache.dump.verify import verify
 from cache.errors import StoreError
-from cache.reader import TeacherCache
-from cache.store import ROOT
-from cache.verify import verify
+from cache.store.layout import ROOT
+from cache.store.reader import TeacherCache
 
 KIT = Path(__file__).parent.parent / "tests" / "cache" / "conftest.py"
 

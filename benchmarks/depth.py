@@ -15,14 +15,14 @@ from jaxtyping import Float
 from numcodecs import zstd
 
 from benchmarks.tables import show
-from cache.depth import DepthSpec, decoded_points, depth_codes
-from cache.frames import Frame, Frames
-from cache.points import camera_points
-from cache.probe import depth_spec
-from cache.shards import CHECKSUM_BYTES, pack_chunk
-from student.augment import image_matrix
-from student.config import StudentConfig
-from student.depth_map import depth_map
+from cache.dump.spec_builder import depth_spec
+from cache.geometry.camera_points import DepthSpec, decoded_points, depth_codes
+from cache.nuscenes.frames import Frame, Frames
+from cache.nuscenes.points import camera_points
+from cache.store.format import CHECKSUM_BYTES, pack_chunk
+from student.config.student import StudentConfig
+from student.data.depth_map import depth_map
+from student.data.image_augment import image_matrix
 
 Lists = list[Float[np.ndarray, "_ 3"]]
 STUDENT = StudentConfig()

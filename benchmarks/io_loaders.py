@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.peers import BATCH, Peer, Sample, other_formats, our_batches, same_store
 from benchmarks.tables import show, spread
-from cache.prefetch import prefetched
-from cache.reader import TeacherCache
+from cache.store.prefetch import prefetched
+from cache.store.reader import TeacherCache
 
 COLUMNS = ("", "fidelity", "MB on disk", "warm, ms", "cold, ms", "cold, MB from disk")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 
 from benchmarks.tables import show, spread
-from cache.documents import small_files
-from cache.reader import TeacherCache
 from cache.spec import DataIdentity
-from cache.store import StoreAttributes
+from cache.store.layout import StoreAttributes
+from cache.store.metadata import small_files
+from cache.store.reader import TeacherCache
 
 COUNTS = (100, 1_000_000)
 LOOKUPS = 1000

@@ -14,15 +14,15 @@ from numcodecs import zstd
 from torch import Tensor
 
 from benchmarks.tables import ratio, show, spread
-from cache.codec import Distortion
-from cache.prefetch import prefetched
-from cache.reader import TeacherCache
-from cache.sample import TeacherBatch
-from cache.shard_reader import ShardReader
-from cache.shards import CHECKSUM_BYTES
 from cache.spec import DataIdentity
-from cache.store import Layout, StoredSample
-from cache.writer import StoreWriter
+from cache.store.batch import TeacherBatch
+from cache.store.codec import Distortion
+from cache.store.format import CHECKSUM_BYTES
+from cache.store.layout import Layout, StoredSample
+from cache.store.prefetch import prefetched
+from cache.store.reader import TeacherCache
+from cache.store.shard_reader import ShardReader
+from cache.store.writer import StoreWriter
 
 BATCH = 4
 IMAGES = 8

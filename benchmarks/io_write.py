@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.tables import ratio, show, spread
-from cache.dump import DumpConfig, DumpProgress, dump
-from cache.frames import Frames
-from cache.loader import Loader
-from cache.probe import PreparedFrames
-from cache.teacher import Teacher
+from cache.dump.run import DumpConfig, DumpProgress, dump
+from cache.dump.spec_builder import PreparedFrames
+from cache.nuscenes.frames import Frames
+from cache.nuscenes.loader import Loader
+from cache.teacher.base import Teacher
 
 
 def report(config: DumpConfig, frames: Frames, teacher: Teacher, folder: Path, turns: int) -> Path:

@@ -13,14 +13,14 @@ from jaxtyping import Float
 from numcodecs import zstd
 from torch import Tensor
 
-from cache.codec import Distortion, encode, measure
-from cache.frames import Frames
-from cache.probe import PreparedFrames
-from cache.shards import CHECKSUM_BYTES, pack_chunk
+from cache.dump.spec_builder import PreparedFrames
+from cache.nuscenes.frames import Frames
 from cache.spec import CodecSpec
-from cache.teacher import Mmdet3dTeacher
-from student.evaluate import Metrics, evaluate
-from student.head import Detections, decode
+from cache.store.codec import Distortion, encode, measure
+from cache.store.format import CHECKSUM_BYTES, pack_chunk
+from cache.teacher.mmdet3d import Mmdet3dTeacher
+from student.evaluation.evaluate import Metrics, evaluate
+from student.models.center_head import Detections, decode
 
 ANY = 0.1
 """A budget that stops nothing."""

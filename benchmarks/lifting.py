@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.objective import measure, report
-from student.config import DetectorConfig
-from student.dataset import Batch
-from student.lift import Cameras, cells_of_points, frustum_points, pool
+from student.config.student import DetectorConfig
+from student.data.dataset import Batch
+from student.models.lift_splat import Cameras, cells_of_points, frustum_points, pool
 
 
 def measure_lift(batch: Batch, config: DetectorConfig, image_size: tuple[int, int], rounds: int, device: str) -> None:

@@ -13,12 +13,12 @@ from PIL import Image
 
 from benchmarks.contestants import Setting
 from benchmarks.tables import show, spread
-from cache.frames import Camera, Frames
-from cache.loader import Loader
-from cache.prefetch import prefetched
-from cache.reader import TeacherCache
-from student.dataset import Batch, StudentDataset, TeacherSource, collate
-from student.images import read_image
+from cache.nuscenes.frames import Camera, Frames
+from cache.nuscenes.loader import Loader
+from cache.store.prefetch import prefetched
+from cache.store.reader import TeacherCache
+from student.data.dataset import Batch, StudentDataset, TeacherSource, collate
+from student.data.images import read_image
 from student.training.module import StudentModule
 
 STEPS = 12

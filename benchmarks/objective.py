@@ -24,16 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.memory import reset_peak
-from cache.codec import Encoded
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
+from cache.store.codec import Encoded
 from student.distill.adapters import FeatureLayer
-from student.distill.answers import TeacherAnswer, TeacherMaps
 from student.distill.attention import joint_attention
 from student.distill.boxes import draw_heatmaps, pad_boxes
 from student.distill.config import DistillConfig
 from student.distill.fgd import Fgd, weigh_cells
 from student.distill.objective import DistillObjective
+from student.distill.predictions import TeacherAnswer, TeacherMaps
 from student.distill.regions import region_scale
 from student.fidelity.parts import RECIPE
 from student.training.process_memory import peak_bytes

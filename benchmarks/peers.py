@@ -20,7 +20,7 @@ from numcodecs import zstd
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cache.reader import TeacherCache
+from cache.store.reader import TeacherCache
 
 BATCH, WORKERS = 4, 2
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import typer
 
-from cache.dump import DumpConfig, dump
-from cache.frames import Frames
-from cache.reader import TeacherCache
-from cache.strict import load_yaml
-from cache.teacher import load_teacher
+from cache.config import load_yaml
+from cache.dump.run import DumpConfig, dump
+from cache.nuscenes.frames import Frames
+from cache.store.reader import TeacherCache
+from cache.teacher.mmdet3d import load_teacher
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINI = ["version=v1.0-mini", "splits=[mini_train]", "workers=0"]

@@ -24,13 +24,13 @@ from benchmarks.contestants import KINDS, Record, Setting, take_turns
 from benchmarks.lifting import measure_lift
 from benchmarks.loading import measure_decoding, measure_readers
 from benchmarks.tables import ratio, show, spread
-from cache.dump import DumpConfig, dump
-from cache.frames import Frames
-from cache.reader import TeacherCache
-from cache.strict import load_yaml
-from cache.teacher import load_teacher
-from student.config import StudentConfig
-from student.dataset import StudentDataset, collate
+from cache.config import load_yaml
+from cache.dump.run import DumpConfig, dump
+from cache.nuscenes.frames import Frames
+from cache.store.reader import TeacherCache
+from cache.teacher.mmdet3d import load_teacher
+from student.config.student import StudentConfig
+from student.data.dataset import StudentDataset, collate
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINI = ["data.version=v1.0-mini", "data.train_split=mini_train", "data.val_split=mini_val", "data.workers=0"]

@@ -18,16 +18,16 @@ import torch
 from benchmarks.cache_io import FirstFrames
 from benchmarks.memory import reset_peak
 from benchmarks.tables import show
-from cache.dump import DumpConfig, dump
-from cache.reader import TeacherCache
-from cache.strict import load_yaml
-from cache.teacher import load_teacher
-from student.config import StudentConfig
-from student.dataset import StudentDataset, TeacherSource, collate
+from cache.config import load_yaml
+from cache.dump.run import DumpConfig, dump
+from cache.store.reader import TeacherCache
+from cache.teacher.mmdet3d import load_teacher
+from student.config.student import StudentConfig
+from student.data.dataset import StudentDataset, TeacherSource, collate
 from student.training.loaders import training_loader, training_sampler
 from student.training.plan import GB, GPUS_GB, TrainingMemory, measure_memory
-from student.training.preparation import Preparation, first_module
 from student.training.process_memory import peak_bytes
+from student.training.setup import Preparation, first_module
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINI = ["data.version=v1.0-mini", "data.train_split=mini_train", "data.val_split=mini_val", "data.workers=0"]

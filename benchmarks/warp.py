@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from benchmarks.objective import measure, report
 from benchmarks.tables import show
-from cache.codec import Encoded
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
+from cache.geometry.views import PUBLIC_AUGMENT, bev_matrix
 from cache.spec import CodecSpec
-from cache.views import PUBLIC_AUGMENT, bev_matrix
+from cache.store.codec import Encoded
 from student.distill.warp import warp, warp_peaks
 
 GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from cache.depth import DepthSpec
+from cache.config import Strict, differing
 from cache.errors import ConfigError, MismatchError
-from cache.grid import BevGrid
-from cache.show.tables import Table, card
-from cache.strict import Strict, differing
-from cache.views import DrawnViews, ViewName, require_views, told_views
+from cache.geometry.camera_points import DepthSpec
+from cache.geometry.grid import BevGrid
+from cache.geometry.views import DrawnViews, ViewName, require_views, told_views
+from cache.visualization.tables import Table, card
 
 FORMAT_VERSION = 1
 

@@ -2,9 +2,9 @@
 
 from pydantic import Field, model_validator
 
+from cache.config import Strict
 from cache.errors import ConfigError
 from cache.spec import CLASSES
-from cache.strict import Strict
 
 KEY_PERIOD_S = 0.5
 """nuScenes annotates at 2 Hz ..."""

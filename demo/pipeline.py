@@ -15,7 +15,7 @@ from pathlib import Path
 import typer
 
 from cache.errors import ConfigError, OfflineDistillError
-from cache.terminal.ending import ending_well
+from cache.terminal.errors import ending_well
 from demo.report import Cost, write_report
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"

@@ -5,11 +5,11 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.frames import Frames
-from cache.reader import TeacherCache
-from student.show.plots import training_curves
-from student.show.results import read_losses, read_results
-from student.show.scenes import from_above, in_cameras
+from cache.nuscenes.frames import Frames
+from cache.store.reader import TeacherCache
+from student.evaluation.results import read_losses, read_results
+from student.visualization.plots import training_curves
+from student.visualization.scenes import from_above, in_cameras
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from uuid import uuid4
 
 from nuscenes.utils.splits import mini_train, mini_val
 
+from cache.config import differing
 from cache.errors import DataError
-from cache.strict import differing
 from demo.config import WorldConfig
 from demo.files import Observation, Task, start_worker, write_frame, write_map
 from demo.scene import Scene, build_scene

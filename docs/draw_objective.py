@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cache.frames import Frames
-from cache.grid import BevGrid
-from cache.reader import TeacherCache
+from cache.geometry.grid import BevGrid
+from cache.nuscenes.frames import Frames
+from cache.store.reader import TeacherCache
 from student.distill.attention import joint_attention
 from student.distill.boxes import draw_heatmaps, pad_boxes
 from student.distill.fgd import weigh_cells
-from student.distill.plots import plot_cells, plot_regions
 from student.distill.regions import false_positives, fit, region_decomposition, strongest
 from student.distill.term_configs import FgdTerm
+from student.visualization.distill import plot_cells, plot_regions
 
 IMAGES = Path(__file__).parent / "images"
 GRID = BevGrid(x_range_m=(-25.6, 25.6), y_range_m=(-25.6, 25.6), cell_m=(0.8, 0.8))

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from cache.frames import Frames
-from cache.reader import TeacherCache
-from cache.show.page import write_html
-from student.show.results import read_results
-from student.show.scenes import beside_cameras
+from cache.nuscenes.frames import Frames
+from cache.store.reader import TeacherCache
+from cache.visualization.report import write_html
+from student.evaluation.results import read_results
+from student.visualization.scenes import beside_cameras
 
 IMAGES = Path(__file__).parent / "images"
 

@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 install_import_hook(["cache", "student", "demo"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import cli  # noqa: E402
-from cache.frames import Frames  # noqa: E402
+from cache.nuscenes.frames import Frames  # noqa: E402
 from demo.config import WorldConfig  # noqa: E402
 from demo.world import make_world  # noqa: E402
 

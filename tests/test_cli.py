@@ -216,7 +216,7 @@ def test_a_traceback_comes_with_debug_alone(tmp_path: Path) -> None:
 
 
 def test_a_bug_is_told_from_a_mistake(tmp_path: Path) -> None:
-    with patch("cache.verify.verify", side_effect=RuntimeError("boom")), patch("tempfile.tempdir", str(tmp_path)):
+    with patch("cache.dump.verify.verify", side_effect=RuntimeError("boom")), patch("tempfile.tempdir", str(tmp_path)):
         message = refused("verify", tmp_path, saying="this is a bug")
     (kept,) = tmp_path.iterdir()
     assert f"Its traceback is in {kept}" in message
@@ -422,7 +422,7 @@ def test_a_store_with_depth_trains_where_no_lidar_is(
 
 
 def test_inspect_shows_the_store_and_draws_a_sample(workshop: Workshop, tmp_path: Path) -> None:
-    from cache.reader import TeacherCache
+    from cache.store.reader import TeacherCache
 
     cache = TeacherCache(workshop.store)
     shown = cli("inspect", workshop.store)

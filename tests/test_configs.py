@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache.dump import DumpConfig
-from cache.grid import BevGrid
+from cache.config import Strict, load_yaml
+from cache.dump.run import DumpConfig
+from cache.geometry.grid import BevGrid
+from cache.geometry.views import PUBLIC_AUGMENT
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
-from cache.strict import Strict, load_yaml
-from cache.views import PUBLIC_AUGMENT
 from demo.config import WorldConfig
-from student.config import TASKS, StudentConfig
-from student.detectors import build_detector
+from student.config.student import TASKS, StudentConfig
+from student.models.detectors import build_detector
 from student.training.module import StudentModule
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache.dump import DumpConfig, dump
-from cache.frames import Frames
-from cache.reader import TeacherCache
-from cache.strict import load_yaml
-from cache.teacher import load_teacher
-from student.config import StudentConfig
-from student.trainer import train_student
+from cache.config import load_yaml
+from cache.dump.run import DumpConfig, dump
+from cache.nuscenes.frames import Frames
+from cache.store.reader import TeacherCache
+from cache.teacher.mmdet3d import load_teacher
+from student.config.student import StudentConfig
+from student.training.trainer import train_student
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALLER = [

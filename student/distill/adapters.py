@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cache.errors import MismatchError
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from student.distill.config import AdapterConfig
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from student.distill.term_configs import RadiusName
 
 _BITS = 62

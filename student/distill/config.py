@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from cache.config import Strict
 from cache.errors import ConfigError
-from cache.strict import Strict
 from student.distill.term_configs import FeatureTerm, Term
 
 Channels = Literal["identity", "1x1conv", "3x3conv", "mlp", "2layer", "3layer"]

@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from student.distill.adapters import CellConv
-from student.distill.answers import Answers
 from student.distill.attention import joint_attention
+from student.distill.feature_stats import Moments, decoded, full
 from student.distill.losses import channel_term, masked_sum, spatial_term
 from student.distill.masks import background, bg_scale, box_masks, extension, foreground, region_share, scales
-from student.distill.moments import Moments, decoded, full
 from student.distill.pairs import LayerPair, PairView
+from student.distill.predictions import Answers
 from student.distill.regions import false_positives, fit, region_scale
 from student.distill.relations import attended_cells, selected_affinity
 from student.distill.term_configs import AffinityMode, FalsePositives, FgdTerm, SpatialAttention, pick

@@ -17,7 +17,7 @@ def inherit_head(student_head: nn.Module, teacher_head_weights: Mapping[str, Ten
 
     Args:
         student_head: its state dict has mmdet3d's names (`task_heads.0.reg.0.conv.weight`, ...), as has CenterHead's.
-        teacher_head_weights: `cache.reader.TeacherCache.head_weights()`.
+        teacher_head_weights: `cache.store.reader.TeacherCache.head_weights()`.
 
     Returns:
         The names of the tensors that were copied.

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cache.codec import Encoded
+from cache.store.codec import Encoded
 from student.distill.attention import activation_map, spatial_attention
 from student.distill.criteria import CRITERIA
-from student.distill.moments import Moments, counted_cells, decoded, full, only
+from student.distill.feature_stats import Moments, counted_cells, decoded, full, only
 from student.distill.term_configs import Criterion
 
 Map = Float[Tensor, "B H W"]

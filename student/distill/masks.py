@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cache.errors import ConfigError
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from student.distill.boxes import RADII, first_box, gaussian, is_inside, sides_in_cells, stamp, whole_radius
 from student.distill.term_configs import BackgroundMask, ForegroundMask, RadiusName, ScaleMask
 

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from cache.errors import ConfigError, MismatchError
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec
 from student.distill.adapters import FeatureLayer
-from student.distill.answers import Answers, TeacherAnswer, Teaching, class_order, teacher_answer
+from student.distill.alignment import require_common_ground, same_ground
 from student.distill.boxes import pad_boxes
 from student.distill.config import DistillConfig, PairConfig
-from student.distill.ground import require_common_ground, same_ground
 from student.distill.pairs import LayerPair, PairView
+from student.distill.predictions import Answers, TeacherAnswer, Teaching, class_order, teacher_answer
 from student.distill.regions import require_fit
 from student.distill.term_configs import FeatureTerm, FgdTerm, Term
 from student.distill.terms import HEATMAP_TERMS, PAIR_TERMS

@@ -8,12 +8,12 @@ from typing import TypeVar
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cache.codec import Encoded
 from cache.errors import ConfigError, MismatchError
+from cache.store.codec import Encoded
 from student.distill.adapters import FeatureLayer, adapted_grid, build_adapter, changes_channels, grid_before
+from student.distill.alignment import needs_warp, placement, same_ground
 from student.distill.config import PairConfig
-from student.distill.ground import needs_warp, placement, same_ground
-from student.distill.moments import Moments, decoded, moments, only
+from student.distill.feature_stats import Moments, decoded, moments, only
 from student.distill.regions import fit
 from student.distill.term_configs import Criterion
 from student.distill.warp import warp

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from student.distill.criteria import CRITERIA
-from student.distill.moments import counted_cells, only
+from student.distill.feature_stats import counted_cells, only
 from student.distill.term_configs import Criterion
 
 Scalar = Float[Tensor, ""]

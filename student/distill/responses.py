@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from student.distill.criteria import CRITERIA
+from student.distill.feature_stats import counted_cells, only
 from student.distill.losses import mean_within
-from student.distill.moments import counted_cells, only
 from student.distill.regions import CLIP, Regions
 from student.distill.term_configs import Criterion
 

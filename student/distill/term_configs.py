@@ -7,8 +7,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from cache.config import Strict
 from cache.errors import ConfigError
-from cache.strict import Strict
 
 Weight = Annotated[float, Field(ge=0)]
 Weights = Weight | tuple[Weight, ...]

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from cache.errors import ConfigError
 from student.distill import losses
 from student.distill.adapters import CellConv
-from student.distill.answers import Answers
 from student.distill.criteria import CRITERIA
+from student.distill.feature_stats import counted_cells, decoded, full, only
 from student.distill.fgd import Fgd
 from student.distill.masks import background, bg_scale, box_masks
-from student.distill.moments import counted_cells, decoded, full, only
 from student.distill.pairs import LayerPair, PairView
+from student.distill.predictions import Answers
 from student.distill.regions import fit, region_decomposition
 from student.distill.relations import NonLocal, affinity
 from student.distill.responses import SOFTENED, clipped, gauss_focal, s2m2_heatmap

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from cache.codec import Encoded
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
+from cache.store.codec import Encoded
 from student.distill.threads import for_each, one_thread
 
 Maps = TypeVar("Maps", Tensor, Encoded, Tensor | Encoded)

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cache.grid import BevGrid
-from cache.views import REFLECTIONS
+from cache.geometry.grid import BevGrid
+from cache.geometry.views import REFLECTIONS
 from student.distill.boxes import first_box, is_inside
 from student.distill.regions import fit, strongest
 

@@ -11,21 +11,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cache.codec import Encoded
 from cache.errors import NotCachedError
-from cache.frames import Frame, Frames
-from cache.points import load_points
-from cache.reader import TeacherBatch, TeacherCache
+from cache.geometry.views import PUBLIC_AUGMENT, REFLECTIONS, bev_matrix, move_boxes, move_points, nearest_view
+from cache.nuscenes.frames import Frame, Frames
+from cache.nuscenes.points import load_points
 from cache.spec import CacheSpec, LayerSpec
-from cache.teacher import Teacher, TeacherOutput
-from cache.views import PUBLIC_AUGMENT, REFLECTIONS, bev_matrix, move_boxes, move_points, nearest_view
+from cache.store.codec import Encoded
+from cache.store.reader import TeacherBatch, TeacherCache
+from cache.teacher.base import Teacher, TeacherOutput
 from student.distill.boxes import pad_boxes
 from student.distill.warp import to_teacher, warp
-from student.evaluate import Metrics, evaluate
+from student.evaluation.evaluate import Metrics, evaluate
+from student.evaluation.teacher_boxes import require_lidar_rows
 from student.fidelity.closeness import Closeness, Motion, closeness, regions_of
 from student.fidelity.parts import Loss, StandIn, TeacherHead
-from student.head import Detections
-from student.teacher_boxes import require_lidar_rows
+from student.models.center_head import Detections
 
 Matrix = Float[np.ndarray, "4 4"]
 Source = Literal["still", "moved", "drawn", "replayed"]

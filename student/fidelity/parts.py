@@ -8,18 +8,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cache.errors import MismatchError, TeacherError
-from cache.reader import TeacherBatch, TeacherCache
 from cache.spec import CacheSpec
-from cache.teacher import TeacherOutput
-from student.config import HeadConfig
+from cache.store.reader import TeacherBatch, TeacherCache
+from cache.teacher.base import TeacherOutput
+from student.config.student import HeadConfig
 from student.distill.adapters import FeatureLayer
-from student.distill.answers import TeacherMaps, Teaching
 from student.distill.config import DistillConfig
 from student.distill.objective import DistillObjective
+from student.distill.predictions import TeacherMaps, Teaching
 from student.distill.regions import CLIP
+from student.evaluation.teacher_boxes import moved_back
 from student.fidelity.closeness import Closeness, closeness
-from student.head import CenterHead, Detections, decode
-from student.teacher_boxes import moved_back
+from student.models.center_head import CenterHead, Detections, decode
 
 RECIPE = {
     "pairs": [{"student": "head", "teacher": "head"}],

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic_core import to_json
 
-from cache.show.tables import Table
-from cache.views import REFLECTIONS
+from cache.geometry.views import REFLECTIONS
+from cache.visualization.tables import Table
 from student.fidelity.closeness import REGIONS, Closeness, Motion, total
 from student.fidelity.measure import LIVE, Comparison, FidelityReport
-from student.show.scenes import COLOURS
+from student.visualization.scenes import COLOURS
 
 ROTATION_EDGES_DEG = (0.0, 5.0, 10.0, 15.0, 20.0)
 SCALE_EDGES = (0.0, 0.98, 1.02)

@@ -7,15 +7,15 @@ from pathlib import Path
 from torch.utils.data import Sampler
 
 from cache.errors import ConfigError, NotCachedError
-from cache.frames import Frames
-from cache.loader import Loader
-from cache.reader import TeacherCache
-from student.config import StudentConfig
-from student.dataset import StudentDataset, TeacherSource, collate
-from student.detectors import BevDetector
-from student.early_checks import require_fitting
-from student.training.sampling import ClassBalanced, RankShare, SeededSampler, Shuffled
-from student.training.saving import ignore_stop_signals
+from cache.nuscenes.frames import Frames
+from cache.nuscenes.loader import Loader
+from cache.store.reader import TeacherCache
+from student.config.student import StudentConfig
+from student.data.dataset import StudentDataset, TeacherSource, collate
+from student.data.samplers import ClassBalanced, RankShare, SeededSampler, Shuffled
+from student.models.detectors import BevDetector
+from student.training.checkpointing import ignore_stop_signals
+from student.training.early_checks import require_fitting
 
 
 def open_sources(config: StudentConfig, paths: Sequence[Path], frames: Frames) -> tuple[TeacherSource, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student.dataset import Batch
+from student.data.dataset import Batch
 from student.training.live_bytes import LiveBytes
 from student.training.module import StudentModule
 

@@ -15,16 +15,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cache.errors import DataError
 from cache.spec import CacheSpec
-from student.checkpoint import describe
-from student.config import DetectorConfig, StudentConfig
-from student.dataset import Batch
-from student.detectors import build_detector
+from student.config.student import DetectorConfig, StudentConfig
+from student.data.dataset import Batch
 from student.distill.adapters import FeatureLayer
 from student.distill.objective import DistillObjective
 from student.distill.warp import to_teacher
-from student.head import Detections
+from student.models.center_head import Detections
+from student.models.checkpoint import describe
+from student.models.detectors import build_detector
+from student.training.activation_checkpoint import recompute_blocks
 from student.training.clock import StepClock
-from student.training.recompute import recompute_blocks
 
 Losses = dict[str, Float[Tensor, ""]]
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from cache.shard_reader import ShardReader
-from cache.show.facts import stored_bytes
-from cache.show.tables import Table
-from student.config import StudentConfig
-from student.dataset import TeacherSource, collate
+from cache.store.shard_reader import ShardReader
+from cache.visualization.facts import stored_bytes
+from cache.visualization.tables import Table
+from student.config.student import StudentConfig
+from student.data.dataset import TeacherSource, collate
 from student.training.memory import bytes_of, measure_step
 from student.training.preflight import ADAM_MOMENTS, checkpoint_bytes
-from student.training.preparation import Preparation, prepare
+from student.training.setup import Preparation, prepare
 
 GB = 1e9
 GPUS_GB = (8, 12, 24, 80)
@@ -88,7 +88,7 @@ def plan_training(config: StudentConfig, root: Path, cache_paths: Sequence[Path]
     """Run a forward and a backward pass of one sample and of two, and count.
 
     Raises:
-        ConfigError, NotCachedError, DataError: see `student.trainer.train_student`.
+        ConfigError, NotCachedError, DataError: see `student.training.trainer.train_student`.
     """
     training = config.training.model_copy(update={"compile": False})  # A compiled pass would not be counted.
     prepared = prepare(config.model_copy(update={"training": training}), root, cache_paths)

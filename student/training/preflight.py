@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from cache.errors import ConfigError, DataError
-from cache.frames import Frames
-from student.config import StudentConfig
-from student.training_config import TrainingConfig
+from cache.nuscenes.frames import Frames
+from student.config.student import StudentConfig
+from student.config.training import TrainingConfig
 
 ADAM_MOMENTS = 2
 """Tensors that the optimiser keeps for each parameter."""

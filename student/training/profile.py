@@ -9,11 +9,11 @@ from typing import Any
 import pytorch_lightning as lightning
 from pytorch_lightning.callbacks import Callback
 
-from cache.show.tables import Table
-from student.config import StudentConfig
-from student.dataset import Batch, LoadSeconds
+from cache.visualization.tables import Table
+from student.config.student import StudentConfig
+from student.data.dataset import Batch, LoadSeconds
 from student.training.clock import PARTS, StepClock
-from student.training.preparation import prepare
+from student.training.setup import prepare
 
 STEPS = 20
 WARM_UP = 3
@@ -127,7 +127,7 @@ def profile_student(
     """Run some steps of a training, after a few that do not count; nothing is written.
 
     Raises:
-        ConfigError, NotCachedError, DataError: see `student.trainer.train_student`.
+        ConfigError, NotCachedError, DataError: see `student.training.trainer.train_student`.
     """
     prepared = prepare(config, root, cache_paths)
     prepared.module.clock = clock = StepClock()

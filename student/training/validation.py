@@ -8,9 +8,9 @@ import torch.distributed
 from pytorch_lightning.callbacks import Callback
 
 from cache.errors import OfflineDistillError
-from cache.frames import Frames
-from student.evaluate import Metrics, evaluate
-from student.head import Detections
+from cache.nuscenes.frames import Frames
+from student.evaluation.evaluate import Metrics, evaluate
+from student.models.center_head import Detections
 
 
 class OfficialMetrics(Callback):

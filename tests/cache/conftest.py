@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from benchmarks.crash import contents as contents
-from cache.codec import Distortion, encode, measure
-from cache.dump import DumpConfig, dump
-from cache.frames import Frame, Frames, Sweep
-from cache.grid import BevGrid
-from cache.part import WHOLE, Part
+from cache.dump.run import DumpConfig, dump
+from cache.geometry.grid import BevGrid
+from cache.nuscenes.frames import Frame, Frames, Sweep
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
-from cache.store import Layout, StoredSample, sample_arrays
-from cache.teacher import TeacherOutput
-from cache.writer import StoreWriter
+from cache.store.codec import Distortion, encode, measure
+from cache.store.layout import Layout, StoredSample, sample_arrays
+from cache.store.partition import WHOLE, Part
+from cache.store.writer import StoreWriter
+from cache.teacher.base import TeacherOutput
 
 CANVAS = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-6.0, 6.0), cell_m=(1.0, 1.0))
 TASKS = (("car",), ("pedestrian", "traffic_cone"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import conftest as kit
 import torch
 
-from cache.dump import dump
-from cache.part import Part
+from cache.dump.run import dump
+from cache.store.partition import Part
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

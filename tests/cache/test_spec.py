@@ -2,8 +2,8 @@ import pytest
 from pydantic import ValidationError
 
 from cache.errors import MismatchError
+from cache.geometry.views import DrawnViews
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, PointPipeline
-from cache.views import DrawnViews
 
 
 @pytest.fixture

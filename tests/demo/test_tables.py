@@ -13,8 +13,8 @@ from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import points_in_box, view_points
 from pyquaternion import Quaternion
 
-from cache.frames import Frames
-from cache.points import load_points
+from cache.nuscenes.frames import Frames
+from cache.nuscenes.points import load_points
 from cache.spec import CLASSES, PointPipeline
 from demo.camera import CAMERAS, take_picture
 from demo.config import WorldConfig

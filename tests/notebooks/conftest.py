@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from cache.dump import DumpConfig, dump
-from cache.frames import Frames
-from cache.grid import BevGrid
-from cache.reader import TeacherCache
+from cache.dump.run import DumpConfig, dump
+from cache.nuscenes.frames import Frames
+from cache.geometry.grid import BevGrid
+from cache.store.reader import TeacherCache
 from cache.spec import PointPipeline, TeacherIdentity
-from cache.teacher import TeacherOutput
-from student.config import TASKS
-from student.evaluate import evaluate
-from student.teacher_boxes import teacher_detections
-from student.head import HEAD_MAPS
+from cache.teacher.base import TeacherOutput
+from student.config.student import TASKS
+from student.evaluation.evaluate import evaluate
+from student.evaluation.teacher_boxes import teacher_detections
+from student.models.center_head import HEAD_MAPS
 
 GRID = BevGrid(x_range_m=(-16.0, 16.0), y_range_m=(-16.0, 16.0), cell_m=(0.8, 0.8))
 

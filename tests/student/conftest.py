@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cache.dump import DumpConfig, dump
-from cache.frames import Frames
-from cache.grid import BevGrid
+from cache.dump.run import DumpConfig, dump
+from cache.geometry.grid import BevGrid
+from cache.geometry.views import ViewsConfig
+from cache.nuscenes.frames import Frames
 from cache.spec import CodecSpec, Decoding, PointPipeline, TeacherIdentity
-from cache.teacher import TeacherOutput
-from cache.views import ViewsConfig
-from student.config import TASKS, HeadConfig, StudentConfig
-from student.evaluate import Metrics, evaluate
-from student.head import CenterHead, Detections
-from student.show.results import Results, read_results
+from cache.teacher.base import TeacherOutput
+from student.config.student import TASKS, HeadConfig, StudentConfig
+from student.evaluation.evaluate import Metrics, evaluate
+from student.evaluation.results import Results, read_results
+from student.models.center_head import CenterHead, Detections
 
 GRID = BevGrid(x_range_m=(-16.0, 16.0), y_range_m=(-16.0, 16.0), cell_m=(0.8, 0.8))
 CHANNELS = 6

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from cache.errors import CorruptStoreError
-from cache.show.tables import Table
 from cache.terminal import console
 from cache.terminal.console import answering, duration, examples, progress, say
+from cache.visualization.tables import Table
 
 TABLE = Table(title="long", columns=("a", "b"), rows=(("x" * 90, "y" * 90),))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from cache.errors import MismatchError
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from student.distill.adapters import adapted_grid, build_adapter, changes_channels, grid_before
 from student.distill.config import AdapterConfig
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from student.distill.boxes import (
     RADII,
     draw_heatmaps,

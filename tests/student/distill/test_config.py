@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cache.config import Strict
 from cache.errors import ConfigError
-from cache.strict import Strict
-from student.config import StudentConfig
+from student.config.student import StudentConfig
 from student.distill.config import AdapterConfig, DistillConfig
 from student.distill.term_configs import FgdTerm, pick
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from student.distill.adapters import FeatureLayer
-from student.distill.answers import Answers, TeacherAnswer
 from student.distill.config import PairConfig
 from student.distill.fgd import Fgd, weigh_cells
 from student.distill.pairs import LayerPair
+from student.distill.predictions import Answers, TeacherAnswer
 from student.distill.term_configs import FgdTerm
 
 GRID = BevGrid(x_range_m=(-3.2, 9.6), y_range_m=(0.0, 8.0), cell_m=(0.8, 0.8))

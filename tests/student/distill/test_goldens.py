@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cache.grid import BevGrid
+from student.distill.answers import TeacherMaps
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cache.grid import BevGrid
 from cache.spec import CacheSpec
 from student.distill.adapters import FeatureLayer
-from student.distill.answers import TeacherMaps
 from student.distill.boxes import draw_heatmaps, pad_boxes
 from student.distill.config import DistillConfig
 from student.distill.objective import DistillObjective

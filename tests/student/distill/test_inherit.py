@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from cache.errors import MismatchError
-from student.config import HeadConfig
+from student.config.student import HeadConfig
 from student.distill.inherit import inherit_head
-from student.head import CenterHead
+from student.models.center_head import CenterHead
 
 
 def head(in_channels: int = 8, **config: object) -> nn.Module:

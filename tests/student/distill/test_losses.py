@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from student.distill import losses
-from student.distill.moments import moments
+from student.distill.feature_stats import moments
 
 
 @pytest.fixture

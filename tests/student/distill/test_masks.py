@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import ConfigError
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from student.distill.boxes import draw_heatmaps, pad_boxes
 from student.distill.fgd import weigh_cells
 from student.distill.masks import background, bg_scale, box_masks, extension, foreground, region_share, scales

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.codec import encode
 from cache.errors import ConfigError, MismatchError
-from cache.grid import BevGrid
-from cache.sample import TeacherBatch
+from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec, CodecSpec
+from cache.store.batch import TeacherBatch
+from cache.store.codec import encode
 from student.distill.adapters import FeatureLayer
-from student.distill.answers import TeacherAnswer, TeacherMaps
 from student.distill.config import DistillConfig
 from student.distill.objective import DistillObjective
+from student.distill.predictions import TeacherAnswer, TeacherMaps
 
 Tasks = tuple[tuple[str, ...], ...]
 

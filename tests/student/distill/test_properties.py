@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from cache.spec import CacheSpec
 from student.distill.adapters import FeatureLayer
-from student.distill.answers import TeacherMaps
 from student.distill.boxes import first_box, pad_boxes
 from student.distill.config import DistillConfig
 from student.distill.masks import box_masks, extension
 from student.distill.objective import DistillObjective
+from student.distill.predictions import TeacherMaps
 
 GRID = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-4.8, 4.8), cell_m=(0.8, 0.8))
 EASY = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

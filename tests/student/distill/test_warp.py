@@ -10,10 +10,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from cache.codec import encode
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from cache.spec import CodecSpec
-from student.distill.moments import moments
+from cache.store.codec import encode
+from student.distill.feature_stats import moments
 from student.distill.warp import to_teacher, warp, warp_peaks
 
 GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.codec import encode
 from cache.errors import MismatchError
-from cache.grid import BevGrid
+from cache.geometry.grid import BevGrid
 from cache.spec import CacheSpec, CodecSpec
+from cache.store.codec import encode
 from student.distill.adapters import FeatureLayer
-from student.distill.answers import TeacherMaps
 from student.distill.config import DistillConfig
 from student.distill.objective import DistillObjective
+from student.distill.predictions import TeacherMaps
 
 GRID = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-4.8, 4.8), cell_m=(0.8, 0.8))
 KNOWN = GRID.model_copy(update={"x_range_m": (-8.0, 1.6)})

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cache.grid import BevGrid
-from cache.views import BevAugmentConfig, bev_matrix
+from cache.geometry.grid import BevGrid
+from cache.geometry.views import BevAugmentConfig, bev_matrix
 from student.fidelity.closeness import Closeness, Motion, closeness, regions_of, total
 
 GRID = BevGrid(x_range_m=(-4.0, 4.0), y_range_m=(-2.0, 2.0), cell_m=(1.0, 1.0))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from cache.errors import MismatchError, TeacherError
-from cache.frames import Frames
-from cache.points import load_points
-from cache.reader import TeacherCache
-from cache.views import BevAugmentConfig, move_points
+from cache.geometry.views import BevAugmentConfig, move_points
+from cache.nuscenes.frames import Frames
+from cache.nuscenes.points import load_points
+from cache.store.reader import TeacherCache
 from student.fidelity.closeness import REGIONS, Closeness, total
 from student.fidelity.measure import Choice, Comparison, FidelityReport, FidelityStudy, choices_of
 from student.fidelity.report import tables, write

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from cache.errors import NotCachedError
-from cache.frames import Frames
-from cache.reader import TeacherCache
-from cache.views import PUBLIC_AUGMENT
-from student.config import StudentConfig
-from student.dataset import Batch, Draw, StudentDataset, TeacherSource, collate
-from student.trainer import train_student
+from cache.geometry.views import PUBLIC_AUGMENT
+from cache.nuscenes.frames import Frames
+from cache.store.reader import TeacherCache
+from student.config.student import StudentConfig
+from student.data.dataset import Batch, Draw, StudentDataset, TeacherSource, collate
 from student.training.module import StudentModule
+from student.training.trainer import train_student
 
 FGD = {"kind": "fgd", "spatial_attention": "teacher_student", "false_positives": "teacher", "non_empty_weight": 0.1}
 
@@ -63,7 +63,7 @@ def test_nothing_is_warped_where_the_teacher_saw_the_same(
     replayed: bool, config: StudentConfig, made_frames: Frames, views_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("student.distill.pairs.warp", None)
-    monkeypatch.setattr("student.distill.answers.warp_peaks", None)
+    monkeypatch.setattr("student.distill.predictions.warp_peaks", None)
     batch = make_batch(made_frames, config, views_store, replayed)
     module = make_module(config, batch, views_store)
     assert module._to_teachers(batch) == [None]

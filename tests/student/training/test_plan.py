@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache.reader import TeacherCache
-from student.config import StudentConfig
-from student.dataset import TeacherSource
+from cache.store.reader import TeacherCache
+from student.config.student import StudentConfig
+from student.data.dataset import TeacherSource
 from student.training.live_bytes import LiveBytes
 from student.training.memory import bytes_of, tensors_of
 from student.training.plan import TrainingMemory, bytes_per_sample, plan_training
@@ -40,9 +40,9 @@ MEASURE = """
 import sys, torch
 from pathlib import Path
 from benchmarks.memory import reset_peak
-from student.config import StudentConfig
-from student.dataset import collate
-from student.training.preparation import prepare
+from student.config.student import StudentConfig
+from student.data.dataset import collate
+from student.training.setup import prepare
 from student.training.process_memory import peak_bytes
 
 torch.set_num_threads(1)

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from cache.errors import ConfigError, DataError
-from cache.frames import Frames
-from student.config import StudentConfig
-from student.trainer import train_student
+from cache.nuscenes.frames import Frames
+from student.config.student import StudentConfig
 from student.training import preflight
 from student.training.loaders import training_sampler
 from student.training.preflight import checkpoint_bytes, require_room, resolve_devices, validation_frames
+from student.training.trainer import train_student
 
 TinyStudent = Callable[..., StudentConfig]
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache.frames import Frames
-from student.config import StudentConfig
-from student.dataset import LoadSeconds, StudentDataset, collate
+from cache.nuscenes.frames import Frames
+from student.config.student import StudentConfig
+from student.data.dataset import LoadSeconds, StudentDataset, collate
 from student.training.clock import PARTS, StepClock
 from student.training.profile import WARM_UP, StepProfile, profile_student
 

@@ -1,0 +1,94 @@
+"""A frame's LiDAR sweeps -> the points that the teacher sees, and those that the cameras see."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from cache.errors import DataError
+from cache.nuscenes.frames import Frame
+from cache.spec import PointPipeline
+
+POINT_BYTES = 5 * 4
+"""x, y, z, intensity, ring as float32."""
+
+KEY_SWEEP_ONLY = PointPipeline(past_sweeps=0, pad_empty_sweeps=False)
+
+
+def load_points(frame: Frame, pipeline: PointPipeline) -> Float[np.ndarray, "N 5"]:
+    """Points of a key frame and its past sweeps in the key frame's LiDAR.
+
+    Returns:
+        float32 (N, 5): x, y, z in metres, intensity 0 .. 255, lag in seconds (0 for the key frame's own).
+
+    Raises:
+        DataError: a file is missing or cut short, or holds a value that is not finite.
+    """
+    key, *past = frame.sweeps[: 1 + pipeline.past_sweeps]
+    own = _read_sweep(key.path)
+    clouds = [own]
+    if not past and pipeline.pad_empty_sweeps:
+        clouds += [own[_is_far(own, pipeline.remove_close_m)]] * pipeline.past_sweeps
+    for sweep in past:
+        points = _read_sweep(sweep.path)
+        points = points[_is_far(points, pipeline.remove_close_m)]
+        points[:, :3] = points[:, :3] @ sweep.to_key[:3, :3].T.astype(np.float32) + sweep.to_key[:3, 3].astype(
+            np.float32
+        )
+        points[:, 4] = sweep.lag_s
+        clouds.append(points)
+    return np.concatenate(clouds)
+
+
+def camera_points(frame: Frame, nearest_m: float = 0.0) -> list[Float[np.ndarray, "_ 3"]]:
+    """u, v (original pixels) and depth (metres along the optical axis) of the key sweep's points in each image.
+
+    Args:
+        nearest_m: points that are not farther away than this are left out.
+
+    Raises:
+        DataError: see `load_points`.
+    """
+    points = load_points(frame, KEY_SWEEP_ONLY)[:, :3].astype(np.float64)
+    found = []
+    for camera in frame.cameras:
+        lidar_to_camera = np.linalg.inv(camera.to_lidar)
+        seen = points @ lidar_to_camera[:3, :3].T + lidar_to_camera[:3, 3]
+        seen = seen[seen[:, 2] > nearest_m]
+        pixels = (seen / seen[:, 2:]) @ camera.intrinsics[:2].T
+        height, width = camera.size
+        inside = ((pixels >= -0.5) & (pixels < (width - 0.5, height - 0.5))).all(axis=1)
+        found.append(np.column_stack([pixels, seen[:, 2]])[inside])
+    return found
+
+
+def _read_sweep(path: Path) -> Float[np.ndarray, "N 5"]:
+    """nuScenes' .pcd.bin: x, y, z, intensity, ring as float32; the ring is replaced by a lag of 0."""
+    try:
+        content = bytearray(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError("a LiDAR file is missing", where=path, cure="Unpack the data set's blobs again") from error
+    if not content or len(content) % POINT_BYTES:
+        raise DataError(
+            "a LiDAR file is cut short",
+            where=path,
+            got=f"{len(content)} bytes",
+            expected=f"{POINT_BYTES} for each point, and at least one point",
+            cure="Unpack the data set's blobs again",
+        )
+    values = np.frombuffer(content, dtype=np.float32)
+    if not np.isfinite(values).all():
+        bad = int(np.flatnonzero(~np.isfinite(values))[0]) // 5
+        raise DataError(
+            "a LiDAR file holds a value that is not finite",
+            where=path,
+            got=f"point {bad}: {values[5 * bad : 5 * bad + 5].tolist()}",
+            cure="Unpack the data set's blobs again, or leave this frame out",
+        )
+    points = values.reshape(-1, 5)
+    points[:, 4] = 0
+    return points
+
+
+def _is_far(points: Float[np.ndarray, "N 5"], radius_m: float) -> Bool[np.ndarray, "N"]:
+    return (np.abs(points[:, :2]) >= radius_m).any(axis=1)

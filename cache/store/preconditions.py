@@ -1,0 +1,66 @@
+"""What must hold before a store is written to."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from cache.errors import CorruptStoreError, DataError, MismatchError, StoreError
+from cache.spec import CacheSpec, DataIdentity
+from cache.store.format import checked
+from cache.store.layout import MANIFEST, whole_key
+
+
+def require_free_folder(path: Path) -> None:
+    """Refuse to mix a store with something else; a killed creation has left a manifest folder first of all.
+
+    Raises:
+        StoreError: there is something else.
+    """
+    if not path.exists() or (path / MANIFEST).is_dir():
+        return
+    if not path.is_dir() or any(path.iterdir()):
+        raise StoreError(
+            "the place of the store is taken by something else",
+            where=path,
+            expected="a store, an empty folder, or nothing",
+            cure="Dump to another path",
+        )
+
+
+def require_same_matrices(path: Path, matrices: Float[np.ndarray, "*n 4 4"]) -> None:
+    """Refuse to add samples under matrices that another version of numpy draws from the same seed.
+
+    Raises:
+        MismatchError: the store has others.
+    """
+    file = path / whole_key("view_matrix", matrices.ndim)
+    with suppress(CorruptStoreError, FileNotFoundError):  # a repair mends these
+        stored = checked(np.frombuffer(file.read_bytes(), np.uint8), str(file))
+        if stored.tobytes() != matrices.tobytes():
+            raise MismatchError(
+                "the drawn views are not those of the store",
+                where=file,
+                got=f"other numbers from numpy {np.__version__}",
+                cure="Go on with the version of numpy that the store's `software` names",
+            )
+
+
+def require_tokens(spec: CacheSpec, tokens: Sequence[str]) -> None:
+    """Insist on tokens that name samples, and on those that the spec speaks of.
+
+    Raises:
+        DataError: they are others.
+    """
+    bad = [token for token in tokens if not token or "\0" in token]
+    if bad or len(set(tokens)) != len(tokens) or not tokens:
+        raise DataError(
+            "the tokens cannot name samples",
+            got=f"{len(tokens)} tokens, {len(set(tokens))} different, {len(bad)} empty or with a zero byte",
+            cure="Check sample.json",
+        )
+    identity = DataIdentity.of(spec.data.version, spec.data.splits, tuple(tokens))
+    if identity != spec.data:
+        raise DataError("the tokens are not those of the spec", got=identity, expected=spec.data)

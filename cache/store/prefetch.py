@@ -1,0 +1,44 @@
+"""The next batches of a cache, read by threads while the current one is used."""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from cache.store.batch import TeacherBatch
+from cache.store.reader import TeacherCache
+
+
+def prefetched(
+    cache: TeacherCache,
+    batches: Iterable[Sequence[str]],
+    batch_size: int,
+    *,
+    layers: Sequence[str] | None = None,
+    views: Iterable[Sequence[int]] | None = None,
+    head_maps: bool = False,
+    threads: int = 2,
+    pin: bool = False,
+) -> Generator[TeacherBatch, None, None]:
+    """Read batches of tokens ahead, each by one of `threads`, into buffers that are used again and again.
+
+    The tensors of a batch stay as they are until two more batches have been asked for: a copy of them to a device may
+    still run while the next batch is used.
+
+    Args:
+        batch_size: of the largest batch.
+        views: for each batch, an index into `spec.views` for each of its tokens; the first view by default.
+        pin: Page-locked buffers.
+
+    Raises:
+        NotCachedError, CorruptStoreError: see `TeacherCache.read`.
+    """
+    ring = [cache.buffers(batch_size, layers, head_maps, pin) for _ in range(threads + 1)]
+    waiting: deque[Future[TeacherBatch]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as pool:
+        asked = ((tokens, None) for tokens in batches) if views is None else zip(batches, views, strict=True)
+        for number, (tokens, chosen) in enumerate(asked):
+            if len(waiting) == threads:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(cache.read, tokens, views=chosen, out=ring[number % len(ring)]))
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,169 @@
+"""Frames -> a trained teacher: mmengine's Runner, fed with our frames instead of mmdet3d's info files."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from cache.errors import TeacherError
+from cache.nuscenes.frames import Frame
+from cache.nuscenes.points import load_points
+from cache.spec import CLASSES, PointPipeline
+from cache.teacher.mmdet3d_config import (
+    Config,
+    Detector,
+    build_detector,
+    mmdet3d_scope,
+    point_pipeline,
+    read_config,
+    transforms_of,
+)
+
+LOADING = ("LoadPointsFromFile", "LoadPointsFromMultiSweeps", "LoadAnnotations3D")
+"""Steps of mmdet3d's pipelines that our frames have already done."""
+CHECKPOINT = "teacher.pth"
+
+
+def train_teacher(config: str, frames: Sequence[Frame], out: Path, seed: int = 0) -> Path:
+    """Train a centre detector as its mmdet3d configuration says: augmentation, batches, optimiser, schedule.
+
+    mmengine's logs and the weights after the latest epoch are kept in `out`.
+
+    Args:
+        config: a .py file, or a name of mmdet3d's model zoo.
+        frames: key frames with boxes.
+        out: a folder, made if need be.
+        seed: of weights, order and augmentation.
+
+    Returns:
+        The checkpoint's path, out/teacher.pth, for `load_teacher`.
+
+    Raises:
+        TeacherError: mmdet3d is missing, the configuration is no centre detector's or describes no training.
+        DataError: a LiDAR file is missing or broken.
+    """
+    resolved = read_config(config)
+    missing = [key for key in ("train_dataloader", "train_cfg", "optim_wrapper") if not resolved.get(key)]
+    if missing:
+        raise TeacherError("the configuration describes no training", where=config, expected=", ".join(missing))
+    torch.manual_seed(seed)
+    detector = build_detector(resolved)
+    preprocessor = detector.data_preprocessor
+    preprocessor.voxel_layer = _VoxelsOnCpu(preprocessor.voxel_layer)
+    with mmdet3d_scope():
+        loader = _loader(resolved, frames, _classes_of(detector), seed)
+        runner = _runner(resolved, detector, loader, out, seed)
+        runner.train()
+    return out / CHECKPOINT
+
+
+def _loader(config: Config, frames: Sequence[Frame], classes: Sequence[str], seed: int) -> DataLoader:
+    import mmdet3d.datasets  # noqa: F401  (its transforms become known by being imported)
+    from mmengine.dataset import Compose, DefaultSampler, pseudo_collate
+
+    steps = [step for step in transforms_of(config, "train_dataloader") if step.type not in LOADING]
+    pasting = [step.type for step in steps if step.type in ("ObjectSample", "UnifiedObjectSample")]
+    if pasting:
+        raise TeacherError(
+            "ground-truth pasting needs a database of objects, which is not made here",
+            where=f"{config.filename}, train_dataloader",
+            got=", ".join(pasting),
+            cure="Take the step out of the train pipeline, or train with mmdet3d's own tools",
+        )
+    dataset = _TrainingFrames(frames, point_pipeline(config), classes, Compose(steps))
+    workers = config.train_dataloader.get("num_workers", 0)
+    return DataLoader(
+        dataset,
+        batch_size=config.train_dataloader.batch_size,
+        sampler=DefaultSampler(dataset, shuffle=True, seed=seed),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=pseudo_collate,
+    )
+
+
+def _runner(config: Config, detector: Detector, loader: DataLoader, out: Path, seed: int) -> Any:
+    """The Runner is not told the whole configuration: it would format it anew, in seconds, for each checkpoint."""
+    from mmengine.runner import Runner
+
+    runner = Runner(
+        model=detector,
+        work_dir=str(out),
+        train_dataloader=loader,
+        train_cfg=config.train_cfg,
+        optim_wrapper=config.optim_wrapper,
+        param_scheduler=config.get("param_scheduler"),
+        default_hooks={
+            "logger": {"type": "LoggerHook", "interval": len(loader)},
+            "checkpoint": {
+                "type": "CheckpointHook",
+                "filename_tmpl": CHECKPOINT,
+                "interval": 1,
+                "save_optimizer": False,
+            },
+        },
+        custom_hooks=config.get("custom_hooks"),
+        randomness={"seed": seed},
+        default_scope="mmdet3d",
+        experiment_name=out.name,  # mmengine's loggers go by it and the second: two trainings shall not share one.
+        log_level="WARNING",  # While it is set up, mmengine lists the machine, the hooks and every parameter.
+    )
+    for logger in (runner.logger, *runner.logger.handlers):
+        logger.setLevel(logging.INFO)
+    return runner
+
+
+class _VoxelsOnCpu(nn.Module):
+    """mmdet3d's voxel layer, run where mmcv's operators are always built, whatever device the points are on."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer, self.voxel_size, self.point_cloud_range = layer, layer.voxel_size, layer.point_cloud_range
+
+    def forward(self, points: Tensor) -> Tensor | tuple[Tensor, ...]:
+        voxels = self.layer(points.cpu())
+        if isinstance(voxels, Tensor):
+            return voxels.to(points.device)
+        return tuple(part.to(points.device) for part in voxels)
+
+
+class _TrainingFrames(Dataset):
+    """Our frames in the form of mmdet3d's pipelines: points, boxes and labels, then its own augmentation."""
+
+    def __init__(
+        self,
+        frames: Sequence[Frame],
+        pipeline: PointPipeline,
+        classes: Sequence[str],
+        augment: Callable[[dict], dict],
+    ) -> None:
+        self.frames, self.pipeline, self.augment = frames, pipeline, augment
+        self.label_of = np.asarray([classes.index(name) if name in classes else -1 for name in CLASSES])
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> dict:
+        from mmdet3d.structures import LiDARInstance3DBoxes, LiDARPoints
+
+        frame = self.frames[index]
+        labels = self.label_of[frame.labels]
+        points = load_points(frame, self.pipeline)
+        return self.augment(
+            {
+                "points": LiDARPoints(points, points_dim=points.shape[1]),
+                "gt_bboxes_3d": LiDARInstance3DBoxes(frame.boxes[labels >= 0], box_dim=9),
+                "gt_labels_3d": labels[labels >= 0],
+                "box_type_3d": LiDARInstance3DBoxes,
+            }
+        )
+
+
+def _classes_of(detector: Detector) -> list[str]:
+    """The head's classes in the order of its labels."""
+    return [name for task in detector.pts_bbox_head.class_names for name in task]

@@ -1,0 +1,199 @@
+"""The configuration of a training: one YAML file, strict."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cache.config import Strict
+from cache.errors import ConfigError
+from cache.geometry.grid import BevGrid
+from cache.geometry.views import BevAugmentConfig
+from cache.spec import Decoding
+from student.config.training import TrainingConfig
+from student.distill.config import DistillConfig
+
+TASKS = (
+    ("car",),
+    ("truck", "construction_vehicle"),
+    ("bus", "trailer"),
+    ("barrier",),
+    ("motorcycle", "bicycle"),
+    ("pedestrian", "traffic_cone"),
+)
+
+SCALE_NMS = Decoding(
+    nms_type=("rotate", "rotate", "rotate", "circle", "rotate", "rotate"),
+    nms_thr=(0.2, 0.2, 0.2, 0.2, 0.2, 0.5),
+    nms_scale=(1.0, 0.7, 0.7, 0.4, 0.55, 1.1, 1.0, 1.0, 4.5, 9.0),
+)
+"""BEVDet's, for the six tasks above."""
+
+
+class DataConfig(Strict):
+    """Which frames."""
+
+    version: str = "v1.0-trainval"
+    train_split: str = "train"
+    val_split: str = "val"
+    workers: int = Field(4, ge=0)
+
+
+class ImageConfig(Strict):
+    """Image size at the network's input, and the augmentation of the public BEVDet code."""
+
+    size: tuple[int, int] = (256, 704)
+    """(height, width) in pixels."""
+    resize: tuple[float, float] = (-0.06, 0.11)
+    """Drawn and added to the ratio of widths, at training time."""
+    rotation_deg: tuple[float, float] = (-5.4, 5.4)
+    flip: bool = True
+    crop_height: tuple[float, float] = (0.0, 0.0)
+    """Fraction of the resized image below the crop, drawn at training time."""
+    resize_test: float = 0.0
+    """Added to the ratio of widths at evaluation."""
+
+
+class StudentBevAugmentConfig(BevAugmentConfig):
+    """The same for points, boxes and cameras of the student; its teachers' maps are warped along."""
+
+    replay: bool = False
+    """Draw nothing: take, at random, one of the drawn views that the first cache holds of the sample, which its teacher
+    has seen itself."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "StudentBevAugmentConfig":
+        if self.replay and self.model_dump(exclude_defaults=True) != {"replay": True}:
+            raise ConfigError(
+                "replayed views leave nothing to draw",
+                where="bev_augment",
+                got=self,
+                expected="replay alone: the store's views.augment says how its views were drawn",
+                cure="Leave out the other keys of bev_augment, or replay",
+            )
+        return self
+
+
+class HeadConfig(Strict):
+    """The centre head (CenterPoint): its tasks, targets and losses."""
+
+    tasks: tuple[tuple[str, ...], ...] = TASKS
+    shared_channels: int = 64
+    gaussian_overlap: float = 0.1
+    min_radius: int = 2
+    code_weights: tuple[float, ...] = Field((1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2), min_length=10, max_length=10)
+    """Of x, y offset, z, log dx, log dy, log dz, sin yaw, cos yaw, vx, vy."""
+    heatmap_weight: float = 1.0
+    boxes_weight: float = 0.25
+    decoding: Decoding = SCALE_NMS
+
+
+class DetectorConfig(Strict):
+    """A multi-camera BEV detector; the defaults are a BEVDepth R50 at the sizes of DistillBEV's tables."""
+
+    name: Literal["bevdet", "bevdet4d", "bevdepth", "bevdepth4d"] = "bevdepth"
+    history: int = Field(1, ge=1)
+    """Key frames before the current one that a 4D detector sees; the others see none."""
+    history_step: int = Field(1, ge=1)
+    """Key frames, of 0.5 s each, from one that it sees to the next; 3 for the public 4D models of BEVDet 0.x."""
+    image_backbone: str = "resnet50"
+    """The name of a torchvision ResNet (ResNeXt, wide ResNet), ConvNeXt, EfficientNet, MobileNet, RegNet or Swin."""
+    image_weights: Path | None = None
+    """A file with torchvision weights for the image backbone; without it, the backbone starts from random weights."""
+    image_neck_channels: int = 256
+    image_stride: Literal[8, 16] = 16
+    depth_m: tuple[float, float, float] = (1.0, 60.0, 1.0)
+    """Nearest, farthest and size of the depth bins, in metres."""
+    z_range_m: tuple[float, float] = (-10.0, 10.0)
+    grid: BevGrid = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
+    lift_channels: int = 64
+    bev_channels: tuple[int, int, int] = (128, 256, 512)
+    bev_neck_channels: int = 256
+    depth_weight: float = 3.0
+    depth_net: Literal["aspp", "dcn"] = "aspp"
+    """Of BEVDepth: "aspp" as in BEVDet 2.x without deformable convolution, "dcn" as in BEVDet 0.x and DistillBEV."""
+    depth_channels: int = 256
+    """Inside the depth net "dcn"; "aspp" keeps those of the image neck."""
+    head: HeadConfig = HeadConfig()
+
+    @property
+    def times(self) -> int:
+        """Key frames that the detector sees, the current one included."""
+        return 1 + self.history if self.name.endswith("4d") else 1
+
+    @property
+    def depth_bins(self) -> int:
+        """How many depth bins there are."""
+        nearest, farthest, size = self.depth_m
+        return round((farthest - nearest) / size)
+
+    @property
+    def bin_depths_m(self) -> tuple[float, ...]:
+        """The near edge of each depth bin."""
+        nearest, _, size = self.depth_m
+        return tuple(nearest + size * index for index in range(self.depth_bins))
+
+    @model_validator(mode="after")
+    def _whole_bins(self) -> "DetectorConfig":
+        nearest, farthest, size = self.depth_m
+        bins = (farthest - nearest) / size if size > 0 else 0
+        if nearest <= 0 or bins < 1 or abs(bins - round(bins)) > 1e-4:
+            raise ConfigError(
+                "the depth range is not a whole number of bins",
+                where="detector.depth_m",
+                got=f"{nearest} .. {farthest} m in bins of {size} m",
+                expected="0 < nearest, and (farthest - nearest) / size a whole number, at least 1",
+                cure="Change the range or the size",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_of_the_detectors(self) -> "DetectorConfig":
+        if self.grid.axes != "yx":
+            raise ConfigError(
+                "the detectors' maps have a row for each y",
+                where="detector.grid.axes",
+                got=self.grid.axes,
+                expected="yx; a cache of other axes is read where the student's cells lie",
+                cure="Leave it out",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _grid_survives_three_halvings(self) -> "DetectorConfig":
+        if any(side % 8 for side in self.grid.shape):
+            raise ConfigError(
+                "the BEV grid does not fit the BEV encoder, which halves it three times",
+                where="detector.grid",
+                got="{} x {} cells".format(*self.grid.shape),
+                expected="multiples of 8",
+                cure="Change the grid's range or its cell size",
+            )
+        return self
+
+
+class StudentConfig(Strict):
+    """Top level of a student's YAML. Without `distill` (or with `distill: null`) the student trains alone."""
+
+    data: DataConfig = DataConfig()
+    image: ImageConfig = ImageConfig()
+    bev_augment: StudentBevAugmentConfig = StudentBevAugmentConfig()
+    detector: DetectorConfig = DetectorConfig()
+    training: TrainingConfig = TrainingConfig()
+    distill: DistillConfig | None = None
+
+    def teacher_layers(self, cache: int = 0) -> tuple[str, ...]:
+        """The layers that the pairs read of one of the teachers; none without distill."""
+        pairs = self.distill.pairs if self.distill else ()
+        return tuple(sorted({pair.teacher for pair in pairs if pair.cache == cache}))
+
+    @model_validator(mode="after")
+    def _something_to_replay(self) -> "StudentConfig":
+        if self.bev_augment.replay and self.distill is None:
+            raise ConfigError(
+                "there is no cache whose views could be replayed",
+                where="bev_augment.replay",
+                got="distill: null",
+                cure="Set bev_augment.replay to false, and its ranges to those of the store's views",
+            )
+        return self

@@ -1,0 +1,116 @@
+"""The order of a training's samples, and the seed of each one's augmentation."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+from torch.utils.data import Sampler
+
+from cache.spec import CLASSES
+from student.data.dataset import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffled:
+    """Every frame once."""
+
+    frames: int
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def __call__(self, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
+        return rng.permutation(self.frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassBalanced:
+    """CBGS (Zhu et al. 2019, section 3.2): as many draws, with replacement, from the frames of each class.
+
+    All classes together get as many draws as there are pairs of a frame and a class in it, as in mmdet3d's
+    CBGSDataset; unlike there, each epoch draws anew, and classes without a frame are left out.
+    """
+
+    frames_of_class: tuple[Int[np.ndarray, "_"], ...]
+
+    @classmethod
+    def of(cls, labels: Iterable[Int[np.ndarray, "_"]], classes: Sequence[str]) -> "ClassBalanced":
+        """From the labels of each frame's boxes, for the classes that the detector looks for."""
+        wanted = [CLASSES.index(name) for name in classes]
+        present = np.array([np.isin(wanted, of_frame) for of_frame in labels])
+        found = [np.flatnonzero(column) for column in present.T]
+        return cls(frames_of_class=tuple(indices for indices in found if len(indices)))
+
+    @property
+    def draws_per_class(self) -> int:
+        """Frames that each class contributes to an epoch."""
+        pairs = sum(len(indices) for indices in self.frames_of_class)
+        return pairs // max(1, len(self.frames_of_class))
+
+    def __len__(self) -> int:
+        return self.draws_per_class * len(self.frames_of_class)
+
+    def __call__(self, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
+        draws = [rng.choice(indices, self.draws_per_class) for indices in self.frames_of_class]
+        return rng.permutation(np.concatenate(draws))
+
+
+Order = Shuffled | ClassBalanced
+"""Called with an epoch's generator, the indices of its frames; as many as its length says."""
+
+
+class SeededSampler(Sampler[Draw]):
+    """The same global sequence of samples and draws for any number of workers and ranks.
+
+    Position p of epoch e is frame order[p] and carries the seed (seed, e, p); rank r of R takes the positions
+    r, r + R, ... An epoch is as many whole steps of the optimiser as the order's frames fill.
+
+    Args:
+        order: the frames of an epoch.
+        seed: of order and draws.
+        samples_per_step: of all ranks together; a multiple of `ranks`.
+    """
+
+    def __init__(self, order: Order, seed: int, samples_per_step: int = 1, rank: int = 0, ranks: int = 1) -> None:
+        self.order, self.seed, self.rank, self.ranks = order, seed, rank, ranks
+        self.samples_per_step = samples_per_step
+        self.epoch, self.start = 0, 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the optimiser."""
+        return len(self.order) // self.samples_per_step
+
+    def go_to(self, step: int) -> None:
+        """Begin at a step, counted from the training's start, in the middle of an epoch perhaps."""
+        self.epoch, steps = divmod(step, self.steps_per_epoch)
+        self.start = steps * self.samples_per_step
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch; another epoch than before begins at its first sample."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def __len__(self) -> int:
+        """Of a whole epoch, wherever this one begins: Lightning counts what a resumed epoch has behind it."""
+        return self.steps_per_epoch * self.samples_per_step // self.ranks
+
+    def __iter__(self) -> Iterator[Draw]:
+        order = self.order(np.random.default_rng((self.seed, self.epoch)))
+        end = self.steps_per_epoch * self.samples_per_step
+        for position in range(self.start + self.rank, end, self.ranks):
+            yield Draw(index=int(order[position]), seed=(self.seed, self.epoch, position))
+
+
+class RankShare(Sampler[int]):
+    """A rank's share of a split: every ranks-th frame, equally many for all, the first ones again at the end."""
+
+    def __init__(self, frames: int, rank: int = 0, ranks: int = 1) -> None:
+        self.frames, self.rank, self.ranks = frames, rank, ranks
+
+    def __len__(self) -> int:
+        return -(-self.frames // self.ranks)
+
+    def __iter__(self) -> Iterator[int]:
+        return ((position * self.ranks + self.rank) % self.frames for position in range(len(self)))

@@ -1,0 +1,135 @@
+"""BEVDet, BEVDet4D, BEVDepth, BEVDepth4D: compositions of the rooms above."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from student.config.student import DetectorConfig
+from student.data.dataset import Batch
+from student.models.backbones import ImageEncoder
+from student.models.bev_encoder import BevResNet, FpnLss, align
+from student.models.center_head import CenterHead, Detections, decode
+from student.models.center_targets import boxes_loss, head_targets, heatmap_loss
+from student.models.depth_net import DeformableDepthNet, DepthNet, PlainDepthNet, depth_loss
+from student.models.lift_splat import Cameras, LiftSplat
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOutput:
+    """What a student says of B samples.
+
+    features: maps by layer name, as in DistillBEV: `backbone0..2` (H/2, H/4, H/8), `head` (the neck's, H x W).
+    heatmap: logits of all classes, in the order of the tasks.
+    head_maps: the head's other maps, one row for each of T tasks; names and layout are the teacher's.
+    depth: logits of the current images' depth bins; None where no loss supervises them.
+    """
+
+    features: dict[str, Float[Tensor, "B _ _ _"]]
+    heatmap: Float[Tensor, "B K H W"]
+    head_maps: dict[str, Float[Tensor, "B T _ H W"]]
+    depth: Float[Tensor, "B N D h w"] | None
+
+
+class BevDetector(nn.Module):
+    """Images of several cameras and times -> centre head.
+
+    Args:
+        config: sizes and losses.
+        depth_net: gives depth logits and context of image features, told the cameras' parameters.
+        supervise_depth: whether the depth logits are trained with LiDAR depth.
+    """
+
+    def __init__(self, config: DetectorConfig, depth_net: nn.Module, supervise_depth: bool) -> None:
+        super().__init__()
+        self.config, self.times, self.supervise_depth = config, config.times, supervise_depth
+        lifted = config.lift_channels
+        self.image_encoder = ImageEncoder(
+            config.image_backbone, config.image_weights, config.image_neck_channels, config.image_stride
+        )
+        self.lift = LiftSplat(config, depth_net)
+        # The 4D models refine each time's map before they meet (BEVDet4D, section 3.2).
+        self.pre_process = BevResNet(lifted, (lifted,), strides=(1,)) if self.times > 1 else None
+        self.bev_backbone = BevResNet(lifted * self.times, config.bev_channels, strides=(2, 2, 2))
+        self.bev_neck = FpnLss(config.bev_channels[0] + config.bev_channels[-1], config.bev_neck_channels)
+        self.head = CenterHead(config.bev_neck_channels, config.head)
+
+    def forward(self, batch: Batch) -> StudentOutput:
+        bev, depth = self._bev(batch, time=0)
+        bev = torch.cat([bev, *(self._previous_bev(batch, time) for time in range(1, self.times))], dim=1)
+        maps = self.bev_backbone(bev)
+        neck = self.bev_neck(maps)
+        heatmap, head_maps = self.head(neck)
+        features = {f"backbone{stage}": stage_map for stage, stage_map in enumerate(maps)} | {"head": neck}
+        return StudentOutput(
+            features=features, heatmap=heatmap, head_maps=head_maps, depth=depth if self.supervise_depth else None
+        )
+
+    def losses(self, output: StudentOutput, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """The terms of the loss, weighted: their sum is what a student without a teacher minimises."""
+        config, head = self.config, self.config.head
+        targets = head_targets(batch.boxes, batch.labels, config.grid, head)
+        terms = {
+            "heatmap": head.heatmap_weight * heatmap_loss(output.heatmap, targets.heatmap, head.tasks),
+            "boxes": head.boxes_weight * boxes_loss(output.head_maps, targets, head.code_weights),
+        }
+        if output.depth is not None:
+            terms["depth"] = config.depth_weight * depth_loss(output.depth, batch.taught_depth_m(), config.depth_m)
+        return terms
+
+    def detect(self, output: StudentOutput) -> list[Detections]:
+        """The boxes of each sample, in the batch's (augmented) BEV frame."""
+        head = self.config.head
+        return decode(output.heatmap.float().sigmoid(), output.head_maps, self.config.grid, head.tasks, head.decoding)
+
+    def _bev(self, batch: Batch, time: int) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B N D h w"]]:
+        """One time's map, in the BEV frame of its own LiDAR, and its depth logits."""
+        images = batch.images[:, time]
+        features = self.image_encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        cameras = Cameras(
+            intrinsics=batch.intrinsics[:, time],
+            image_matrix=batch.image_matrix[:, time],
+            camera_to_lidar=batch.camera_to_lidar[:, time],
+            bev_matrix=batch.bev_matrix,
+        )
+        bev, depth = self.lift(features, cameras)
+        return bev if self.pre_process is None else self.pre_process(bev)[0], depth
+
+    @torch.no_grad()
+    def _previous_bev(self, batch: Batch, time: int) -> Float[Tensor, "B C H W"]:
+        """An earlier time's map in the current frame; no gradient flows into the past, as in the public code."""
+        bev, _ = self._bev(batch, time)
+        return align(bev, self.config.grid, batch.to_current[:, time], batch.bev_matrix)
+
+
+def bevdet(config: DetectorConfig) -> BevDetector:
+    """BEVDet, and BEVDet4D with more than one time (Huang et al. 2021, Huang and Huang 2022)."""
+    depth_net = PlainDepthNet(config.image_neck_channels, config.depth_bins, config.lift_channels)
+    return BevDetector(config, depth_net, supervise_depth=False)
+
+
+def bevdepth(config: DetectorConfig) -> BevDetector:
+    """BEVDepth, and BEVDepth4D with more than one time (Li et al. 2022)."""
+    sizes = (config.image_neck_channels, config.depth_bins, config.lift_channels)
+    dcn = config.depth_net == "dcn"
+    depth_net = DeformableDepthNet(*sizes, config.depth_channels) if dcn else DepthNet(*sizes)
+    return BevDetector(config, depth_net, supervise_depth=True)
+
+
+DETECTORS: dict[str, Callable[[DetectorConfig], BevDetector]] = {
+    "bevdet": bevdet,
+    "bevdet4d": bevdet,
+    "bevdepth": bevdepth,
+    "bevdepth4d": bevdepth,
+}
+
+
+def build_detector(config: DetectorConfig) -> BevDetector:
+    """The detector of a configuration, with random weights except for `image_weights`.
+
+    Raises:
+        ConfigError: an unknown backbone or class, or weights that do not fit.
+    """
+    return DETECTORS[config.name](config)

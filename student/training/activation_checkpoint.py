@@ -1,0 +1,54 @@
+"""Activation checkpointing: residual blocks keep their input only and compute the rest again for their gradients."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import cast
+
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from student.models.backbones import Chain
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Checkpoint every residual block and every part of a chain in place; the state dict keeps its names.
+
+    Loss, gradients and BatchNorm's running statistics are those without: these follow the first pass alone.
+    """
+    chains = [chain for chain in network.modules() if isinstance(chain, Chain)]
+    trunks = [part for chain in chains for name, part in chain.named_children() if name != "stem"]
+    parts = {id(block) for trunk in trunks for block in trunk.children()}
+    apply_activation_checkpointing(
+        network,
+        checkpoint_wrapper_fn=lambda block: checkpoint_wrapper(block, context_fn=partial(_passes, block)),
+        check_fn=lambda module: isinstance(module, BasicBlock | Bottleneck) or id(module) in parts,
+    )
+
+
+def _passes(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """What the first and the second pass run in."""
+    return nullcontext(), _statistics_kept(block)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises with the batch's statistics as before, but does not count them a second time.
+
+    Not by track_running_stats: the second pass must save the same tensors for the backward pass as the first.
+    """
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            cast(Tensor, norm.num_batches_tracked).sub_(1)

@@ -1,0 +1,118 @@
+"""When and how a training saves itself, and what a signal does to it."""
+
+import io
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
+
+from cache.errors import StoppedError, StoreError
+from cache.store.atomic import write_durably
+from cache.terminal.errors import Terminated
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class DurableCheckpoints(TorchCheckpointIO):
+    """Checkpoints that a crash, a kill or a full disk leaves whole: the earlier one or the new one.
+
+    Lightning writes to the system's temporary folder first; where that is another file system, its move is a copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path, content = Path(path), io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(path, content.getvalue())
+        except OSError as error:
+            raise StoreError(
+                "the checkpoint cannot be written",
+                where=path,
+                got=error.strerror,
+                cure="Free some space and go on from the last one with --resume",
+            ) from error
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the last checkpoint up to date, and stops the training there when a signal asks for it.
+
+    Saved at the end of every epoch, before its validation, after every `every_steps` steps, and when a signal came.
+    SIGTERM or SIGINT lets the current step end; a second SIGINT breaks it off.
+    """
+
+    def __init__(self, path: Path, every_steps: int | None, accumulate: int) -> None:
+        self.path, self.every_steps, self.accumulate = path, every_steps, accumulate
+        self.signal: signal.Signals | None = None
+        self.stopping = False
+        self.validation_is_due = False
+
+    def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Take the place of Lightning's own handler, which talks to other ranks from wherever it was interrupted."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        # Not at the end of the batch before: its losses are logged after that.
+        if self.stopping:
+            self._stop(trainer)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % self.accumulate:
+            return
+        self.stopping = trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+        if self.stopping or (self.every_steps and trainer.global_step % self.every_steps == 0):
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.validation_is_due = True
+        trainer.save_checkpoint(self.path)
+        self.validation_is_due = False
+        if self.stopping:
+            self._stop(trainer)
+
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.stopping |= trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+        if self.stopping:
+            self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.path)
+        if self.stopping:
+            self._stop(trainer)
+
+    def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        # Lightning goes back to a validation that had begun its first batch, but not to one that had none yet.
+        if self.validation_is_due:
+            begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            progress["total"], progress["current"] = begun, dict(begun)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT == self.signal:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+    def _stop(self, trainer: lightning.Trainer) -> None:
+        if not trainer.is_global_zero:
+            raise SystemExit(0)  # The first process speaks for all.
+        raise StoppedError(
+            "the training was stopped",
+            where=f"after step {trainer.global_step}, checkpoint {self.path}",
+            cure="Go on with --resume",
+        ) from (KeyboardInterrupt() if self.signal == signal.SIGINT else Terminated())
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """For loader workers: a signal to the whole group is the training's to answer, which still needs its batches."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

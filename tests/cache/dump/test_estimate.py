@@ -1,0 +1,70 @@
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from cache.dump.estimate import plan
+from cache.dump.run import dump
+from cache.errors import StoreError
+from cache.geometry.views import ViewsConfig
+
+
+@pytest.fixture
+def frames(kit, tmp_path):
+    return kit.SmallFrames(root=tmp_path / "points", count=20)
+
+
+def stored_bytes(path) -> int:
+    small = ("token", "token_order", "view_matrix")
+    return sum(file.stat().st_size for file in path.rglob("c.*") if file.parent.name not in small)
+
+
+def test_the_plan_is_what_the_dump_takes(kit, frames, tmp_path):
+    path = tmp_path / "teacher.zarr"
+    planned = plan(kit.make_config(), frames, kit.SmallTeacher(), path, probes=8)
+    assert not path.exists()
+    dump(kit.make_config(), frames, kit.SmallTeacher(), path)
+    assert planned.samples == 20
+    assert planned.total_bytes == pytest.approx(stored_bytes(path), rel=0.05)
+    shards = [file for file in path.rglob("*") if file.name.startswith("c.") and file.name.count(".") > 2]
+    records = list((path / "manifest").glob("*.json"))
+    small = [file for file in shards if file.parent.name in ("token", "view_matrix")]
+    assert planned.files == len(shards) - len(small) + len(records)
+
+
+def test_views_multiply_size_and_time(kit, frames, tmp_path):
+    config = kit.make_config(views=ViewsConfig(reflections=2, drawn=1))
+    planned = plan(config, frames, kit.SmallTeacher(), tmp_path / "teacher.zarr", probes=8)
+    dump(config, frames, kit.SmallTeacher(), tmp_path / "teacher.zarr")
+    assert planned.total_bytes == pytest.approx(stored_bytes(tmp_path / "teacher.zarr"), rel=0.05)
+    assert [view.name for view in planned.views] == ["canonical", "flip_y", "drawn0"]
+    assert sum(view.bytes for view in planned.views) == pytest.approx(planned.bytes_per_sample)
+    one = plan(kit.make_config(), frames, kit.SmallTeacher(), tmp_path / "teacher.zarr", probes=8)
+    assert planned.views[0].bytes == pytest.approx(one.bytes_per_sample)
+    assert sum(view.seconds for view in planned.views) < planned.seconds_per_sample
+    console = Console(width=200, record=True)
+    with console.capture() as captured:
+        console.print(planned.view_table())
+    lines = captured.get().splitlines()
+    (row,) = [line for line in lines if "flip_y" in line]
+    assert f"{planned.views[1].bytes:,.0f}" in row
+
+
+def test_the_table_names_arrays_and_totals(kit, frames, tmp_path):
+    planned = plan(kit.make_config(), frames, kit.SmallTeacher(), tmp_path / "teacher.zarr")
+    console = Console(width=200, record=True)
+    with console.capture() as captured:
+        console.print(planned.table())
+    text = captured.get()
+    assert "20 samples" in text
+    assert "features/head_scale" in text
+    assert "dB" in text
+
+
+def test_a_plan_without_room_is_refused(kit, frames, tmp_path):
+    planned = plan(kit.make_config(), frames, kit.SmallTeacher(), tmp_path / "teacher.zarr")
+    planned.require_room()
+    with pytest.raises(StoreError) as caught:
+        replace(planned, free_bytes=10).require_room()
+    assert "the store will not fit on its disk" in str(caught.value)
+    assert "GB for 20 samples. Dump fewer views, layers or splits" in str(caught.value)

@@ -1,0 +1,322 @@
+import errno
+import json
+import multiprocessing
+import os
+import resource
+import time
+from pathlib import Path
+
+import pytest
+
+from cache.errors import (
+    ConfigError,
+    CorruptStoreError,
+    DataError,
+    MismatchError,
+    StoreBusyError,
+    StoreError,
+    UnsealedError,
+)
+from cache.spec import PointPipeline
+from cache.store.partition import Part
+from cache.store.reader import TeacherCache
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "teacher.zarr"
+
+
+def test_shards_are_committed_one_by_one_and_sealed_at_the_end(kit, path):
+    with kit.open_writer(path) as writer:
+        assert writer.missing_shards() == [0, 1, 2]
+        assert [list(writer.positions(shard)) for shard in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        kit.fill(writer, [1])
+        assert writer.missing_shards() == [0, 2]
+        assert not writer.seal()
+        assert not writer.sealed
+        kit.fill(writer)
+        assert writer.seal()
+        assert writer.sealed
+        assert writer.seal()
+
+
+def test_a_finished_store_is_left_alone(kit, path):
+    kit.make_store(path)
+    before = kit.contents(path)
+    with kit.open_writer(path) as writer:
+        assert writer.sealed
+        assert writer.missing_shards() == []
+        assert writer.seal()
+    assert kit.contents(path) == before
+
+
+def test_two_dumps_of_the_same_are_the_same_bytes(kit, tmp_path):
+    ours, theirs = (kit.make_store(tmp_path / name) for name in ("a.zarr", "b.zarr"))
+    assert kit.contents(ours) == kit.contents(theirs)
+
+
+def test_resume_redoes_only_what_is_missing(kit, path, tmp_path):
+    with kit.open_writer(path) as writer:
+        kit.fill(writer, [0])
+    committed = (path / "heatmap" / "c.0.0.0.0.0").stat().st_mtime_ns
+    with kit.open_writer(path) as writer:
+        assert writer.missing_shards() == [1, 2]
+        kit.fill(writer)
+        writer.seal()
+    assert (path / "heatmap" / "c.0.0.0.0.0").stat().st_mtime_ns == committed
+    assert kit.contents(path) == kit.contents(kit.make_store(tmp_path / "whole.zarr"))
+
+
+def test_an_uncommitted_shard_leaves_nothing(kit, path):
+    with kit.open_writer(path) as writer:
+        before = kit.contents(path)
+        shard = writer.shard(0)
+        shard.add([kit.make_sample(writer.spec, 0)])
+        assert list(path.rglob("*.partial"))
+    assert kit.contents(path) == before
+
+
+def test_leftovers_of_a_killed_process_are_cleaned(kit, path, tmp_path):
+    with kit.open_writer(path) as writer:
+        kit.fill(writer, [0])
+    leftovers = ("heatmap/c.1.0.0.0.0.77.partial", "manifest/1.json.77.partial", "zarr.json.77.partial")
+    leftovers += ("token/c.0.0.77.partial", "features/head/zarr.json.77.partial")
+    for name in leftovers:
+        (path / name).write_bytes(b"half")
+    (path / "heatmap" / "c.1.0.0.0.0").write_bytes(b"renamed, but never named by the manifest")
+    with kit.open_writer(path) as writer:
+        assert not list(path.rglob("*.partial"))
+        kit.fill(writer)
+        writer.seal()
+    assert kit.contents(path) == kit.contents(kit.make_store(tmp_path / "whole.zarr"))
+
+
+def test_a_killed_creation_is_finished(kit, path, tmp_path):
+    whole = kit.make_store(tmp_path / "whole.zarr")
+    (path / "manifest").mkdir(parents=True)
+    (path / "token").mkdir()
+    (path / "token" / "c.0.0").write_bytes(b"half")
+    kit.make_store(path)
+    assert kit.contents(path) == kit.contents(whole)
+
+
+def test_data_is_durable_before_the_manifest_names_it(kit, path, monkeypatch):
+    events: list[tuple[str, str]] = []
+    rename = Path.rename
+
+    def record_rename(self: Path, target: Path) -> Path:
+        events.append(("rename", str(Path(target).relative_to(path))))
+        return rename(self, target)
+
+    def record_fsync(descriptor: int) -> None:
+        events.append(("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(path))))
+
+    with kit.open_writer(path) as writer:
+        shard = writer.shard(0)
+        shard.add([kit.make_sample(writer.spec, position) for position in range(4)])
+        monkeypatch.setattr(os, "fsync", record_fsync)
+        monkeypatch.setattr(Path, "rename", record_rename)
+        shard.commit()
+    commit = events.index(("rename", "manifest/0.json"))
+    for array in writer.arrays.values():
+        key = array.key(0)
+        written = events.index(("fsync", f"{key}.{os.getpid()}.partial"))
+        renamed = events.index(("rename", key))
+        folder = events.index(("fsync", array.name))
+        assert written < renamed < folder < commit
+    assert events.index(("fsync", f"manifest/0.json.{os.getpid()}.partial")) < commit
+    assert events[-1] == ("fsync", "manifest")
+
+
+def test_another_spec_is_refused_with_a_diff_and_nothing_is_touched(kit, path):
+    kit.make_store(path)
+    before = kit.contents(path)
+    with pytest.raises(MismatchError) as caught:
+        kit.open_writer(path, points=PointPipeline(past_sweeps=4))
+    assert "points.past_sweeps: stored 9, expected 4" in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert kit.contents(path) == before
+
+
+def test_another_layout_is_refused(kit, path):
+    kit.make_store(path)
+    with pytest.raises(MismatchError, match=r"samples_per_shard=4.*samples_per_shard=5"):
+        kit.open_writer(path, size=5)
+
+
+@pytest.mark.parametrize("make", [lambda p: p.write_text("a file"), lambda p: (p.mkdir(), (p / "x").write_text("y"))])
+def test_a_folder_of_something_else_is_not_mixed_with(kit, path, make):
+    make(path)
+    with pytest.raises(StoreError, match="taken by something else"):
+        kit.open_writer(path)
+
+
+def test_an_empty_folder_will_do(kit, path):
+    path.mkdir()
+    kit.make_store(path)
+    assert len(TeacherCache(path)) == 10
+
+
+def test_a_damaged_root_is_not_written_over(kit, path):
+    kit.make_store(path)
+    (path / "zarr.json").write_text("{}")
+    with pytest.raises(CorruptStoreError):
+        kit.open_writer(path)
+    assert (path / "zarr.json").read_text() == "{}"
+
+
+@pytest.fixture
+def holder(kit, path):
+    """Another process that holds the first half of the shards until it is killed."""
+
+    def hold(pipe) -> None:
+        with kit.open_writer(path, part=Part(index=0, count=2)):
+            pipe.send("ready")
+            time.sleep(60)
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=hold, args=(theirs,))
+    process.start()
+    assert ours.poll(60)
+    yield process
+    process.kill()
+    process.join()
+
+
+@pytest.mark.timeout(120)
+def test_a_second_process_on_the_same_shards_is_refused(kit, path, holder):
+    with pytest.raises(StoreBusyError) as caught:
+        kit.open_writer(path)
+    assert f"another process is writing there ({path})" in str(caught.value)
+    assert "shards 0 .. 2" in str(caught.value)
+    with kit.open_writer(path, part=Part(index=1, count=2)) as writer:
+        assert writer.missing_shards() == [1, 2]
+
+
+@pytest.mark.timeout(120)
+def test_a_refused_process_holds_nothing(kit, path, holder):
+    with pytest.raises(StoreBusyError):
+        kit.open_writer(path)
+    held = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+    assert str(path / "manifest" / "lock") not in held
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_process_holds_nothing(kit, path, holder):
+    holder.kill()
+    holder.join(60)
+    with kit.open_writer(path) as writer:
+        assert writer.missing_shards() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_any_number_of_parts_gives_the_same_bytes(kit, path, tmp_path, count):
+    for index in range(count):
+        with kit.open_writer(path, part=Part(index=index, count=count)) as writer:
+            kit.fill(writer)
+            assert writer.seal() == (index == count - 1)
+    assert kit.contents(path) == kit.contents(kit.make_store(tmp_path / "whole.zarr"))
+
+
+@pytest.mark.parametrize("total", [0, 1, 7, 100])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_parts_are_disjoint_and_complete(total, count):
+    parts = [Part(index=index, count=count).shards(total) for index in range(count)]
+    assert [shard for part in parts for shard in part] == list(range(total))
+
+
+@pytest.mark.parametrize(("index", "count"), [(1, 1), (-1, 2), (0, 0)])
+def test_no_such_part(index, count):
+    with pytest.raises(ConfigError, match=f"got {index}/{count}"):
+        Part(index=index, count=count)
+
+
+def test_parts_as_they_are_written():
+    assert Part.parse("2/8") == Part(index=2, count=8)
+    assert Part.of_rank({"RANK": "3", "WORLD_SIZE": "4"}) == Part(index=3, count=4)
+    assert Part.of_rank({}) == Part()
+    for text in ("", "1", "a/b", "1/2/3", "-1/2"):
+        with pytest.raises(ConfigError, match="i/n"):
+            Part.parse(text)
+
+
+def test_a_full_disk_is_said_and_resumed_from(kit, path, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with kit.open_writer(path) as writer:
+        kit.fill(writer, [0])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+        try:
+            with pytest.raises(StoreError) as caught:
+                kit.fill(writer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "the store cannot be written" in str(caught.value)
+    assert "File too large" in str(caught.value)
+    with pytest.raises(UnsealedError):
+        TeacherCache(path)
+    assert kit.contents(kit.make_store(path)) == kit.contents(kit.make_store(tmp_path / "whole.zarr"))
+
+
+def test_no_space_left_names_the_cure(kit, path, monkeypatch):
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(StoreError) as caught:
+        kit.open_writer(path)
+    assert "No space left on device. Free some space and run this again to resume." in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(kit, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="cannot be written"):
+        kit.open_writer(tmp_path / "teacher.zarr")
+
+
+def test_a_sealed_store_needs_no_right_to_write(kit, path, monkeypatch):
+    kit.make_store(path)
+    monkeypatch.setattr("cache.store.writer.Leases", None)
+    with kit.open_writer(path) as writer:
+        assert writer.sealed
+
+
+def test_samples_must_fit_and_be_all_there(kit, path):
+    with kit.open_writer(path) as writer:
+        shard = writer.shard(0)
+        sample = kit.make_sample(writer.spec, 0)
+        shard.add([sample])
+        with pytest.raises(StoreError, match="before all its samples were added"):
+            shard.commit()
+        with pytest.raises(StoreError, match=r"does not fit its array \(heatmap\)"):
+            sample.arrays["heatmap"] = sample.arrays["heatmap"][:, :1]
+            shard.add([sample])
+
+
+def test_tokens_must_be_those_of_the_spec(kit, path):
+    tokens = kit.make_tokens(10)
+    spec = kit.make_spec(tokens)
+    with pytest.raises(DataError, match="not those of the spec"):
+        kit.StoreWriter(path, spec, tokens[:9], head_weights={}, software={}, layout=kit.Layout())
+    with pytest.raises(DataError, match="2 tokens, 1 different"):
+        kit.StoreWriter(path, spec, ("a", "a"), head_weights={}, software={}, layout=kit.Layout())
+
+
+def test_clocks_do_not_matter(kit, path, monkeypatch):
+    with kit.open_writer(path) as writer:
+        kit.fill(writer, [0])
+    for file in path.rglob("*"):
+        os.utime(file, (2**31, 2**31))  # 2038: from the future
+    with kit.open_writer(path) as writer:
+        assert writer.missing_shards() == [1, 2]
+
+
+def test_nothing_is_pickled_and_metadata_is_json(kit, path):
+    kit.make_store(path)
+    for file in path.rglob("*.json"):
+        json.loads(file.read_text())
+    assert not [
+        name for name, data in kit.contents(path).items() if b"pickle" in data or name.endswith((".pt", ".pkl"))
+    ]

@@ -1,0 +1,121 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cache.errors import ConfigError, UnsealedError
+from cache.terminal.errors import Terminated, ending_well
+
+
+def end_of(capsys, error: BaseException, debug: bool = False) -> tuple[int, str]:
+    """The exit code and the message that an error ends with."""
+    with pytest.raises(SystemExit) as end, ending_well(debug):
+        raise error
+    return end.value.code, capsys.readouterr().err
+
+
+def test_an_error_of_ours_is_one_line(capsys):
+    code, message = end_of(capsys, ConfigError("unknown key", where="[a]", cure="Mend it"))
+    assert (code, message) == (1, "error: ConfigError: unknown key ([a]). Mend it.\n")
+
+
+def test_a_bug_is_one_line_and_its_traceback_is_kept(capsys):
+    code, message = end_of(capsys, ZeroDivisionError("by zero"))
+    assert code == 1
+    assert "this is a bug (test_ending.py, line " in message
+    assert "got ZeroDivisionError: by zero" in message
+    assert "Traceback" not in message
+    kept = Path(re.search(r"traceback is in (\S+);", message)[1])
+    assert "ZeroDivisionError: by zero" in kept.read_text()
+    kept.unlink()
+
+
+@pytest.mark.parametrize("error", [ConfigError("unknown key"), KeyError("x")])
+def test_debug_shows_the_traceback(capsys, error):
+    _, message = end_of(capsys, error, debug=True)
+    assert "Traceback (most recent call last)" in message
+    assert "error: " in message
+
+
+def test_a_full_disk_is_not_a_bug(capsys):
+    code, message = end_of(capsys, OSError(28, "No space left on device", "a/store"))
+    assert code == 1
+    assert "the system refused (a/store); got No space left on device" in message
+
+
+@pytest.mark.parametrize("kind", [MemoryError, type("OutOfMemoryError", (RuntimeError,), {})])
+def test_full_memory_is_not_a_bug(capsys, kind):
+    code, message = end_of(capsys, kind("CUDA out of memory.\nLong story"))
+    assert code == 1
+    assert "the memory is full; got CUDA out of memory.. Lower batch_size" in message
+
+
+def test_an_interruption_has_its_own_code(capsys):
+    assert end_of(capsys, KeyboardInterrupt()) == (130, "interrupted\n")
+    assert end_of(capsys, Terminated()) == (143, "terminated\n")
+
+
+@pytest.mark.parametrize(("kind", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_an_interruption_is_known_by_whatever_it_became(capsys, kind, code):
+    with pytest.raises(SystemExit) as end, ending_well():
+        try:
+            raise kind
+        except KeyboardInterrupt:
+            raise UnsealedError("the dump was interrupted") from None
+    assert end.value.code == code
+    assert capsys.readouterr().err == "error: UnsealedError: the dump was interrupted\n"
+    with pytest.raises(SystemExit) as end, ending_well():
+        try:
+            raise kind
+        except KeyboardInterrupt:
+            sys.exit(1)
+    assert end.value.code == code
+
+
+def test_an_end_on_purpose_passes(capsys):
+    with pytest.raises(SystemExit) as end, ending_well():
+        sys.exit(3)
+    assert end.value.code == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_the_handler_of_sigterm_is_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with ending_well():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+PROGRAM = """
+import multiprocessing, time
+from cache.terminal.errors import ending_well
+with ending_well():
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+    worker.start()
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "message"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "terminated\n")]
+)
+def test_real_signals_end_a_process_and_its_workers(number, code, message):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        # A shell makes what it starts in the background deaf to Ctrl-C, and tests may have been started so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert complaint == message

@@ -1,0 +1,29 @@
+from rich.console import Console
+
+from cache.visualization.tables import Table, card
+
+EVIL = "<script>[bold red]"
+
+
+def test_a_table_on_a_terminal_takes_text_as_it_is() -> None:
+    console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(Table(title=EVIL, columns=("name", "value"), rows=((EVIL, "1"),)))
+    console.print(Table(title="facts", rows=(("a", "b"),)))
+    text = console.export_text()
+    assert text.count(EVIL) == 2
+    assert "name" in text
+    assert "facts" in text
+
+
+def test_a_table_on_a_page_is_escaped() -> None:
+    table = Table(title=EVIL, columns=(EVIL, "value"), rows=((EVIL, "1"),))
+    page = card(EVIL, table.html())
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 4
+    assert table._repr_html_() == table.html()
+
+
+def test_without_columns_the_first_cell_is_the_rows_name() -> None:
+    html = Table(title="", rows=(("a", "b"),)).html()
+    assert html.count("<th") == 1
+    assert html.count("<td") == 1

@@ -1,0 +1,96 @@
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from torch.utils.data import Dataset
+
+from cache.nuscenes.loader import Loader
+from cache.spec import CLASSES
+from student.data.dataset import Draw
+from student.data.samplers import ClassBalanced, Order, RankShare, SeededSampler, Shuffled
+
+# Cars in every frame, one frame with a bus, two with barriers.
+LABELS = [np.array([CLASSES.index(name) for name in names]) for names in [("car",)] * 5]
+LABELS += [np.array([CLASSES.index(name) for name in ("car", "car", "bus", "barrier")])]
+LABELS += [np.array([CLASSES.index("barrier")]), np.array([], dtype=np.int64)]
+BALANCED = ClassBalanced.of(LABELS, ("car", "bus", "barrier", "bicycle"))
+
+
+@dataclass(frozen=True)
+class Draws(Dataset):
+    """Gives each draw back, so that a loader shows what was asked of it."""
+
+    length: int = field(default=13)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, draw: Draw) -> Draw:
+        return draw
+
+
+def batches(order: Order, batch_size: int, workers: int, rank: int, ranks: int, step: int = 0) -> list[list[Draw]]:
+    sampler = SeededSampler(order, 7, batch_size * ranks, rank, ranks)
+    sampler.go_to(step)
+    return list(Loader(Draws(), batch_size=batch_size, sampler=sampler, collate_fn=list, num_workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_global_batches_are_the_same_for_any_number_of_workers_and_ranks(workers: int, ranks: int) -> None:
+    # Thirteen frames make three global batches of four, which the ranks share between them.
+    parts = [batches(Shuffled(frames=13), 4 // ranks, workers, rank, ranks) for rank in range(ranks)]
+    together = [{draw.seed: draw.index for batch in group for draw in batch} for group in zip(*parts, strict=True)]
+    order = np.random.default_rng((7, 0)).permutation(13)
+    assert together == [{(7, 0, p): order[p] for p in range(first, first + 4)} for first in (0, 4, 8)]
+
+
+def test_epochs_differ_in_order_and_seed() -> None:
+    sampler = SeededSampler(Shuffled(frames=20), seed=7)
+    first = list(sampler)
+    assert sorted(draw.index for draw in first) == list(range(20))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert [draw.index for draw in first] != [draw.index for draw in second]
+    assert not {draw.seed for draw in first} & {draw.seed for draw in second}
+
+
+@pytest.mark.parametrize("order", [Shuffled(frames=13), BALANCED], ids=["shuffled", "balanced"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sequence_goes_on_where_it_stopped(order: Order, workers: int) -> None:
+    per_epoch = len(order) // 2
+    straight = batches(order, 2, 0, 0, 1)
+    assert len(straight) == per_epoch
+    assert batches(order, 2, workers, 0, 1, step=2) == straight[2:]
+    assert batches(order, 2, workers, 0, 1, step=per_epoch + 1)[0][0].seed == (7, 1, 2)
+
+
+def test_a_resumed_epoch_is_followed_by_a_whole_one() -> None:
+    sampler = SeededSampler(Shuffled(frames=6), seed=7, samples_per_step=2)
+    sampler.go_to(5)
+    sampler.set_epoch(1)
+    assert [draw.seed for draw in sampler] == [(7, 1, 4), (7, 1, 5)]
+    sampler.set_epoch(2)
+    assert len(list(sampler)) == len(sampler) == 6
+
+
+def test_classes_are_met_equally_often() -> None:
+    # Nine pairs of a frame and one of three classes: three draws for each class. No frame shows a bicycle.
+    assert len(BALANCED) == 9
+    drawn = BALANCED(np.random.default_rng(0))
+    assert len(drawn) == 9
+    counts = Counter(drawn.tolist())
+    assert counts[5] >= 3  # the only bus
+    assert counts[7] == 0  # an empty frame
+    assert counts[5] + counts[6] >= 6  # buses and barriers
+
+
+def test_class_balance_is_drawn_anew_in_each_epoch_and_seeded() -> None:
+    draws = [BALANCED(np.random.default_rng((1, epoch))).tolist() for epoch in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_ranks_share_a_split_alike() -> None:
+    assert [list(RankShare(5, rank, 2)) for rank in range(2)] == [[0, 2, 4], [1, 3, 0]]
+    assert list(RankShare(3)) == [0, 1, 2]

@@ -1,0 +1,34 @@
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from cache.errors import MismatchError
+from cache.nuscenes.frames import Frames
+from cache.store.reader import TeacherCache
+from student.evaluation.teacher_boxes import require_lidar_rows, teacher_detections
+from student.models.center_head import decode
+
+
+def test_boxes_of_a_view_come_back_to_the_lidar(tiny: ModuleType, made_frames: Frames, tmp_path: Path) -> None:
+    """The same teacher in the view that a store of drawn views begins with: each box moved, then moved back."""
+    store = tiny.make_store(tmp_path / "drawn.zarr", made_frames, canonical=False, drawn=1)
+    cache, token = TeacherCache(store), made_frames.tokens[0]
+    ((_, found),) = teacher_detections(cache, [token])
+    batch = cache.read((token,), head_maps=True)
+    maps = {name: value.float() for name, value in batch.head_maps.items()}
+    teacher, grid = cache.spec.teacher, cache.spec.heatmap_grid
+    (seen,) = decode(batch.heatmap.float() / 255, maps, grid, teacher.tasks, teacher.decoding)
+    assert len(found) == len(seen) > 0
+    matrix = batch.view_matrix[0].double()
+    there = seen.boxes[:, :3].double() @ torch.linalg.inv(matrix[:3, :3]).T
+    torch.testing.assert_close(found.boxes[:, :3].double(), there, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found.boxes[:, :2], seen.boxes[:, :2], atol=0.1)
+
+
+@pytest.mark.parametrize("change", [{"frame": "ego"}, {"axes": "xy"}])
+def test_maps_of_another_frame_are_not_decoded(change: dict[str, str], tiny: ModuleType) -> None:
+    require_lidar_rows(tiny.GRID, Path("teacher.zarr"))
+    with pytest.raises(MismatchError, match="boxes cannot be decoded from maps of another frame or other axes"):
+        require_lidar_rows(tiny.GRID.model_copy(update=change), Path("teacher.zarr"))
