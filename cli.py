@@ -17,7 +17,7 @@ from cache.terminal.errors import ending_well
 from cache.versions import installed_versions
 
 if TYPE_CHECKING:
-    from cache.dump.run import DumpConfig, DumpProgress
+    from cache.dumping.run import DumpConfig, DumpProgress
     from cache.nuscenes.frames import Frames
     from cache.teacher.base import Teacher
 
@@ -122,7 +122,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """What a dump would take, measured on a handful of frames, before anything is written."""
-    from cache.dump.estimate import plan
+    from cache.dumping.estimate import plan
 
     with answering(json) as answer:
         settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, _with_depth(overrides, depth))
@@ -151,7 +151,7 @@ def dump_teacher(
     json: Json = False,
 ) -> None:
     """Run the teacher once over the data set and write its features to a store."""
-    from cache.dump.run import dump
+    from cache.dumping.run import dump
     from cache.store.partition import Part
 
     chosen = Part.of_rank(os.environ) if part is None else Part.parse(part)
@@ -209,8 +209,8 @@ def verify(
     json: Json = False,
 ) -> None:
     """Look for damage in a store; exit code 1 where there is some left."""
-    from cache.dump.verify import repair as mend
-    from cache.dump.verify import verify
+    from cache.dumping.verify import repair as mend
+    from cache.dumping.verify import verify
     from cache.errors import ConfigError
 
     with answering(json) as answer:
@@ -393,7 +393,7 @@ def _stage_one(
     config: Path, data: Path, checkpoint: Path | None, random_weights: bool, overrides: list[str] | None
 ) -> "tuple[DumpConfig, Frames, Teacher]":
     """What every command that runs the teacher starts from."""
-    from cache.dump.run import DumpConfig
+    from cache.dumping.run import DumpConfig
     from cache.nuscenes.frames import Frames
 
     settings = load_yaml(config, DumpConfig, overrides or ())

@@ -28,7 +28,7 @@ import typer
 
 from benchmarks.tables import show, spread
 from cache.config import Strict, load_yaml
-from cache.dump.run import DumpConfig
+from cache.dumping.run import DumpConfig
 from cache.geometry.views import PUBLIC_AUGMENT, ViewsConfig, move_points
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader

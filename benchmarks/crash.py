@@ -31,7 +31,7 @@ from types import ModuleType
 
 import torch
 
-from cache.dump.verify import verify
+from cache.dumping.verify import verify
 from cache.errors import StoreError
 from cache.store.layout import ROOT
 from cache.store.reader import TeacherCache

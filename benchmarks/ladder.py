@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numcodecs import zstd
 from torch import Tensor
 
-from cache.dump.spec_builder import PreparedFrames
+from cache.dumping.spec_builder import PreparedFrames
 from cache.nuscenes.frames import Frames
 from cache.spec import CodecSpec
 from cache.store.codec import Distortion, encode, measure

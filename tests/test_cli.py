@@ -216,7 +216,7 @@ def test_a_traceback_comes_with_debug_alone(tmp_path: Path) -> None:
 
 
 def test_a_bug_is_told_from_a_mistake(tmp_path: Path) -> None:
-    with patch("cache.dump.verify.verify", side_effect=RuntimeError("boom")), patch("tempfile.tempdir", str(tmp_path)):
+    with patch("cache.dumping.verify.verify", side_effect=RuntimeError("boom")), patch("tempfile.tempdir", str(tmp_path)):
         message = refused("verify", tmp_path, saying="this is a bug")
     (kept,) = tmp_path.iterdir()
     assert f"Its traceback is in {kept}" in message

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.crash import contents as contents
-from cache.dump.run import DumpConfig, dump
+from cache.dumping.run import DumpConfig, dump
 from cache.geometry.grid import BevGrid
 from cache.nuscenes.frames import Frame, Frames, Sweep
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity

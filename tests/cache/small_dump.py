@@ -7,7 +7,7 @@ from pathlib import Path
 import conftest as kit
 import torch
 
-from cache.dump.run import dump
+from cache.dumping.run import dump
 from cache.store.partition import Part
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache.dump.run import DumpConfig, dump
+from cache.dumping.run import DumpConfig, dump
 from cache.nuscenes.frames import Frames
 from cache.geometry.grid import BevGrid
 from cache.store.reader import TeacherCache

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cache.dump.run import DumpConfig, dump
+from cache.dumping.run import DumpConfig, dump
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import ViewsConfig
 from cache.nuscenes.frames import Frames

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.crash import cli_dump, committed, kill_dumps
-from cache.dump.run import dump
+from cache.dumping.run import dump
 from cache.store.partition import Part
 
 pytestmark = pytest.mark.timeout(240)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cache.dump.run import DumpConfig, dump
+from cache.dumping.run import DumpConfig, dump
 from cache.errors import TeacherError
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import ViewsConfig, move_boxes

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache.dump.encode import joined_views, stored_samples
-from cache.dump.run import DumpConfig
-from cache.dump.spec_builder import DumpedFrames, PreparedFrames, spec_of
+from cache.dumping.encode import joined_views, stored_samples
+from cache.dumping.run import DumpConfig
+from cache.dumping.spec_builder import DumpedFrames, PreparedFrames, spec_of
 from cache.errors import StoreError
 from cache.geometry.views import labelled
 from cache.nuscenes.frames import Frames
@@ -113,7 +113,7 @@ def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes
     """Run the teacher on some frames, spread evenly, and measure what they would take.
 
     Raises:
-        TeacherError, ConfigError, DataError: see `cache.dump.run.dump`.
+        TeacherError, ConfigError, DataError: see `cache.dumping.run.dump`.
     """
     spec = spec_of(config.layers, config.head_maps, config.views, config.depth, frames, teacher)
     positions = np.unique(np.linspace(0, len(frames) - 1, min(probes, len(frames))).astype(int)).tolist()

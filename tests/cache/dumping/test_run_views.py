@@ -9,8 +9,8 @@ import pytest
 import torch
 import zarr
 
-from cache.dump.run import DumpProgress, dump
-from cache.dump.verify import repair, verify
+from cache.dumping.run import DumpProgress, dump
+from cache.dumping.verify import repair, verify
 from cache.errors import CorruptStoreError, DataError, MismatchError, NotCachedError, TeacherError, UnsealedError
 from cache.geometry.views import ViewsConfig, move_boxes, move_points, nearest_view, view_matrices
 from cache.nuscenes.points import load_points

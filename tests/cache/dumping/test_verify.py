@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.crash import flip, flip_bits
-from cache.dump.run import dump
-from cache.dump.verify import repair, verify
+from cache.dumping.run import dump
+from cache.dumping.verify import repair, verify
 from cache.errors import CorruptStoreError, MismatchError, StoreError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.dump.run import DumpConfig, DumpProgress, dump, open_writer
+from cache.dumping.run import DumpConfig, DumpProgress, dump, open_writer
 from cache.errors import CorruptStoreError
 from cache.nuscenes.frames import Frames
 from cache.store.format import REPAIR, index_bytes, read_signed

@@ -9,9 +9,9 @@ import torch
 import zarr
 from rich.console import Console
 
-from cache.dump.estimate import plan
-from cache.dump.run import dump
-from cache.dump.verify import repair, verify
+from cache.dumping.estimate import plan
+from cache.dumping.run import dump
+from cache.dumping.verify import repair, verify
 from cache.errors import DataError, MismatchError, NotCachedError
 from cache.geometry.views import ViewsConfig
 from cache.nuscenes.frames import CAMERAS, Frames
@@ -143,6 +143,6 @@ def test_an_image_with_too_many_points_names_camera_and_token(kit, made_frames, 
         points = real(frame)
         return points if frame.token == made_frames.tokens[0] else [np.repeat(each, 9, axis=0) for each in points]
 
-    monkeypatch.setattr("cache.dump.spec_builder.camera_points", crowded)
+    monkeypatch.setattr("cache.dumping.spec_builder.camera_points", crowded)
     with pytest.raises(DataError, match=rf"\(CAM_\w+, token {made_frames.tokens[1]}\); got \d+ points"):
         dump(config(kit), made_frames, kit.SmallTeacher(), tmp_path / "teacher.zarr")

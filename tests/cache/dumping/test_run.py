@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache.dump.run import DumpProgress, dump
+from cache.dumping.run import DumpProgress, dump
 from cache.errors import ConfigError, DataError, MismatchError, TeacherError, UnsealedError
 from cache.nuscenes.points import load_points
 from cache.spec import CodecSpec

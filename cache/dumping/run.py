@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, PositiveInt
 
 from cache.config import Strict
-from cache.dump.encode import joined_views, stored_samples
-from cache.dump.spec_builder import DumpedFrames, PreparedFrames, spec_of
+from cache.dumping.encode import joined_views, stored_samples
+from cache.dumping.spec_builder import DumpedFrames, PreparedFrames, spec_of
 from cache.errors import UnsealedError
 from cache.geometry.views import CANONICAL, ViewsConfig, labelled
 from cache.nuscenes.frames import Frames

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from cache.dump.estimate import plan
-from cache.dump.run import dump
+from cache.dumping.estimate import plan
+from cache.dumping.run import dump
 from cache.errors import StoreError
 from cache.geometry.views import ViewsConfig
 
