@@ -19,13 +19,12 @@ from cache.nuscenes.loader import Loader
 from cache.spec import CLASSES
 from cache.store.reader import TeacherCache
 from student.data.dataset import StudentDataset, collate
-from student.evaluation.metrics import Metrics
+from student.evaluation.metrics import Metrics, remarks_on
 from student.evaluation.teacher_boxes import teacher_detections
 from student.evaluation.true_positives import true_positives, write_true_positives
 from student.models.center_head import Detections
 from student.models.checkpoint import load_student
 from student.models.detectors import BevDetector
-from student.training.early_checks import remarks_on
 from student.visualization.plots import draw_evaluation
 
 MOVING_MPS = 0.2
