@@ -81,7 +81,8 @@ def make_world(
     overrides: Overrides = None,
 ) -> None:
     """Make up a small world in nuScenes' format, with cameras and LiDAR."""
-    from demo.world import WorldConfig, make_world
+    from demo.world.config import WorldConfig
+    from demo.world.make import make_world
 
     world = load_yaml(config, WorldConfig, overrides or ())
     with progress("key frames") as advance:

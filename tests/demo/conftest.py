@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from nuscenes.nuscenes import NuScenes
 
-from demo.actors import KINDS, Actor, Kind, Motion
-from demo.config import WorldConfig
-from demo.light import Light
-from demo.road import Road
-from demo.scene import Scene, build_scene
-from demo.shapes import Material, Part
-from demo.world import VERSION, make_world, scene_names
+from demo.world.actors import KINDS, Actor, Kind, Motion
+from demo.world.config import WorldConfig
+from demo.world.light import Light
+from demo.world.make import VERSION, make_world, scene_names
+from demo.world.road import Road
+from demo.world.scene import Scene, build_scene
+from demo.world.shapes import Material, Part
 
 TINY = WorldConfig(
     seed=3,

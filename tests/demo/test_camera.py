@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from demo.actors import Actor
-from demo.camera import CAMERAS, take_picture
-from demo.rays import GROUND, SKY
-from demo.scene import Scene
+from demo.world.actors import Actor
+from demo.world.camera import CAMERAS, take_picture
+from demo.world.ray_casting import GROUND, SKY
+from demo.world.scene import Scene
 
 SIZE = (180, 320)
 FRONT = CAMERAS[0]

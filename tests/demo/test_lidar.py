@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from demo.actors import Actor
-from demo.camera import CAMERAS, camera_rays, take_picture
-from demo.config import WorldConfig
-from demo.lidar import PLACE_M, count_points, take_sweep
-from demo.scene import Scene
+from demo.world.actors import Actor
+from demo.world.camera import CAMERAS, camera_rays, take_picture
+from demo.world.config import WorldConfig
+from demo.world.lidar import PLACE_M, count_points, take_sweep
+from demo.world.scene import Scene
 
 Cube = Callable[..., Actor]
 Stage = Callable[..., Scene]

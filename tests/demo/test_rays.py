@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from demo.rays import Solids, cast, surface, turned
+from demo.world.ray_casting import Solids, cast, surface, turned
 
 LOW, HIGH = np.asarray([[4.0, -1.0, 0.0], [6.0, -1.0, 0.0]]), np.asarray([[5.0, 1.0, 2.0], [7.0, 1.0, 3.0]])
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo.road import ASPHALT, MARKING, PAVEMENT, YARD, Road, cover
+from demo.world.road import ASPHALT, MARKING, PAVEMENT, YARD, Road, cover
 
 QUARTER = Road(radius_m=100.0, x_m=10.0, y_m=20.0, yaw_rad=0.0)
 

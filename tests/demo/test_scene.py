@@ -7,10 +7,10 @@ from shapely.geometry import Polygon
 
 from cache.errors import ConfigError
 from cache.spec import CLASSES
-from demo.config import WorldConfig
-from demo.placing import EGO_CENTRE_M, EGO_SIZE_M
-from demo.scene import Scene, build_scene
-from demo.world import scene_names
+from demo.world.config import WorldConfig
+from demo.world.make import scene_names
+from demo.world.placement import EGO_CENTRE_M, EGO_SIZE_M
+from demo.world.scene import Scene, build_scene
 
 
 def footprint(x: float, y: float, yaw: float, length: float, width: float) -> Polygon:

@@ -5,7 +5,7 @@ import pytest
 from nuscenes.eval.detection.utils import category_to_detection_name, detection_name_to_rel_attributes
 
 from cache.spec import CLASSES
-from demo.actors import BUILDING, KINDS, TREE, Kind
+from demo.world.actors import BUILDING, KINDS, TREE, Kind
 
 ALL = [*KINDS, TREE, BUILDING]
 

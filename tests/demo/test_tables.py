@@ -16,11 +16,11 @@ from pyquaternion import Quaternion
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import load_points
 from cache.spec import CLASSES, PointPipeline
-from demo.camera import CAMERAS, take_picture
-from demo.config import WorldConfig
-from demo.rays import Solids
-from demo.scene import Scene
-from demo.tables import VISIBILITIES
+from demo.world.camera import CAMERAS, take_picture
+from demo.world.config import WorldConfig
+from demo.world.ray_casting import Solids
+from demo.world.scene import Scene
+from demo.world.tables import VISIBILITIES
 
 
 def annotations(tables: NuScenes, sample: dict) -> list[dict]:

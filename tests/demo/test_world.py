@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cache.errors import DataError
-from demo.config import WorldConfig
-from demo.world import make_world
+from demo.world.config import WorldConfig
+from demo.world.make import make_world
 
 MINUTE = WorldConfig(
     train_scenes=1,

@@ -19,11 +19,11 @@ from nuscenes.utils.splits import mini_train, mini_val
 
 from cache.config import differing
 from cache.errors import DataError
-from demo.config import WorldConfig
-from demo.files import Observation, Task, start_worker, write_frame, write_map
-from demo.scene import Scene, build_scene
-from demo.shots import shots_of
-from demo.tables import build_tables, map_file
+from demo.world.config import WorldConfig
+from demo.world.scene import Scene, build_scene
+from demo.world.sensor_files import Observation, Task, start_worker, write_frame, write_map
+from demo.world.shots import shots_of
+from demo.world.tables import build_tables, map_file
 
 VERSION = "v1.0-mini"
 RECORD = "world.json"

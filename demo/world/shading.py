@@ -5,10 +5,10 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from demo.light import Light
-from demo.rays import Surface
-from demo.road import Pose2d, Road, cover
-from demo.shapes import Material, Rgb
+from demo.world.light import Light
+from demo.world.ray_casting import Surface
+from demo.world.road import Pose2d, Road, cover
+from demo.world.shapes import Material, Rgb
 
 _HAZE_M = 250.0
 _COVERS: tuple[Rgb, ...] = ((88, 88, 92), (226, 226, 218), (158, 154, 148))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from demo.shapes import Rgb
+from demo.world.shapes import Rgb
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from demo import lidar
-from demo.camera import CAMERAS
-from demo.config import KEY_PERIOD_S, SWEEP_PERIOD_S
-from demo.scene import Scene
+from demo.world import lidar
+from demo.world.camera import CAMERAS
+from demo.world.config import KEY_PERIOD_S, SWEEP_PERIOD_S
+from demo.world.scene import Scene
 
 _START_US = 1_532_402_927_000_000
 _SCENE_PERIOD_US = 60_000_000

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
-from demo.actors import Actor
+from demo.world.actors import Actor
 
 Corners = Float[np.ndarray, "_ 3"]
 Window = tuple[slice, slice | Int[np.ndarray, "_"]]

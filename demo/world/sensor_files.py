@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from demo.camera import CAMERAS, take_picture
-from demo.config import KEY_PERIOD_S, WorldConfig
-from demo.lidar import PLACE_M, count_points, take_sweep
-from demo.rays import Hits
-from demo.road import EDGES_M, Road
-from demo.scene import Scene
-from demo.shots import Shot, shots_of
+from demo.world.camera import CAMERAS, take_picture
+from demo.world.config import KEY_PERIOD_S, WorldConfig
+from demo.world.lidar import PLACE_M, count_points, take_sweep
+from demo.world.ray_casting import Hits
+from demo.world.road import EDGES_M, Road
+from demo.world.scene import Scene
+from demo.world.shots import Shot, shots_of
 
 Task = tuple[Scene, int]
 """A scene and the number of a key frame."""

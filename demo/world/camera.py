@@ -6,9 +6,9 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from demo.paint import ground_colours, hazy, object_colours, sky_colours
-from demo.rays import Corners, Hits, Rays, Solids, Window, cast, surface, trace, turned
-from demo.scene import Scene
+from demo.world.ray_casting import Corners, Hits, Rays, Solids, Window, cast, surface, trace, turned
+from demo.world.scene import Scene
+from demo.world.shading import ground_colours, hazy, object_colours, sky_colours
 
 NEAR_M = 0.1
 

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from cache.errors import ConfigError
-from demo.actors import Actor, Kind, Motion
-from demo.config import KEY_PERIOD_S, SWEEP_PERIOD_S, WorldConfig
-from demo.road import EDGES_M, KERBS, LANES, OPEN_LANES, PAVEMENT_M, Lane, Road
+from demo.world.actors import Actor, Kind, Motion
+from demo.world.config import KEY_PERIOD_S, SWEEP_PERIOD_S, WorldConfig
+from demo.world.road import EDGES_M, KERBS, LANES, OPEN_LANES, PAVEMENT_M, Lane, Road
 
 CLEARANCE_M = 0.4
 EGO_SIZE_M = (4.6, 2.0)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from pyquaternion import Quaternion
 
-from demo import lidar
-from demo.camera import CAMERAS
-from demo.config import WorldConfig
-from demo.files import Observation
-from demo.scene import Scene
-from demo.shots import Shot, shots_of
+from demo.world import lidar
+from demo.world.camera import CAMERAS
+from demo.world.config import WorldConfig
+from demo.world.scene import Scene
+from demo.world.sensor_files import Observation
+from demo.world.shots import Shot, shots_of
 
 Record = dict[str, Any]
 Tables = dict[str, list[Record]]

@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Float
 
 from cache.spec import CLASSES
-from demo.actors import BUILDING, KINDS, TREE, Actor, Kind
-from demo.config import WorldConfig
-from demo.light import Light, draw_light
-from demo.placing import Placing
-from demo.road import Pose2d, Road
-from demo.shapes import Material
+from demo.world.actors import BUILDING, KINDS, TREE, Actor, Kind
+from demo.world.config import WorldConfig
+from demo.world.light import Light, draw_light
+from demo.world.placement import Placing
+from demo.world.road import Pose2d, Road
+from demo.world.shapes import Material
 
 START_M = (200.0, 300.0)
 """Where scenes start in their maps, along x and along y."""

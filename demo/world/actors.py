@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from demo import shapes
-from demo.road import LANES, Road, Values
-from demo.shapes import Build, Shape
+from demo.world import shapes
+from demo.world.road import LANES, Road, Values
+from demo.world.shapes import Build, Shape
 
 MARGIN_M = 0.02
 """Between a solid and each side of its annotated box, and above it: the LiDAR's noise stays within."""

@@ -5,10 +5,10 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int
 
-from demo.config import WorldConfig
-from demo.rays import GROUND, Corners, Hits, Rays, Solids, Window, surface, trace
-from demo.road import cover
-from demo.scene import Scene
+from demo.world.config import WorldConfig
+from demo.world.ray_casting import GROUND, Corners, Hits, Rays, Solids, Window, surface, trace
+from demo.world.road import cover
+from demo.world.scene import Scene
 
 CHANNEL = "LIDAR_TOP"
 PLACE_M = (0.94, 0.0, 1.84)
