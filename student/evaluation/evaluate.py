@@ -22,8 +22,8 @@ from student.data.dataset import StudentDataset, collate
 from student.evaluation.metrics import Metrics, remarks_on
 from student.evaluation.teacher_boxes import teacher_detections
 from student.evaluation.true_positives import true_positives, write_true_positives
-from student.models.center_head import Detections
 from student.models.checkpoint import load_student
+from student.models.decoding import Detections
 from student.models.detectors import BevDetector
 from student.visualization.plots import draw_evaluation
 

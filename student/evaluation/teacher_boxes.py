@@ -12,7 +12,7 @@ from cache.errors import MismatchError
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import move_boxes
 from cache.store.reader import TeacherCache
-from student.models.center_head import Detections, decode
+from student.models.decoding import Detections, decode
 
 
 def teacher_detections(cache: TeacherCache, tokens: Iterable[str]) -> Iterator[tuple[str, Detections]]:

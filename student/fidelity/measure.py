@@ -25,7 +25,7 @@ from student.evaluation.evaluate import Metrics, evaluate
 from student.evaluation.teacher_boxes import require_lidar_rows
 from student.fidelity.closeness import Closeness, Motion, closeness, regions_of
 from student.fidelity.parts import Loss, StandIn, TeacherHead
-from student.models.center_head import Detections
+from student.models.decoding import Detections
 
 Matrix = Float[np.ndarray, "4 4"]
 Source = Literal["still", "moved", "drawn", "replayed"]

@@ -11,8 +11,9 @@ from student.config.student import DetectorConfig
 from student.data.dataset import Batch
 from student.models.backbones import ImageEncoder
 from student.models.bev_encoder import BevResNet, FpnLss, align
-from student.models.center_head import CenterHead, Detections, decode
+from student.models.center_head import CenterHead
 from student.models.center_targets import boxes_loss, head_targets, heatmap_loss
+from student.models.decoding import Detections, decode
 from student.models.depth_net import DeformableDepthNet, DepthNet, PlainDepthNet, depth_loss
 from student.models.lift_splat import Cameras, LiftSplat
 

@@ -17,8 +17,9 @@ from cache.geometry.grid import BevGrid
 from cache.spec import Decoding
 from student.config.student import TASKS, DetectorConfig, HeadConfig, StudentConfig
 from student.converters.convert import ImportPlan, plan_import
-from student.models.center_head import CenterHead, decode
+from student.models.center_head import CenterHead
 from student.models.checkpoint import load_student, start_from
+from student.models.decoding import decode
 from student.models.depth_net import DeformableDepthNet
 from student.models.detectors import build_detector
 

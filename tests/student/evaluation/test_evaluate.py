@@ -9,7 +9,7 @@ from cache.errors import DataError
 from cache.nuscenes.frames import Frames
 from cache.spec import CLASSES
 from student.evaluation.evaluate import attribute, evaluate
-from student.models.center_head import Detections
+from student.models.decoding import Detections
 
 
 def truths(frames: Frames) -> list[tuple[str, Detections]]:

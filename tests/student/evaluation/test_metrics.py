@@ -7,7 +7,7 @@ import torch
 from cache.nuscenes.frames import Frames
 from student.evaluation.evaluate import evaluate
 from student.evaluation.metrics import Metrics, remarks_on
-from student.models.center_head import Detections
+from student.models.decoding import Detections
 
 
 def test_the_table_has_every_number() -> None:
