@@ -10,7 +10,7 @@ from cache.config import Strict, differing
 from cache.errors import ConfigError, MismatchError
 from cache.geometry.camera_points import DepthSpec
 from cache.geometry.grid import BevGrid
-from cache.geometry.views import DrawnViews, ViewName, require_views, told_views
+from cache.geometry.views import DrawnViews, ViewName, describe_views, require_views
 from cache.visualization.tables import Table, card
 
 FORMAT_VERSION = 1
@@ -203,7 +203,7 @@ class CacheSpec(Strict):
         return (
             ("fingerprint", self.fingerprint),
             ("samples", f"{data.samples} of {data.version}, {', '.join(data.splits)}"),
-            ("views", told_views(self.views, self.drawn)),
+            ("views", describe_views(self.views, self.drawn)),
             ("teacher", f"{teacher.name}, {teacher.weights} weights {teacher.weights_sha256[:12]}"),
             ("classes", ", ".join(teacher.classes)),
             ("points", f"{self.points.past_sweeps} past sweeps"),

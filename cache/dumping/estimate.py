@@ -12,7 +12,7 @@ from cache.dumping.encode import joined_views, stored_samples
 from cache.dumping.run import DumpConfig
 from cache.dumping.spec_builder import DumpedFrames, PreparedFrames, spec_of
 from cache.errors import StoreError
-from cache.geometry.views import labelled
+from cache.geometry.views import sample_label
 from cache.nuscenes.frames import Frames
 from cache.spec import CacheSpec
 from cache.store.codec import Distortion
@@ -151,7 +151,7 @@ def _probed(
         for position in positions:
             inputs, seen = dumped[position * len(spec.views) + view]
             with torch.inference_mode():
-                samples += stored_samples(teacher([inputs]), (labelled(frames.tokens[position], name),), spec)
+                samples += stored_samples(teacher([inputs]), (sample_label(frames.tokens[position], name),), spec)
             codes.append(None if seen is None else seen.numpy())
         views.append(samples)
         seconds.append((time.monotonic() - began) / len(positions))

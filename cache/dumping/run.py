@@ -17,7 +17,7 @@ from cache.config import Strict
 from cache.dumping.encode import joined_views, stored_samples
 from cache.dumping.spec_builder import DumpedFrames, PreparedFrames, spec_of
 from cache.errors import UnsealedError
-from cache.geometry.views import CANONICAL, ViewsConfig, labelled
+from cache.geometry.views import CANONICAL, ViewsConfig, sample_label
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from cache.spec import CodecSpec
@@ -200,7 +200,7 @@ def _jobs(
     for batch in batches:
         views, codes = [], []
         for name, one_view in zip(names, islice(loaded, len(names)), strict=True):
-            labels = tuple(labelled(frames.tokens[position], name) for position in batch.positions)
+            labels = tuple(sample_label(frames.tokens[position], name) for position in batch.positions)
             with torch.inference_mode():
                 views.append(stored_samples(teacher([inputs for inputs, _ in one_view]), labels, writer.spec))
             codes.append([None if each is None else each.numpy() for _, each in one_view])

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from cache.errors import ConfigError, OfflineDistillError, TeacherError
 from cache.geometry.camera_points import DepthSpec, depth_codes
 from cache.geometry.grid import BevGrid
-from cache.geometry.views import CANONICAL, ViewsConfig, labelled, move_points, view_matrices
+from cache.geometry.views import CANONICAL, ViewsConfig, sample_label, transform_points, view_matrices
 from cache.nuscenes.frames import Frame, Frames
 from cache.nuscenes.points import camera_points, load_points
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline
@@ -42,8 +42,8 @@ class PreparedFrames(Dataset):
         position, view = divmod(number, len(self.views.names))
         frame, name = self.frames[position], self.views.names[view]
         (matrix,) = view_matrices((name,), self.views.drawn_views, frame.token)
-        with naming(labelled(frame.token, name)):
-            return self.prepare(move_points(load_points(frame, self.points), matrix))
+        with naming(sample_label(frame.token, name)):
+            return self.prepare(transform_points(load_points(frame, self.points), matrix))
 
 
 @dataclass(frozen=True, kw_only=True)

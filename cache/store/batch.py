@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from cache.geometry.views import labelled
+from cache.geometry.views import sample_label
 from cache.spec import CacheSpec, LayerSpec
 from cache.store.codec import Encoded, describe
 from cache.store.layout import sample_arrays
@@ -40,7 +40,7 @@ class TeacherSample:
 
     def plot(self, view: int = 0) -> "Figure":
         """The maps side by side; row 0 (lowest y) is at the bottom."""
-        return draw_maps(self.maps(view), f"token {labelled(self.token, self.views[view])}")
+        return draw_maps(self.maps(view), f"token {sample_label(self.token, self.views[view])}")
 
     def __repr__(self) -> str:
         return f"TeacherSample({self.token!r}: {_said(_tensors(self))})"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache.geometry.views import told_views
+from cache.geometry.views import describe_views
 from cache.spec import CodecSpec
 from cache.store.batch import TeacherSample
 from cache.store.reader import TeacherCache
@@ -74,7 +74,7 @@ def _header(cache: TeacherCache) -> Html:
         f"{len(cache):,} samples of {spec.data.version}",
         state,
         f"{spec.teacher.weights} weights",
-        f"seen as {told_views(spec.views, spec.drawn)}",
+        f"seen as {describe_views(spec.views, spec.drawn)}",
         f"fingerprint {spec.fingerprint[:12]}",
     )
     badges = (element("span", fact, class_="badge") for fact in facts)

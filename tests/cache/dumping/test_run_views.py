@@ -9,31 +9,33 @@ import pytest
 import torch
 import zarr
 
+from benchmarks.crash import contents
 from cache.dumping.run import DumpProgress, dump
 from cache.dumping.verify import repair, verify
 from cache.errors import CorruptStoreError, DataError, MismatchError, NotCachedError, TeacherError, UnsealedError
-from cache.geometry.views import ViewsConfig, move_boxes, move_points, nearest_view, view_matrices
+from cache.geometry.views import ViewsConfig, nearest_view, transform_boxes, transform_points, view_matrices
 from cache.nuscenes.points import load_points
 from cache.spec import CodecSpec
 from cache.store.codec import encode
 from cache.store.partition import Part
 from cache.store.reader import TeacherCache
+from tests.factories.stores import CANVAS, SmallFrames, SmallTeacher, make_config
 
 VIEWS = {"reflections": 2, "drawn": 2, "seed": 7}
 NAMES = ("canonical", "flip_y", "drawn0", "drawn1")
 
 
 @pytest.fixture(scope="module")
-def shared(kit, tmp_path_factory) -> Path:
+def shared(tmp_path_factory) -> Path:
     """A folder with the points of ten frames and a dump of four views, not to be written to."""
     folder = tmp_path_factory.mktemp("views")
-    dump(config(kit), kit.SmallFrames(root=folder / "points"), kit.SmallTeacher(), folder / "teacher.zarr")
+    dump(config(), SmallFrames(root=folder / "points"), SmallTeacher(), folder / "teacher.zarr")
     return folder
 
 
 @pytest.fixture
-def frames(kit, shared):
-    return kit.SmallFrames(root=shared / "points")
+def frames(shared):
+    return SmallFrames(root=shared / "points")
 
 
 @pytest.fixture
@@ -41,12 +43,12 @@ def cache(shared) -> TeacherCache:
     return TeacherCache(shared / "teacher.zarr")
 
 
-def config(kit, **changes: object):
-    return kit.make_config(views=ViewsConfig(**VIEWS), **changes)
+def config(**changes: object):
+    return make_config(views=ViewsConfig(**VIEWS), **changes)
 
 
-def test_each_view_holds_what_the_teacher_says_of_the_moved_points(kit, frames, cache):
-    teacher = kit.SmallTeacher()
+def test_each_view_holds_what_the_teacher_says_of_the_moved_points(frames, cache):
+    teacher = SmallTeacher()
     for position in (0, 5, 9):
         token = frames.tokens[position]
         sample, points = cache[token], load_points(frames[position], teacher.points)
@@ -62,13 +64,13 @@ def test_each_view_holds_what_the_teacher_says_of_the_moved_points(kit, frames, 
                 torch.testing.assert_close(sample.features[name].decode()[view], expected, rtol=0, atol=1e-4)
 
 
-def test_reflections_of_an_even_teacher_are_reflections(kit, frames, tmp_path):
+def test_reflections_of_an_even_teacher_are_reflections(frames, tmp_path):
     """Kernels of ones do not know left from right: each view is then the canonical one mirrored, axis by axis."""
-    teacher = kit.SmallTeacher()
+    teacher = SmallTeacher()
     for convolution in (teacher.backbone, teacher.neck):
         convolution.weight.fill_(1 / 64)  # a power of two: sums are exact in any order
         convolution.bias.zero_()
-    dump(kit.make_config(views=ViewsConfig(reflections=4)), frames, teacher, tmp_path / "teacher.zarr")
+    dump(make_config(views=ViewsConfig(reflections=4)), frames, teacher, tmp_path / "teacher.zarr")
     sample = TeacherCache(tmp_path / "teacher.zarr")[frames.tokens[3]]
     assert sample.views == ("canonical", "flip_x", "flip_y", "flip_xy")
     assert torch.linalg.det(sample.view_matrix).tolist() == [1, -1, -1, 1]
@@ -78,7 +80,7 @@ def test_reflections_of_an_even_teacher_are_reflections(kit, frames, tmp_path):
             assert torch.equal(maps[view], maps[0].flip(axes))
 
 
-def test_box_points_and_peak_stay_together(kit, frames, tmp_path):
+def test_box_points_and_peak_stay_together(frames, tmp_path):
     """A cluster of points is all there is; in each view the heatmap's centre of mass lies in the moved box."""
     box = np.array([[3.5, -2.5, 0, 2, 2, 2, 0.3, 1, 0]], np.float32)
     for seed, token in enumerate(frames.tokens):
@@ -86,22 +88,22 @@ def test_box_points_and_peak_stay_together(kit, frames, tmp_path):
         (tmp_path / "cluster").mkdir(exist_ok=True)
         (tmp_path / "cluster" / f"{token}.bin").write_bytes(cluster.astype(np.float32).tobytes())
     object.__setattr__(frames, "root", tmp_path / "cluster")
-    teacher = kit.SmallTeacher()
+    teacher = SmallTeacher()
     for convolution in (teacher.backbone, teacher.neck):
         convolution.weight.fill_(0.01)
         convolution.bias.zero_()
     teacher.head["heatmap"].weight.fill_(1.0)
     teacher.head["heatmap"].bias.fill_(-4.0)
     views = ViewsConfig(reflections=4, drawn=3)
-    dump(kit.make_config(views=views), frames, teacher, tmp_path / "teacher.zarr")
+    dump(make_config(views=views), frames, teacher, tmp_path / "teacher.zarr")
     cache = TeacherCache(tmp_path / "teacher.zarr")
     centers_m = teacher.heatmap_grid.centers_m()
     for token in frames.tokens:
         sample = cache[token]
         points = load_points(frames[token], teacher.points)
         for view, matrix in enumerate(sample.view_matrix.numpy()):
-            (moved,) = move_boxes(box, matrix)
-            np.testing.assert_allclose(move_points(points, matrix)[:, :2].mean(axis=0), moved[:2], atol=0.1)
+            (moved,) = transform_boxes(box, matrix)
+            np.testing.assert_allclose(transform_points(points, matrix)[:, :2].mean(axis=0), moved[:2], atol=0.1)
             energy = sample.heatmap[view, 0].numpy().astype(float)
             energy -= energy.min()
             centre_m = (centers_m * energy[..., None]).sum(axis=(0, 1)) / energy.sum()
@@ -144,8 +146,8 @@ def test_plain_zarr_reads_all_views(shared, cache):
         np.testing.assert_array_equal(group["boxes_reg"][row], cache[token].head_maps["reg"])
 
 
-def test_reflections_alone_have_one_matrix_for_all(kit, frames, tmp_path):
-    dump(kit.make_config(views=ViewsConfig(reflections=4)), frames, kit.SmallTeacher(), tmp_path / "teacher.zarr")
+def test_reflections_alone_have_one_matrix_for_all(frames, tmp_path):
+    dump(make_config(views=ViewsConfig(reflections=4)), frames, SmallTeacher(), tmp_path / "teacher.zarr")
     matrices = zarr.open_group(tmp_path / "teacher.zarr", mode="r")["view_matrix"]
     assert matrices.shape == (4, 4, 4)
     assert matrices.metadata.dimension_names == ("view", "row", "column")
@@ -156,29 +158,27 @@ def test_reflections_alone_have_one_matrix_for_all(kit, frames, tmp_path):
 # The promises
 
 
-def test_three_parts_workers_and_batches_of_one_part_give_the_same_bytes(kit, frames, shared, tmp_path):
+def test_three_parts_workers_and_batches_of_one_part_give_the_same_bytes(frames, shared, tmp_path):
     for index in range(3):
-        dump(
-            config(kit, workers=2), frames, kit.SmallTeacher(), tmp_path / "parts.zarr", part=Part(index=index, count=3)
-        )
-    assert kit.contents(tmp_path / "parts.zarr") == kit.contents(shared / "teacher.zarr")
+        dump(config(workers=2), frames, SmallTeacher(), tmp_path / "parts.zarr", part=Part(index=index, count=3))
+    assert contents(tmp_path / "parts.zarr") == contents(shared / "teacher.zarr")
 
 
-def test_an_interrupted_dump_resumes_to_the_same_bytes(kit, frames, shared, tmp_path):
+def test_an_interrupted_dump_resumes_to_the_same_bytes(frames, shared, tmp_path):
     def stop(progress: DumpProgress) -> None:
         if progress.done >= 4:
             raise KeyboardInterrupt
 
     with pytest.raises(UnsealedError):
-        dump(config(kit), frames, kit.SmallTeacher(), tmp_path / "teacher.zarr", progress=stop)
+        dump(config(), frames, SmallTeacher(), tmp_path / "teacher.zarr", progress=stop)
     partial = TeacherCache(tmp_path / "teacher.zarr", allow_partial=True)
     assert tuple(partial.tokens) == frames.tokens[:4]
     assert partial[frames.tokens[2]].view_matrix.shape == (4, 4, 4)
-    dump(config(kit), frames, kit.SmallTeacher(), tmp_path / "teacher.zarr")
-    assert kit.contents(tmp_path / "teacher.zarr") == kit.contents(shared / "teacher.zarr")
+    dump(config(), frames, SmallTeacher(), tmp_path / "teacher.zarr")
+    assert contents(tmp_path / "teacher.zarr") == contents(shared / "teacher.zarr")
 
 
-def test_damage_is_found_and_repaired(kit, frames, shared, tmp_path):
+def test_damage_is_found_and_repaired(frames, shared, tmp_path):
     store = shutil.copytree(shared / "teacher.zarr", tmp_path / "teacher.zarr")
     flip(store / "features" / "head" / "c.1.0.0.0.0", 100)
     assert verify(store).damaged_shards == [1]
@@ -186,8 +186,8 @@ def test_damage_is_found_and_repaired(kit, frames, shared, tmp_path):
     with pytest.raises(CorruptStoreError, match=r"view_matrix/c\.0\.0\.0\.0"):
         TeacherCache(store)
     assert "view_matrix" in str(verify(store))
-    assert repair(store, config(kit), frames, kit.SmallTeacher()).damage == ()
-    assert kit.contents(store) == kit.contents(shared / "teacher.zarr")
+    assert repair(store, config(), frames, SmallTeacher()).damage == ()
+    assert contents(store) == contents(shared / "teacher.zarr")
 
 
 def flip(path: Path, offset: int) -> None:
@@ -196,15 +196,15 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(data)
 
 
-def test_other_matrices_are_not_mixed_in(kit, frames, shared, tmp_path, monkeypatch):
+def test_other_matrices_are_not_mixed_in(frames, shared, tmp_path, monkeypatch):
     """A numpy that draws other numbers must not add samples to a store, nor rewrite its matrices in a repair."""
     store = shutil.copytree(shared / "teacher.zarr", tmp_path / "teacher.zarr")
     (store / "manifest" / "1.json").unlink()
-    before = kit.contents(store)
+    before = contents(store)
     monkeypatch.setattr("cache.store.metadata.view_matrices", lambda *of: 1.01 * view_matrices(*of))
     with pytest.raises(MismatchError, match="the drawn views are not those of the store"):
-        repair(store, config(kit), frames, kit.SmallTeacher())
-    assert kit.contents(store) == before
+        repair(store, config(), frames, SmallTeacher())
+    assert contents(store) == before
 
 
 @pytest.mark.parametrize(
@@ -215,18 +215,18 @@ def test_other_matrices_are_not_mixed_in(kit, frames, shared, tmp_path, monkeypa
         ({}, r"drawn: stored \{'seed': 7.*expected None"),
     ],
 )
-def test_a_dump_of_other_views_is_refused(kit, frames, shared, views, said):
+def test_a_dump_of_other_views_is_refused(frames, shared, views, said):
     with pytest.raises(MismatchError, match=said):
-        dump(kit.make_config(views=ViewsConfig(**views)), frames, kit.SmallTeacher(), shared / "teacher.zarr")
+        dump(make_config(views=ViewsConfig(**views)), frames, SmallTeacher(), shared / "teacher.zarr")
 
 
-def test_the_losses_of_all_views_are_counted(kit, frames, cache):
-    teacher = kit.SmallTeacher()
+def test_the_losses_of_all_views_are_counted(frames, cache):
+    teacher = SmallTeacher()
     signal = noise = 0.0
     for position, token in enumerate(frames.tokens):
         points = load_points(frames[position], teacher.points)
         for matrix in cache.view_matrices([token])[0]:
-            layer = teacher([teacher.prepare(move_points(points, matrix))]).layers["head"]
+            layer = teacher([teacher.prepare(transform_points(points, matrix))]).layers["head"]
             error = layer - encode(layer, CodecSpec()).decode()
             signal, noise = signal + layer.square().sum().item(), noise + error.square().sum().item()
     assert cache.attributes.codec_report["head"].sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.01)
@@ -245,9 +245,9 @@ def test_unknown_views_and_tokens(cache, frames):
         cache.view_matrices(["nowhere"])
 
 
-def test_what_is_amiss_names_the_view(kit, frames, tmp_path):
-    teacher = kit.SmallTeacher()
-    teacher.prepare = lambda points: fail() if points[0, 1] < 0 else torch.zeros(kit.CANVAS.shape)
+def test_what_is_amiss_names_the_view(frames, tmp_path):
+    teacher = SmallTeacher()
+    teacher.prepare = lambda points: fail() if points[0, 1] < 0 else torch.zeros(CANVAS.shape)
 
     def fail() -> None:
         raise DataError("nothing there")
@@ -255,10 +255,10 @@ def test_what_is_amiss_names_the_view(kit, frames, tmp_path):
     turned = ViewsConfig(reflections=2)
     first = load_points(frames[0], teacher.points)[0, 1]
     with pytest.raises(DataError) as caught:
-        dump(kit.make_config(views=turned), frames, teacher, tmp_path / "one.zarr")
+        dump(make_config(views=turned), frames, teacher, tmp_path / "one.zarr")
     named = f"token {frames.tokens[0]}, view flip_y" if first > 0 else f"token {frames.tokens[0]}"
     assert f"({named})" in str(caught.value)
-    teacher = kit.SmallTeacher()
+    teacher = SmallTeacher()
     whole, calls = teacher.forward, []
 
     def broken(prepared):
@@ -270,7 +270,7 @@ def test_what_is_amiss_names_the_view(kit, frames, tmp_path):
 
     teacher.forward = broken
     with pytest.raises(TeacherError, match=rf"no probability \(token {frames.tokens[1]}, view flip_y\)"):
-        dump(kit.make_config(views=turned), frames, teacher, tmp_path / "two.zarr")
+        dump(make_config(views=turned), frames, teacher, tmp_path / "two.zarr")
 
 
 def test_the_root_document_says_how_views_were_drawn(shared):
