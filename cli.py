@@ -309,10 +309,11 @@ def import_checkpoint(
     """Turn a public checkpoint into a student's, for `evaluate` and training.init_from; every tensor is reported."""
     from student.config.student import StudentConfig
     from student.converters.convert import plan_import
+    from student.visualization.tables import import_table
 
     with answering(json) as answer:
         plan = plan_import(checkpoint, load_yaml(config, StudentConfig, overrides or ()))
-        answer(plan.report, plan.report.table(), plan.report)
+        answer(plan.report, import_table(plan.report), plan.report)
         plan.write(out, allow_missing or ())
 
 
@@ -334,7 +335,13 @@ def evaluate(
 ) -> None:
     """Official nuScenes detection metrics of a student, or of the teacher from the cache alone."""
     from cache.errors import ConfigError
-    from student.evaluation.evaluate import evaluate_student, evaluate_teacher
+    from cache.nuscenes.frames import Frames
+    from cache.store.reader import TeacherCache
+    from student.evaluation.evaluate import evaluate, student_detections
+    from student.evaluation.teacher_boxes import teacher_detections
+    from student.models.checkpoint import load_student
+    from student.visualization.plots import save_evaluation_plots
+    from student.visualization.tables import metrics_table
 
     if (checkpoint is None) == (cache is None):
         raise ConfigError(
@@ -342,10 +349,18 @@ def evaluate(
         )
     with answering(json) as answer, progress("samples") as advance:
         if checkpoint is not None:
-            metrics = evaluate_student(checkpoint, data, version, split, out, advance, plots)
+            detector, config = load_student(checkpoint)
+            version, split = version or config.data.version, split or config.data.val_split
+            frames = Frames(root=data, version=version, splits=(split,), max_sweeps=0)
+            metrics = evaluate(student_detections(detector, config, frames), frames, out, "camera", advance)
         elif cache is not None:
-            metrics = evaluate_teacher(cache, data, version, split, out, advance, plots)
-    answer(metrics, metrics.table(), f"details: {out}")
+            teacher = TeacherCache(cache)
+            version, split = version or teacher.spec.data.version, split or teacher.spec.data.splits[-1]
+            frames = Frames(root=data, version=version, splits=(split,), max_sweeps=0)
+            metrics = evaluate(teacher_detections(teacher, frames.tokens), frames, out, "lidar", advance)
+        if plots:
+            save_evaluation_plots(out, frames)
+    answer(metrics, metrics_table(metrics), f"details: {out}")
     for remark in metrics.remarks:
         warnings.warn(remark, OfflineDistillWarning, stacklevel=1)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from student.evaluation.results import read_losses, read_results
-from student.visualization.plots import training_curves
-from student.visualization.scenes import from_above, in_cameras
+from student.visualization.plots import plot_losses
+from student.visualization.scenes import plot_bev, plot_cameras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ def write_report(out: Path, costs: dict[str, Cost]) -> None:
     found = {name: read_results(out / name / "evaluation").boxes(frame) for name in ("teacher", "student", "distilled")}
     losses = {name: {} if name == "teacher" else read_losses(out / name) for name in found}
     figures = {
-        "bev.png": from_above(frame, found, reach_m=24),
-        "cameras.png": in_cameras(frame, found["distilled"], "what the distilled student is surest of"),
+        "bev.png": plot_bev(frame, found, reach_m=24),
+        "cameras.png": plot_cameras(frame, found["distilled"], "what the distilled student is surest of"),
         "cached.png": TeacherCache(out / "teacher.zarr")[frame.token].plot(),
-        "losses.png": training_curves(losses),
+        "losses.png": plot_losses(losses),
     }
     for name, figure in figures.items():
         figure.savefig(out / name, dpi=100)
