@@ -9,6 +9,7 @@ import torch
 import zarr
 from rich.console import Console
 
+from benchmarks.crash import contents
 from cache.dumping.estimate import plan
 from cache.dumping.run import dump
 from cache.dumping.verify import repair, verify
@@ -20,17 +21,18 @@ from cache.store.partition import Part
 from cache.store.reader import TeacherCache
 from student.config.student import StudentConfig
 from student.data.dataset import Draw, StudentDataset
+from tests.factories.stores import SmallTeacher, make_config
 
 
-def config(kit, **changes: object):
-    return kit.make_config(depth=True, samples_per_shard=1, views=ViewsConfig(reflections=2), **changes)
+def config(**changes: object):
+    return make_config(depth=True, samples_per_shard=1, views=ViewsConfig(reflections=2), **changes)
 
 
 @pytest.fixture(scope="module")
-def dumped(kit, made_frames: Frames, tmp_path_factory) -> Path:
+def dumped(made_frames: Frames, tmp_path_factory) -> Path:
     """A store of two views with depth, not to be written to."""
     path = tmp_path_factory.mktemp("depth") / "teacher.zarr"
-    dump(config(kit), made_frames, kit.SmallTeacher(), path)
+    dump(config(), made_frames, SmallTeacher(), path)
     return path
 
 
@@ -77,7 +79,7 @@ def test_a_student_is_taught_the_same_depth(dumped, made_frames, monkeypatch, st
     assert (found > 0).ne(known).float().mean() < 1e-3
 
 
-def test_other_cameras_are_refused(kit, dumped, sealed_store, made_frames, monkeypatch):
+def test_other_cameras_are_refused(dumped, sealed_store, made_frames, monkeypatch):
     student = StudentConfig()
     with pytest.raises(MismatchError, match=r"depth: stored None, expected \{'cameras'"):
         StudentDataset(made_frames, student, with_depth=True, depth_cache=TeacherCache(sealed_store))
@@ -86,14 +88,14 @@ def test_other_cameras_are_refused(kit, dumped, sealed_store, made_frames, monke
         StudentDataset(made_frames, student, with_depth=True, depth_cache=TeacherCache(dumped))
 
 
-def test_parts_and_workers_write_the_same_bytes(kit, dumped, made_frames, tmp_path):
+def test_parts_and_workers_write_the_same_bytes(dumped, made_frames, tmp_path):
     for index in (1, 0):
         path, part = tmp_path / "parts.zarr", Part(index=index, count=2)
-        dump(config(kit, workers=2), made_frames, kit.SmallTeacher(), path, part=part)
-    assert kit.contents(tmp_path / "parts.zarr") == kit.contents(dumped)
+        dump(config(workers=2), made_frames, SmallTeacher(), path, part=part)
+    assert contents(tmp_path / "parts.zarr") == contents(dumped)
 
 
-def test_damage_is_found_and_repaired(kit, dumped, made_frames, tmp_path):
+def test_damage_is_found_and_repaired(dumped, made_frames, tmp_path):
     store = shutil.copytree(dumped, tmp_path / "teacher.zarr")
     assert verify(store).damage == ()
     file = store / "depth_points" / "c.1.0.0.0"
@@ -103,12 +105,12 @@ def test_damage_is_found_and_repaired(kit, dumped, made_frames, tmp_path):
     report = verify(store)
     assert f"depth_points, token {made_frames.tokens[1]}" in str(report)
     assert report.damaged_shards == [1]
-    assert repair(store, config(kit), made_frames, kit.SmallTeacher()).damage == ()
-    assert kit.contents(store) == kit.contents(dumped)
+    assert repair(store, config(), made_frames, SmallTeacher()).damage == ()
+    assert contents(store) == contents(dumped)
 
 
-def test_plan_and_tables_count_them(kit, dumped, made_frames, tmp_path):
-    planned = plan(config(kit), made_frames, kit.SmallTeacher(), tmp_path / "nowhere.zarr")
+def test_plan_and_tables_count_them(dumped, made_frames, tmp_path):
+    planned = plan(config(), made_frames, SmallTeacher(), tmp_path / "nowhere.zarr")
     (array,) = [array for array in planned.arrays if array.name == "depth_points"]
     index_and_checksum = 2 * (4 + 16)
     assert array.bytes * 2 + index_and_checksum - 32 == sum(f.stat().st_size for f in dumped.glob("depth_points/c.*"))
@@ -121,10 +123,10 @@ def test_plan_and_tables_count_them(kit, dumped, made_frames, tmp_path):
     assert "depth_points" in text
 
 
-def test_it_is_part_of_the_identity(kit, dumped, made_frames):
-    without = kit.make_config(samples_per_shard=1, views=ViewsConfig(reflections=2))
+def test_it_is_part_of_the_identity(dumped, made_frames):
+    without = make_config(samples_per_shard=1, views=ViewsConfig(reflections=2))
     with pytest.raises(MismatchError, match=r"depth: stored \{'cameras': .*expected None"):
-        dump(without, made_frames, kit.SmallTeacher(), dumped)
+        dump(without, made_frames, SmallTeacher(), dumped)
 
 
 def test_a_store_without_depth_says_so(sealed_store):
@@ -135,7 +137,7 @@ def test_a_store_without_depth_says_so(sealed_store):
         TeacherCache(sealed_store)["nowhere"]
 
 
-def test_an_image_with_too_many_points_names_camera_and_token(kit, made_frames, tmp_path, monkeypatch):
+def test_an_image_with_too_many_points_names_camera_and_token(made_frames, tmp_path, monkeypatch):
     monkeypatch.setattr("cache.geometry.camera_points.LEAST_ROOM", 1)
     real = camera_points
 
@@ -145,4 +147,4 @@ def test_an_image_with_too_many_points_names_camera_and_token(kit, made_frames, 
 
     monkeypatch.setattr("cache.dumping.spec_builder.camera_points", crowded)
     with pytest.raises(DataError, match=rf"\(CAM_\w+, token {made_frames.tokens[1]}\); got \d+ points"):
-        dump(config(kit), made_frames, kit.SmallTeacher(), tmp_path / "teacher.zarr")
+        dump(config(), made_frames, SmallTeacher(), tmp_path / "teacher.zarr")

@@ -4,22 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.crash import flip, flip_bits
+from benchmarks.crash import contents, flip, flip_bits
 from cache.dumping.run import dump
 from cache.dumping.verify import repair, verify
 from cache.errors import CorruptStoreError, MismatchError, StoreError
+from tests.factories.stores import SmallFrames, SmallTeacher, fill, make_config, open_writer
 
 
 @pytest.fixture(scope="module")
-def frames(kit, tmp_path_factory):
-    return kit.SmallFrames(root=tmp_path_factory.mktemp("points") / "points")
+def frames(tmp_path_factory):
+    return SmallFrames(root=tmp_path_factory.mktemp("points") / "points")
 
 
 @pytest.fixture(scope="module")
-def dumped(kit, frames, tmp_path_factory) -> Path:
+def dumped(frames, tmp_path_factory) -> Path:
     """A finished dump, not to be written to."""
     path = tmp_path_factory.mktemp("dumped") / "teacher.zarr"
-    dump(kit.make_config(), frames, kit.SmallTeacher(), path)
+    dump(make_config(), frames, SmallTeacher(), path)
     return path
 
 
@@ -42,9 +43,9 @@ def test_a_sound_store(dumped, full):
 SMALL = ("token", "token_order", "view_matrix")
 
 
-def test_an_unfinished_store_is_checked_as_far_as_it_is(kit, tmp_path):
-    with kit.open_writer(tmp_path / "teacher.zarr") as writer:
-        kit.fill(writer, [1])
+def test_an_unfinished_store_is_checked_as_far_as_it_is(tmp_path):
+    with open_writer(tmp_path / "teacher.zarr") as writer:
+        fill(writer, [1])
     report = verify(tmp_path / "teacher.zarr")
     assert (report.samples, report.sealed, report.damage) == (4, False, ())
     assert "not complete yet" in str(report)
@@ -89,7 +90,7 @@ def test_random_bit_flips_in_every_kind_of_file(store):
     assert flips.detected.total() >= 55
 
 
-def test_repair_writes_only_what_is_damaged(kit, store, dumped, frames):
+def test_repair_writes_only_what_is_damaged(store, dumped, frames):
     flip(store / "features" / "head" / "c.1.0.0.0.0", 100)
     (store / "heatmap" / "c.2.0.0.0.0").unlink()
     (store / "features" / "head" / "zarr.json").write_text("{}")
@@ -97,28 +98,28 @@ def test_repair_writes_only_what_is_damaged(kit, store, dumped, frames):
     flip(store / "manifest" / "2.json", 1000)
     untouched = (store / "heatmap" / "c.0.0.0.0.0").stat().st_mtime_ns
     seen: list[int] = []
-    report = repair(store, kit.make_config(), frames, kit.SmallTeacher(), progress=lambda p: seen.append(p.total))
+    report = repair(store, make_config(), frames, SmallTeacher(), progress=lambda p: seen.append(p.total))
     assert report.damage == ()
     assert set(seen) == {6}  # shards 1 and 2
-    assert kit.contents(store) == kit.contents(dumped)
+    assert contents(store) == contents(dumped)
     assert (store / "heatmap" / "c.0.0.0.0.0").stat().st_mtime_ns == untouched
 
 
-def test_repair_of_a_lost_record(kit, store, dumped, frames):
+def test_repair_of_a_lost_record(store, dumped, frames):
     (store / "manifest" / "0.json").unlink()
     assert verify(store).damaged_shards == [0]
-    assert repair(store, kit.make_config(), frames, kit.SmallTeacher()).damage == ()
-    assert kit.contents(store) == kit.contents(dumped)
+    assert repair(store, make_config(), frames, SmallTeacher()).damage == ()
+    assert contents(store) == contents(dumped)
 
 
-def test_repair_needs_the_same_teacher(kit, store, frames):
-    before = kit.contents(store)
+def test_repair_needs_the_same_teacher(store, frames):
+    before = contents(store)
     with pytest.raises(MismatchError, match="weights_sha256"):
-        repair(store, kit.make_config(), frames, kit.SmallTeacher(seed=1))
-    assert kit.contents(store) == before
+        repair(store, make_config(), frames, SmallTeacher(seed=1))
+    assert contents(store) == before
 
 
-def test_a_store_without_its_root_cannot_be_repaired(kit, store, frames):
+def test_a_store_without_its_root_cannot_be_repaired(store, frames):
     os.truncate(store / "zarr.json", 100)
     with pytest.raises(CorruptStoreError, match=r"zarr\.json"):
-        repair(store, kit.make_config(), frames, kit.SmallTeacher())
+        repair(store, make_config(), frames, SmallTeacher())

@@ -4,6 +4,7 @@ from rich.console import Console
 
 from cache.geometry.views import DrawnViews
 from cache.store.reader import TeacherCache
+from tests.factories.stores import fill, make_spec, make_store, open_writer
 
 EVIL = "<script>alert(1)</script>"
 
@@ -43,23 +44,23 @@ def test_sizes_are_those_on_disk(cache, sealed_store) -> None:
         assert f"{float32 / stored:.1f} x" in row
 
 
-def test_an_unfinished_store_is_described_too(kit, tmp_path) -> None:
-    with kit.open_writer(tmp_path / "teacher.zarr") as writer:
-        kit.fill(writer, [1])
+def test_an_unfinished_store_is_described_too(tmp_path) -> None:
+    with open_writer(tmp_path / "teacher.zarr") as writer:
+        fill(writer, [1])
     cache = TeacherCache(tmp_path / "teacher.zarr", allow_partial=True)
     assert "not complete: 4 samples are committed so far" in text_of(cache.tables())
     assert "4 samples, not complete" in repr(cache)
     assert cache._repr_html_().count("<img") == 5
 
 
-def test_a_store_without_a_sample_shows_itself(kit, tmp_path) -> None:
-    kit.open_writer(tmp_path / "teacher.zarr").close()
+def test_a_store_without_a_sample_shows_itself(tmp_path) -> None:
+    open_writer(tmp_path / "teacher.zarr").close()
     cache = TeacherCache(tmp_path / "teacher.zarr", allow_partial=True)
     assert "<img" not in cache._repr_html_()
     assert "0 samples" in repr(cache)
 
 
-def test_objects_say_what_they_are(kit, cache) -> None:
+def test_objects_say_what_they_are(cache) -> None:
     token = cache.tokens[0]
     assert repr(cache.spec) == (
         "CacheSpec(small on 10 of v1.0-mini, mini_train: head 6 x 6 x 8, backbone0 4 x 12 x 16, backbone1 3 x 6 x 8; "
@@ -71,25 +72,25 @@ def test_objects_say_what_they_are(kit, cache) -> None:
     assert repr(cache[token].features["head"]) == "Encoded(uint8 1 x 6 x 6 x 8; unsigned, 8 bits)"
 
 
-def test_showing_a_store_reads_one_shard_only(kit, tmp_path) -> None:
-    path = kit.make_store(tmp_path / "teacher.zarr")
+def test_showing_a_store_reads_one_shard_only(tmp_path) -> None:
+    path = make_store(tmp_path / "teacher.zarr")
     for shard in (1, 2):
         for file in [*path.rglob(f"c.{shard}.*"), path / "manifest" / f"{shard}.json"]:
             file.unlink()
     assert TeacherCache(path)._repr_html_().count("<img") == 5
 
 
-def test_what_the_data_says_is_escaped(kit, tmp_path) -> None:
-    teacher = kit.make_spec(("a",)).teacher.model_copy(update={"name": EVIL, "tasks": ((EVIL,), ("b", "c"))})
-    cache = TeacherCache(kit.make_store(tmp_path / f"{EVIL.replace('/', '')}.zarr", count=2, teacher=teacher))
+def test_what_the_data_says_is_escaped(tmp_path) -> None:
+    teacher = make_spec(("a",)).teacher.model_copy(update={"name": EVIL, "tasks": ((EVIL,), ("b", "c"))})
+    cache = TeacherCache(make_store(tmp_path / f"{EVIL.replace('/', '')}.zarr", count=2, teacher=teacher))
     for shown in (cache, cache.spec, cache[cache.tokens[0]], cache.read(cache.tokens[:1])):
         assert "<script" not in shown._repr_html_()
     assert "&lt;script&gt;" in cache._repr_html_()
 
 
-def test_views_are_told_and_drawn(kit, tmp_path) -> None:
+def test_views_are_told_and_drawn(tmp_path) -> None:
     how = DrawnViews(seed=4)
-    cache = TeacherCache(kit.make_store(tmp_path / "teacher.zarr", views=("canonical", "drawn0"), drawn=how))
+    cache = TeacherCache(make_store(tmp_path / "teacher.zarr", views=("canonical", "drawn0"), drawn=how))
     assert "canonical, drawn0; drawn with seed 4: rotation_deg (-22.5, 22.5), scale (0.95, 1.05)" in text_of(
         cache.tables()
     )

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cache.store.reader import TeacherCache
 from cache.visualization.pictures import draw_maps, energy, picture_uri, thumbnails
+from tests.factories.stores import make_sample, make_tokens
 
 
 def picture(uri: str) -> Image.Image:
@@ -58,8 +59,8 @@ def cache(sealed_store) -> TeacherCache:
     return TeacherCache(sealed_store)
 
 
-def test_a_figure_shows_every_map_of_a_sample(kit, cache) -> None:
-    figure = cache[kit.make_tokens(10)[0]].plot()
+def test_a_figure_shows_every_map_of_a_sample(cache) -> None:
+    figure = cache[make_tokens(10)[0]].plot()
     FigureCanvasAgg(figure).draw()
     assert [axes.get_title() for axes in figure.axes] == [
         "head: 6 x 6 x 8",
@@ -68,10 +69,10 @@ def test_a_figure_shows_every_map_of_a_sample(kit, cache) -> None:
         "heatmap, max over classes",
         "canvas mask",
     ]
-    assert kit.make_tokens(10)[0] in figure.get_suptitle()
+    assert make_tokens(10)[0] in figure.get_suptitle()
     shown = figure.axes[0].images[0]
     assert shown.origin == "lower"
-    sample = kit.make_sample(cache.spec, 0).arrays
+    sample = make_sample(cache.spec, 0).arrays
     head = sample["features/head"][0] * sample["features/head_scale"][0, :, None, None]
     np.testing.assert_allclose(shown.get_array(), np.abs(head).mean(axis=0), rtol=1e-5)
 

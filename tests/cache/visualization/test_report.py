@@ -10,6 +10,7 @@ import pytest
 
 from cache.store.reader import TeacherCache
 from cache.visualization.report import write_html
+from tests.factories.stores import make_spec, make_store, open_writer
 
 EVIL = "</script><script>alert(1)</script>"
 CLICKS = """
@@ -35,11 +36,11 @@ window.onload = () => {
 
 
 @pytest.fixture(scope="module")
-def evil_page(kit, tmp_path_factory) -> Path:
+def evil_page(tmp_path_factory) -> Path:
     """The page of a small store whose teacher and classes have names that would be scripts."""
     folder = tmp_path_factory.mktemp("page")
-    teacher = kit.make_spec(("a",)).teacher.model_copy(update={"name": EVIL, "tasks": ((EVIL,), ("b", "c"))})
-    cache = TeacherCache(kit.make_store(folder / "teacher.zarr", teacher=teacher))
+    teacher = make_spec(("a",)).teacher.model_copy(update={"name": EVIL, "tasks": ((EVIL,), ("b", "c"))})
+    cache = TeacherCache(make_store(folder / "teacher.zarr", teacher=teacher))
     write_html(cache, folder / "pages" / "report.html", frames=3)
     return folder / "pages" / "report.html"
 
@@ -100,14 +101,14 @@ def test_a_screenshot_has_something_on_it(evil_page) -> None:
     assert picture.stat().st_size > 20_000
 
 
-def test_a_store_without_a_sample_has_a_page(kit, tmp_path) -> None:
-    kit.open_writer(tmp_path / "teacher.zarr").close()
+def test_a_store_without_a_sample_has_a_page(tmp_path) -> None:
+    open_writer(tmp_path / "teacher.zarr").close()
     write_html(TeacherCache(tmp_path / "teacher.zarr", allow_partial=True), tmp_path / "report.html")
     assert "No sample is committed yet." in (tmp_path / "report.html").read_text()
 
 
-def test_a_store_of_several_views_shows_the_first(kit, tmp_path) -> None:
-    path = kit.make_store(tmp_path / "teacher.zarr", count=3, views=("canonical", "flip_x"))
+def test_a_store_of_several_views_shows_the_first(tmp_path) -> None:
+    path = make_store(tmp_path / "teacher.zarr", count=3, views=("canonical", "flip_x"))
     write_html(TeacherCache(path), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert "evenly spaced through the store, seen as canonical." in text

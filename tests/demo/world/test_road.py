@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo.world.road import ASPHALT, MARKING, PAVEMENT, YARD, Road, cover
+from demo.world.road import ASPHALT, MARKING, PAVEMENT, VERGE, Road, ground_cover
 
 QUARTER = Road(radius_m=100.0, x_m=10.0, y_m=20.0, yaw_rad=0.0)
 
@@ -41,4 +41,4 @@ def test_a_vehicle_sees_the_road_from_where_it_is() -> None:
 def test_what_covers_the_ground() -> None:
     d = np.asarray([0.0, 1.8, 1.8, 14.0, 30.0])
     s = np.asarray([0.0, 1.0, 4.0, 0.0, 0.0])
-    assert cover(s, d).tolist() == [ASPHALT, MARKING, ASPHALT, PAVEMENT, YARD]
+    assert ground_cover(s, d).tolist() == [ASPHALT, MARKING, ASPHALT, PAVEMENT, VERGE]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from demo.world.ray_casting import Solids, cast, surface, turned
+from demo.world.ray_casting import Solids, intersect_boxes, rotate_z, surface_at
 
 LOW, HIGH = np.asarray([[4.0, -1.0, 0.0], [6.0, -1.0, 0.0]]), np.asarray([[5.0, 1.0, 2.0], [7.0, 1.0, 3.0]])
 
@@ -14,30 +14,30 @@ def directions(*rows: tuple[float, float, float]) -> np.ndarray:
 
 def test_the_first_box_hides_the_second() -> None:
     rays = directions((1, 0, 0), (1, 0, 0.4), (1, 1, 0), (-1, 0, 0))
-    depth, index = cast(np.asarray([[0.0], [0.0], [1.0]]), rays, LOW, HIGH)
+    depth, index = intersect_boxes(np.asarray([[0.0], [0.0], [1.0]]), rays, LOW, HIGH)
     # Straight on: the front of the first. Upwards: over the first (1 + 0.4 * 4 > 2), onto the second at z = 3.4 > 3.
     assert depth.tolist() == [4.0, np.inf, np.inf, np.inf]
     assert index[0] == 0
 
 
 def test_over_the_first_onto_the_second() -> None:
-    depth, index = cast(np.asarray([[0.0], [0.0], [1.0]]), directions((1, 0, 0.3)), LOW, HIGH)
+    depth, index = intersect_boxes(np.asarray([[0.0], [0.0], [1.0]]), directions((1, 0, 0.3)), LOW, HIGH)
     assert (depth[0], index[0]) == (6.0, 1)
 
 
 def test_a_box_behind_the_origin_is_not_hit() -> None:
-    depth, _ = cast(np.asarray([[10.0], [0.0], [1.0]]), directions((1, 0, 0), (-1, 0, 0)), LOW, HIGH)
+    depth, _ = intersect_boxes(np.asarray([[10.0], [0.0], [1.0]]), directions((1, 0, 0), (-1, 0, 0)), LOW, HIGH)
     assert depth.tolist() == [np.inf, 3.0]
 
 
 def test_one_direction_from_many_origins() -> None:
     origins = np.asarray([[4.5, 6.5, 9.0], [0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
-    depth, _ = cast(origins, directions((0, 0, 1)), LOW, HIGH)
+    depth, _ = intersect_boxes(origins, directions((0, 0, 1)), LOW, HIGH)
     assert depth.tolist() == [1.0, 1.0, np.inf]
 
 
 def test_turning_by_a_quarter() -> None:
-    assert turned(np.asarray([[1.0], [2.0], [3.0]]), np.pi / 2).ravel() == pytest.approx([-2.0, 1.0, 3.0])
+    assert rotate_z(np.asarray([[1.0], [2.0], [3.0]]), np.pi / 2).ravel() == pytest.approx([-2.0, 1.0, 3.0])
 
 
 def test_faces_and_normals_of_a_turned_box() -> None:
@@ -49,7 +49,7 @@ def test_faces_and_normals_of_a_turned_box() -> None:
         owner=np.asarray([0]),
     )
     points = np.asarray([[10.3, 6.0, 0.25], [11.0, 5.2, 0.5], [10.0, 5.0, 1.0]]).T
-    faces = surface(points, np.zeros(3, dtype=int), solids)
+    faces = surface_at(points, np.zeros(3, dtype=int), solids)
     assert faces.axis.tolist() == [0, 1, 2]
     np.testing.assert_allclose(faces.normal.T, [[0, 1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-12)
     assert faces.up == pytest.approx([0.25, 0.5, 1.0])

@@ -16,11 +16,11 @@ from pyquaternion import Quaternion
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import load_points
 from cache.spec import CLASSES, PointPipeline
-from demo.world.camera import CAMERAS, take_picture
-from demo.world.config import WorldConfig
+from demo.world.camera import CAMERAS, render
 from demo.world.ray_casting import Solids
 from demo.world.scene import Scene
 from demo.world.tables import VISIBILITIES
+from tests.factories.scenes import TINY
 
 
 def annotations(tables: NuScenes, sample: dict) -> list[dict]:
@@ -57,7 +57,7 @@ def test_the_official_evaluation_loads_the_ground_truth(tables: NuScenes) -> Non
     assert len(load_gt(tables, "mini_val", DetectionBox).all) > 50
 
 
-def test_chains_of_samples_and_sweeps(tables: NuScenes, tiny: WorldConfig) -> None:
+def test_chains_of_samples_and_sweeps(tables: NuScenes) -> None:
     for scene in tables.scene:
         sample = tables.get("sample", scene["first_sample_token"])
         data = tables.get("sample_data", sample["data"]["LIDAR_TOP"])
@@ -75,7 +75,7 @@ def test_chains_of_samples_and_sweeps(tables: NuScenes, tiny: WorldConfig) -> No
         while sample["next"]:
             sample = tables.get("sample", sample["next"])
             steps.append(sample["timestamp"])
-        assert np.diff(steps).tolist() == [500_000] * (tiny.key_frames - 1)
+        assert np.diff(steps).tolist() == [500_000] * (TINY.key_frames - 1)
         assert sample["token"] == scene["last_sample_token"]
 
 
@@ -180,18 +180,16 @@ def test_attributes_are_those_of_the_class_and_of_the_motion(tables: NuScenes) -
             assert (speed == 0) == (names[0] in still)
 
 
-def test_visibility_is_the_visible_share_of_the_pixels(
-    tables: NuScenes, scenes: list[Scene], tiny: WorldConfig
-) -> None:
+def test_visibility_is_the_visible_share_of_the_pixels(tables: NuScenes, scenes: list[Scene]) -> None:
     assert [record["level"] for record in tables.visibility] == list(VISIBILITIES)
     scene = scenes[0]
-    hits = [take_picture(scene, 0.5, camera, tiny.image_size).hits for camera in CAMERAS]
+    hits = [render(scene, 0.5, camera, TINY.image_size).hits for camera in CAMERAS]
     solids, poses = Solids.of(scene.actors, scene.poses_in_ego(0.5)), scene.poses(0.5)
     tokens = set()
     for annotation in annotations(tables, samples_of(tables, scene)[1]):
         actor = actor_of(annotation, poses)
         seen = sum(np.isin(hit.part, np.flatnonzero(solids.owner == actor)).sum() for hit in hits)
-        alone = sum(hit.alone[actor] for hit in hits)
+        alone = sum(hit.unoccluded[actor] for hit in hits)
         share = seen / alone if alone else 0.0
         low, high = (int(part) / 100 for part in VISIBILITIES[int(annotation["visibility_token"]) - 1][1:].split("-"))
         assert low <= share < high or share == high == 1
@@ -199,14 +197,12 @@ def test_visibility_is_the_visible_share_of_the_pixels(
     assert {"1", "4"} <= tokens
 
 
-def test_an_objects_pixels_lie_within_its_projected_box(
-    tables: NuScenes, scenes: list[Scene], tiny: WorldConfig
-) -> None:
+def test_an_objects_pixels_lie_within_its_projected_box(tables: NuScenes, scenes: list[Scene]) -> None:
     scene, sample = scenes[1], samples_of(tables, scenes[1])[2]
     solids, poses = Solids.of(scene.actors, scene.poses_in_ego(1.0)), scene.poses(1.0)
     checked = 0
     for camera in CAMERAS:
-        part = take_picture(scene, 1.0, camera, tiny.image_size).hits.part
+        part = render(scene, 1.0, camera, TINY.image_size).hits.part
         _, boxes, intrinsics = tables.get_sample_data(sample["data"][camera.name])
         for box in boxes:
             annotation = tables.get("sample_annotation", box.token)
@@ -221,9 +217,9 @@ def test_an_objects_pixels_lie_within_its_projected_box(
     assert checked > 5
 
 
-def test_annotated_objects_are_in_range(made: Path, tiny: WorldConfig) -> None:
+def test_annotated_objects_are_in_range(made: Path) -> None:
     for frame in Frames(root=made, version="v1.0-mini", splits=("mini_train", "mini_val")):
-        assert np.abs(frame.boxes[:, :2]).max() <= tiny.range_m + 1e-3
+        assert np.abs(frame.boxes[:, :2]).max() <= TINY.range_m + 1e-3
         assert frame.boxes[:, 2] == pytest.approx(-1.84, abs=1e-3)
 
 

@@ -1,27 +1,23 @@
 """What the cameras show is where the geometry says it is."""
 
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 import pytest
 
-from demo.world.actors import Actor
-from demo.world.camera import CAMERAS, take_picture
+from demo.world.camera import CAMERAS, render
 from demo.world.ray_casting import GROUND, SKY
 from demo.world.scene import Scene
+from tests.factories.scenes import cube, stage
 
 SIZE = (180, 320)
 FRONT = CAMERAS[0]
-Cube = Callable[..., Actor]
-Stage = Callable[..., Scene]
 
 
 def pixels_of(corners: np.ndarray) -> np.ndarray:
     """(column, row) of ego-frame points in the front camera, by OpenCV."""
     rotation = FRONT.rotation.T
     turn, _ = cv2.Rodrigues(rotation)
-    pixels, _ = cv2.projectPoints(corners, turn, -rotation @ np.asarray(FRONT.place_m), FRONT.intrinsics(SIZE), None)
+    pixels, _ = cv2.projectPoints(corners, turn, -rotation @ np.asarray(FRONT.position_m), FRONT.intrinsics(SIZE), None)
     return pixels[:, 0]
 
 
@@ -34,8 +30,8 @@ def test_camera_axes_are_right_handed_and_level(camera) -> None:
     assert camera.rotation @ [0, 0, 1] == pytest.approx([np.cos(yaw), np.sin(yaw), 0])
 
 
-def test_the_front_of_a_box_covers_its_projection(cube: Cube, stage: Stage) -> None:
-    picture = take_picture(stage(cube(12.0)), 0.0, FRONT, SIZE)
+def test_the_front_of_a_box_covers_its_projection() -> None:
+    picture = render(stage(cube(12.0)), 0.0, FRONT, SIZE)
     covered = picture.hits.part == 0
     front = np.asarray([[10.0, y, z] for y in (-1.0, 1.0) for z in (0.0, 1.5)])
     columns, rows = pixels_of(front).T
@@ -45,11 +41,11 @@ def test_the_front_of_a_box_covers_its_projection(cube: Cube, stage: Stage) -> N
     assert found_columns.max() + 1 == pytest.approx(columns.max(), abs=1)
     assert found_rows.max() + 1 == pytest.approx(rows.max(), abs=1)
     centre = covered.shape[0] * 6 // 10, int(0.51 * SIZE[1])
-    assert picture.hits.depth[centre] == pytest.approx(10.0 - FRONT.place_m[0], abs=1e-4)
+    assert picture.hits.depth[centre] == pytest.approx(10.0 - FRONT.position_m[0], abs=1e-4)
 
 
-def test_colour_of_a_face_and_of_the_sky(cube: Cube, stage: Stage) -> None:
-    picture = take_picture(stage(cube(12.0, rgb=(200, 40, 40))), 0.0, FRONT, SIZE)
+def test_colour_of_a_face_and_of_the_sky() -> None:
+    picture = render(stage(cube(12.0, rgb=(200, 40, 40))), 0.0, FRONT, SIZE)
     front = picture.image[int(SIZE[0] * 0.6), int(0.51 * SIZE[1])].astype(float)
     # The sun is in the zenith: a wall gets the ambient half of the light, and haze of 8.3 m (1 - exp(-8.3 / 250)).
     haze = 1 - np.exp(-8.3 / 250)
@@ -57,48 +53,48 @@ def test_colour_of_a_face_and_of_the_sky(cube: Cube, stage: Stage) -> None:
     assert picture.image[0, 0, 2] > picture.image[0, 0, 0]
 
 
-def test_sky_is_above_and_ground_below(stage: Stage) -> None:
-    hits = take_picture(stage(), 0.0, FRONT, SIZE).hits
+def test_sky_is_above_and_ground_below() -> None:
+    hits = render(stage(), 0.0, FRONT, SIZE).hits
     assert (hits.part[: int(0.54 * SIZE[0])] == SKY).all()
     assert (hits.part[int(0.54 * SIZE[0]) + 1 :] == GROUND).all()
 
 
-def test_the_ground_is_as_far_as_the_camera_is_high(stage: Stage) -> None:
-    hits = take_picture(stage(), 0.0, FRONT, SIZE).hits
+def test_the_ground_is_as_far_as_the_camera_is_high() -> None:
+    hits = render(stage(), 0.0, FRONT, SIZE).hits
     intrinsics = FRONT.intrinsics(SIZE)
-    expected = FRONT.place_m[2] * intrinsics[1, 1] / (SIZE[0] - 0.5 - intrinsics[1, 2])
+    expected = FRONT.position_m[2] * intrinsics[1, 1] / (SIZE[0] - 0.5 - intrinsics[1, 2])
     assert hits.depth[-1] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_box_that_is_hidden_loses_its_pixels(cube: Cube, stage: Stage) -> None:
+def test_a_box_that_is_hidden_loses_its_pixels() -> None:
     small, wall = cube(20.0, size_m=(1.0, 1.0, 1.0)), cube(8.0, size_m=(1.0, 6.0, 3.0))
-    open_view, hidden = (take_picture(stage(*actors), 0.0, FRONT, SIZE).hits for actors in ((small,), (small, wall)))
-    assert open_view.seen[0] == open_view.alone[0] > 20
-    assert (hidden.seen[0], hidden.alone[0]) == (0, open_view.alone[0])
-    assert hidden.seen[1] == hidden.alone[1]
+    open_view, hidden = (render(stage(*actors), 0.0, FRONT, SIZE).hits for actors in ((small,), (small, wall)))
+    assert open_view.visible[0] == open_view.unoccluded[0] > 20
+    assert (hidden.visible[0], hidden.unoccluded[0]) == (0, open_view.unoccluded[0])
+    assert hidden.visible[1] == hidden.unoccluded[1]
 
 
-def test_a_box_that_is_half_hidden_keeps_half_of_its_pixels(cube: Cube, stage: Stage) -> None:
+def test_a_box_that_is_half_hidden_keeps_half_of_its_pixels() -> None:
     wide = cube(20.0, size_m=(1.0, 4.0, 1.0))
     # Seen from the camera, the wall ends at the middle of the box behind it.
     wall = cube(8.0, left_m=-2.0, size_m=(0.2, 4.0, 3.0))
-    hits = take_picture(stage(wide, wall), 0.0, FRONT, SIZE).hits
-    assert hits.seen[0] / hits.alone[0] == pytest.approx(0.5, abs=0.1)
+    hits = render(stage(wide, wall), 0.0, FRONT, SIZE).hits
+    assert hits.visible[0] / hits.unoccluded[0] == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_box_across_the_image_plane_is_drawn(cube: Cube, stage: Stage) -> None:
+def test_a_box_across_the_image_plane_is_drawn() -> None:
     beside = cube(2.0, left_m=2.5, size_m=(12.0, 2.0, 3.0))
-    hits = take_picture(stage(beside), 0.0, FRONT, SIZE).hits
-    assert hits.seen[0] > 0
+    hits = render(stage(beside), 0.0, FRONT, SIZE).hits
+    assert hits.visible[0] > 0
     assert hits.part[int(0.4 * SIZE[0]), 0] == 0
 
 
-def test_a_shadow_is_darker(cube: Cube, stage: Stage) -> None:
+def test_a_shadow_is_darker() -> None:
     floating_roof = cube(10.0, size_m=(3.0, 3.0, 1.0))
     scene, bare = stage(floating_roof), stage()
     low_sun = scene.light.__class__(**(vars(scene.light) | {"sun": (0.6, 0.0, 0.8)}))
     lit, shaded = (
-        take_picture(Scene(**(vars(s) | {"light": low_sun})), 0.0, FRONT, SIZE).image.astype(int) for s in (bare, scene)
+        render(Scene(**(vars(s) | {"light": low_sun})), 0.0, FRONT, SIZE).image.astype(int) for s in (bare, scene)
     )
     # The sun stands ahead, so the shadow of 0.75 m falls towards the camera; (7.9, 0, 0) lies in it.
     column, row = np.floor(pixels_of(np.asarray([[8.2, 0.0, 0.0]]))[0]).astype(int)

@@ -11,6 +11,7 @@ from demo.world.config import WorldConfig
 from demo.world.make import scene_names
 from demo.world.placement import EGO_CENTRE_M, EGO_SIZE_M
 from demo.world.scene import Scene, build_scene
+from tests.factories.scenes import TINY
 
 
 def footprint(x: float, y: float, yaw: float, length: float, width: float) -> Polygon:
@@ -31,11 +32,11 @@ def test_nothing_touches(scenes: list[Scene], time_s: float) -> None:
         assert not touching
 
 
-def test_every_class_is_there_as_often_as_asked(scenes: list[Scene], tiny: WorldConfig) -> None:
+def test_every_class_is_there_as_often_as_asked(scenes: list[Scene]) -> None:
     for scene in scenes:
         names = [actor.kind.name for actor in scene.actors if actor.kind.name]
-        assert len(names) == tiny.objects
-        assert all(names.count(name) >= tiny.each_class for name in CLASSES)
+        assert len(names) == TINY.objects
+        assert all(names.count(name) >= TINY.each_class for name in CLASSES)
 
 
 def test_scenes_are_named_as_the_splits() -> None:
@@ -48,15 +49,15 @@ def test_light_and_road_differ_between_scenes(scenes: list[Scene]) -> None:
     assert scenes[0].road != scenes[1].road
 
 
-def test_the_same_seed_makes_the_same_scene(tiny: WorldConfig, scenes: list[Scene]) -> None:
-    assert build_scene(tiny, 1, scenes[1].name) == scenes[1]
-    assert build_scene(tiny.model_copy(update={"seed": 4}), 1, scenes[1].name) != scenes[1]
+def test_the_same_seed_makes_the_same_scene(scenes: list[Scene]) -> None:
+    assert build_scene(TINY, 1, scenes[1].name) == scenes[1]
+    assert build_scene(TINY.model_copy(update={"seed": 4}), 1, scenes[1].name) != scenes[1]
 
 
 def test_moving_objects_head_where_they_go(scenes: list[Scene]) -> None:
     for scene in scenes:
         before, after = scene.poses(0.49), scene.poses(0.51)
-        moving = np.asarray([actor.motion.moves for actor in scene.actors])
+        moving = np.asarray([actor.motion.is_moving for actor in scene.actors])
         step = (after - before)[:, :2]
         assert np.abs(step[~moving]).max() == 0
         heading = np.stack([np.cos(before[:, 2]), np.sin(before[:, 2])], axis=1)
