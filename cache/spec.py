@@ -11,7 +11,6 @@ from cache.errors import ConfigError, MismatchError
 from cache.geometry.camera_points import DepthSpec
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import DrawnViews, ViewName, describe_views, require_views
-from cache.visualization.tables import Table, card
 
 FORMAT_VERSION = 1
 
@@ -213,10 +212,6 @@ class CacheSpec(Strict):
     def __repr__(self) -> str:
         layers = ", ".join(" ".join(layer.facts[:2]) for layer in self.layers)
         return f"CacheSpec({self.teacher.name} on {dict(self.facts)['samples']}: {layers}; {self.fingerprint[:12]})"
-
-    def _repr_html_(self) -> str:
-        layers = Table(title="layers", columns=LAYER_COLUMNS, rows=tuple(layer.facts for layer in self.layers))
-        return card("CacheSpec", Table(title="identity", rows=self.facts).html(), layers.html())
 
     @property
     def fingerprint(self) -> str:

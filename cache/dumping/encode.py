@@ -10,7 +10,15 @@ from torch import Tensor
 from cache.errors import TeacherError
 from cache.spec import CacheSpec
 from cache.store.codec import Distortion, encode, measure
-from cache.store.layout import DEPTH, StoredSample, scale_of
+from cache.store.layout import (
+    CANVAS_MASK,
+    DEPTH_POINTS,
+    HEATMAP,
+    StoredSample,
+    feature_array,
+    head_map_array,
+    scale_array,
+)
 from cache.teacher.base import TeacherOutput
 
 
@@ -29,14 +37,14 @@ def stored_samples(output: TeacherOutput, tokens: tuple[str, ...], spec: CacheSp
         features = output.layers[layer.name]
         encoded = encode(features, layer.codec, layer=layer.name, tokens=tokens)
         distortions[layer.name] = measure(features, encoded)
-        maps[f"features/{layer.name}"] = encoded.values
+        maps[feature_array(layer.name)] = encoded.values
         if layer.codec.kind != "float16":
-            maps[scale_of(f"features/{layer.name}")] = encoded.scale
-    maps["heatmap"] = _probabilities(output.heatmap, tokens)
+            maps[scale_array(layer.name)] = encoded.scale
+    maps[HEATMAP] = _probabilities(output.heatmap, tokens)
     for name in spec.head_maps:
-        maps[f"boxes_{name}"] = _half(output.head_maps[name], name, tokens)
+        maps[head_map_array(name)] = _half(output.head_maps[name], name, tokens)
     arrays = {name: values.cpu().numpy() for name, values in maps.items()}
-    arrays["canvas_mask"] = np.packbits(output.canvas_mask.cpu().numpy(), axis=-1)
+    arrays[CANVAS_MASK] = np.packbits(output.canvas_mask.cpu().numpy(), axis=-1)
     return [
         StoredSample(
             arrays={name: values[row][None] for name, values in arrays.items()},
@@ -57,7 +65,7 @@ def joined_views(
     return [
         StoredSample(
             arrays={name: np.concatenate([one.arrays[name] for one in sample]) for name in sample[0].arrays}
-            | ({} if codes is None else {DEPTH: codes}),
+            | ({} if codes is None else {DEPTH_POINTS: codes}),
             distortion={
                 name: sum((one.distortion[name] for one in sample), start=Distortion()) for name in sample[0].distortion
             },

@@ -19,7 +19,6 @@ from cache.store.codec import Distortion
 from cache.store.format import pack_chunk
 from cache.store.layout import SampleArray, StoredSample, sample_arrays
 from cache.teacher.base import Teacher
-from cache.visualization.tables import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +31,6 @@ class ArrayPlan:
     sqnr_db: float | None
     """Of a layer's features, over the probed frames."""
 
-    def row(self, samples: int) -> tuple[str, ...]:
-        """Of the plan's table."""
-        sizes = f"{self.bytes:,.0f}", f"{self.float32_bytes:,.0f}", f"{self.float32_bytes / self.bytes:.1f} x"
-        ratio = "" if self.sqnr_db is None else f"{self.sqnr_db:.1f} dB"
-        return self.name, *sizes, ratio, f"{self.bytes * samples / 1e9:,.3f}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
@@ -47,11 +40,6 @@ class ViewPlan:
     bytes: float
     seconds: float
     """Loading, the teacher, encoding."""
-
-    def row(self, samples: int) -> tuple[str, ...]:
-        """Of the plan's table of views."""
-        each = f"{self.bytes:,.0f}", f"{self.seconds:.2f}"
-        return self.name, *each, f"{self.bytes * samples / 1e9:,.2f}", f"{self.seconds * samples / 3600:,.2f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,22 +80,6 @@ class Plan:
                 cure="Dump fewer views, layers or splits, use fewer bits, leave out head_maps, or choose another disk",
             )
 
-    def table(self) -> Table:
-        """The plan for a person."""
-        hours = self.seconds_per_sample * self.samples / 3600
-        title = (
-            f"{self.path}: {self.samples} samples, {self.total_bytes / 1e9:,.2f} GB in {self.files:,} files "
-            f"({self.free_bytes / 1e9:,.1f} GB free), at most {hours:.1f} hours"
-        )
-        columns = ("array", "bytes a sample", "as float32", "smaller by", "SQNR", "GB together")
-        rows = tuple(array.row(self.samples) for array in self.arrays)
-        return Table(title=title, columns=columns, rows=rows)
-
-    def view_table(self) -> Table:
-        """What each view adds."""
-        columns = ("view", "bytes a sample", "seconds a sample", "GB together", "hours together")
-        return Table(title="views", columns=columns, rows=tuple(view.row(self.samples) for view in self.views))
-
 
 def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes: int = 4) -> Plan:
     """Run the teacher on some frames, spread evenly, and measure what they would take.
@@ -126,7 +98,7 @@ def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes
     return Plan(
         path=Path(out),
         samples=len(frames),
-        arrays=_arrays(samples, sizes),
+        arrays=_arrays(samples, arrays, sizes),
         views=tuple(
             ViewPlan(
                 name=name, bytes=sum(sizes[a.name][view] for a in arrays.values() if a.views), seconds=seconds[view]
@@ -167,16 +139,17 @@ def _sizes(samples: list[StoredSample], arrays: dict[str, SampleArray], zstd_lev
     return sizes
 
 
-def _arrays(samples: list[StoredSample], sizes: dict[str, list[float]]) -> tuple[ArrayPlan, ...]:
+def _arrays(
+    samples: list[StoredSample], arrays: dict[str, SampleArray], sizes: dict[str, list[float]]
+) -> tuple[ArrayPlan, ...]:
     plans = []
-    for name, values in samples[0].arrays.items():
-        layer = name.removeprefix("features/")
-        loss = sum((s.distortion.get(layer, Distortion()) for s in samples), start=Distortion())
+    for name, array in arrays.items():
+        loss = sum((s.distortion[array.layer] for s in samples if array.layer), start=Distortion())
         plans.append(
             ArrayPlan(
                 name=name,
                 bytes=sum(sizes[name]),
-                float32_bytes=4.0 * values.size * (8 if name == "canvas_mask" else 1),
+                float32_bytes=array.float32_bytes,
                 sqnr_db=loss.sqnr_db if loss.values else None,
             )
         )

@@ -10,10 +10,10 @@ import numpy as np
 from cache.dumping.run import DumpConfig, DumpProgress, dump, open_writer
 from cache.errors import CorruptStoreError
 from cache.nuscenes.frames import Frames
-from cache.store.format import REPAIR, index_bytes, read_signed
-from cache.store.layout import ROOT, SampleArray
+from cache.store.documents import node_documents, read_document, read_file
+from cache.store.format import REPAIR, index_bytes
+from cache.store.layout import ROOT
 from cache.store.reader import TeacherCache
-from cache.store.shard_reader import Chunk, ShardReader, read_file
 from cache.teacher.base import Teacher
 
 
@@ -104,9 +104,8 @@ def _damaged_documents(cache: TeacherCache) -> Iterator[Damage]:
         cache.head_weights()
     except CorruptStoreError as error:
         yield Damage(error=error)
-    root = read_signed(read_file(cache.path / ROOT), str(cache.path / ROOT))
-    for name, node in root["consolidated_metadata"]["metadata"].items():
-        file = cache.path / name / ROOT
+    for key, node in node_documents(read_document(cache.path / ROOT)).items():
+        file = cache.path / key
         try:
             same = json.loads(read_file(file)) == node
         except (CorruptStoreError, ValueError):
@@ -117,31 +116,32 @@ def _damaged_documents(cache: TeacherCache) -> Iterator[Damage]:
 
 
 def _check_shard(cache: TeacherCache, shard: int, full: bool) -> tuple[list[Damage], int]:
-    reader = ShardReader(cache.path, cache.attributes)
-    chunks = cache.chunks_of(shard)
     damage, size = [], 0
-    for array in reader.arrays.values():
+    for name, array in cache.shards.arrays.items():
         try:
-            size += _check_file(reader, cache.path, array, chunks)
-            for chunk in chunks if full else ():
+            size += _check_file(cache, name, shard)
+            for chunk in cache.chunks_of(shard) if full else ():
                 if array.views or chunk.view == 0:
-                    reader.read(array, chunk, np.empty(array.shape, array.dtype))
+                    cache.shards.read(name, chunk, np.empty(array.shape, array.dtype))
         except CorruptStoreError as error:
             damage.append(Damage(error=error, shard=shard))
     return damage, size
 
 
-def _check_file(reader: ShardReader, path: Path, array: SampleArray, chunks: list[Chunk]) -> int:
+def _check_file(cache: TeacherCache, name: str, shard: int) -> int:
     """Compare a shard file's size with the manifest and its index, which must account for every byte."""
-    shard = chunks[0].shard
-    place = f"{path}, {array.name}, shard {shard}"
-    recorded = reader.file(array, shard).bytes
-    index = reader.index(array, shard)
-    numbers = sorted({array.number(chunk.row, chunk.view) for chunk in chunks})
+    array = cache.shards.arrays[name]
+    recorded = cache.shards.file(name, shard).bytes
+    index = cache.shards.index(name, shard)
+    numbers = sorted({array.chunk_number(chunk.row, chunk.view) for chunk in cache.chunks_of(shard)})
     used = index[numbers, 1].sum() + index_bytes(len(index))
-    size = (path / array.key(shard)).stat().st_size
+    size = (cache.path / array.key(shard)).stat().st_size
     if not size == recorded == used:
         raise CorruptStoreError(
-            "a shard has another size", where=place, got=f"{size} bytes", expected=recorded, cure=REPAIR
+            "a shard has another size",
+            where=f"{cache.path}, {name}, shard {shard}",
+            got=f"{size} bytes",
+            expected=recorded,
+            cure=REPAIR,
         )
     return size
