@@ -1,4 +1,4 @@
-"""A made-up world in nuScenes' format, on disk."""
+"""Write a made-up world to disk: all of it or nothing, key frames in parallel."""
 
 import json
 import multiprocessing
@@ -21,15 +21,14 @@ from cache.config import differing
 from cache.errors import DataError
 from demo.world.config import WorldConfig
 from demo.world.scene import Scene, build_scene
-from demo.world.sensor_files import Observation, Task, start_worker, write_frame, write_map
-from demo.world.shots import shots_of
+from demo.world.sensor_files import Observation, Task, sensor_files, start_worker, write_frame, write_map
 from demo.world.tables import build_tables, map_file
 
 VERSION = "v1.0-mini"
 RECORD = "world.json"
-"""In the world's folder: what made it."""
+"""The file in the world's folder that records its configuration."""
 GENERATOR = 1
-"""To be raised when the same parameters give other bytes."""
+"""Version of the generator, raised when the same parameters give other bytes."""
 
 Progress = Callable[[int, int], None]
 
@@ -41,23 +40,23 @@ def make_world(
 
     Args:
         out: A folder that is absent, empty, or holds the same world already.
-        processes: As many as there are processor cores where it is None; the bytes don't depend on it.
-        progress: Called with the number of key frames that are done and that there are.
+        processes: Number of worker processes, by default one a processor core; the bytes do not depend on it.
+        progress: Called with the number of key frames done and their total.
 
     Returns:
-        Whether it was made now; False where the folder holds it already.
+        Whether it was made now; False if the folder holds it already.
 
     Raises:
         DataError: the folder holds something else or cannot be written, or a process was killed.
         ConfigError: the objects don't fit into the range.
     """
-    out = Path(out).resolve()
+    out = out.resolve()
     record = {"generator": GENERATOR, "world": world.model_dump(mode="json")}
     if _is_made(out, record):
         return False
     scenes = [build_scene(world, index, name) for index, name in enumerate(scene_names(world))]
     try:
-        with _renamed_when_done(out) as folder:
+        with _renamed_on_success(out) as folder:
             _fill(folder, world, scenes, processes or os.cpu_count() or 1, progress)
             (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     except OSError as error:
@@ -75,23 +74,11 @@ def scene_names(world: WorldConfig) -> tuple[str, ...]:
 
 
 def _is_made(out: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the folder holds the world of this record; an absent or empty one doesn't, and any other is refused."""
+    """Whether the folder holds the world of this record; raise if it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    found = _read_record(out)
-    if found != wanted:
-        raise DataError(
-            "there is another world",
-            where=out,
-            got=", ".join(f"{path} {other} instead of {value}" for path, other, value in differing(found, wanted)),
-            cure="Choose another folder, or remove this one; nothing was overwritten",
-        )
-    return True
-
-
-def _read_record(out: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((out / RECORD).read_text(encoding="utf-8")))
+        found = dict(json.loads((out / RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
             "there is something else where the world should go",
@@ -100,11 +87,20 @@ def _read_record(out: Path) -> dict[str, Any]:
             expected="no folder, an empty one, or the same world",
             cure="Choose another folder; nothing was overwritten",
         ) from error
+    if found == wanted:
+        return True
+    differences = differing(found, wanted)
+    raise DataError(
+        "there is another world",
+        where=out,
+        got=", ".join(f"{path} {other} instead of {value}" for path, other, value in differences),
+        cure="Choose another folder, or remove this one; nothing was overwritten",
+    )
 
 
 @contextmanager
-def _renamed_when_done(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place at the end, or disappears."""
+def _renamed_on_success(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, renamed to it at the end, or removed after an error."""
     folder = out.with_name(f".{out.name}-{uuid4().hex}")
     folder.mkdir(parents=True)
     try:
@@ -115,12 +111,12 @@ def _renamed_when_done(out: Path) -> Iterator[Path]:
 
 
 def _fill(folder: Path, world: WorldConfig, scenes: list[Scene], processes: int, progress: Progress) -> None:
-    for shot in shots_of(scenes[0], 0, world.past_sweeps):
-        (folder / shot.file).parent.mkdir(parents=True, exist_ok=True)
+    for file in sensor_files(scenes[0], 0, world.past_sweeps):
+        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
     tasks = [(scene, frame) for scene in scenes for frame in range(world.key_frames)]
     progress(0, len(tasks))
     done = []
-    for observation in _observe(folder, world, tasks, processes):
+    for observation in _write_frames(folder, world, tasks, processes):
         done.append(observation)
         progress(len(done), len(tasks))
     frames = iter(done)
@@ -133,16 +129,16 @@ def _fill(folder: Path, world: WorldConfig, scenes: list[Scene], processes: int,
         write_map(folder / map_file(scene), scene.road)
 
 
-def _observe(folder: Path, world: WorldConfig, tasks: list[Task], processes: int) -> Iterator[Observation]:
-    """Write all key frames; results come in the order of the tasks."""
+def _write_frames(folder: Path, world: WorldConfig, tasks: list[Task], processes: int) -> Iterator[Observation]:
+    """Write all key frames; yield their observations in the order of the tasks."""
     make, processes = partial(write_frame, folder, world), min(processes, len(tasks))
     if processes == 1:
         yield from map(make, tasks)
         return
-    # A fork would inherit the threads of torch and OpenCV in the middle of whatever they do.
+    # A fork would inherit the threads of torch and OpenCV in an undefined state.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, start_worker) as pool:
-        # Workers inherit the mask: an interrupt is the parent's to handle, even while they still start.
+        # Workers inherit the mask: the parent alone handles an interrupt, even while they start.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             results = pool.map(make, tasks)

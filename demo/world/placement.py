@@ -1,4 +1,4 @@
-"""Where the objects of a scene stand and go, without touching each other."""
+"""Random placement of a scene's objects, free of collisions over the whole scene."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,17 +14,17 @@ from demo.world.road import EDGES_M, KERBS, LANES, OPEN_LANES, PAVEMENT_M, Lane,
 CLEARANCE_M = 0.4
 EGO_SIZE_M = (4.6, 2.0)
 EGO_CENTRE_M = 1.3
-"""The ego frame's origin is the rear axle; the vehicle's centre lies ahead of it."""
+"""From the origin of the ego frame, the rear axle, forward to the vehicle's centre."""
 _LONG_M = 6.0
-_TRIES = 400
+_TRIES, _SCENERY_TRIES = 400, 10
 _STEP_S = 0.125
 
 Outline = Float[np.ndarray, "T 4 2"]
 
 
 @dataclass(kw_only=True)
-class Placing:
-    """A scene that is filled object by object; each keeps CLEARANCE_M to all others at all times."""
+class Placement:
+    """A scene under construction; each object keeps CLEARANCE_M to all others at all times."""
 
     world: WorldConfig
     road: Road
@@ -40,10 +40,10 @@ class Placing:
         self._outlines = [self._outline(ego, *EGO_SIZE_M)]
 
     def add(self, kind: Kind) -> None:
-        """Place an object of the ten classes, in range at one key frame at least.
+        """Place an object of the ten classes that is in range at one key frame at least.
 
         Raises:
-            ConfigError: no place was found.
+            ConfigError: there is no free place.
         """
         if not self._place(kind, self._object_motion, _TRIES):
             raise ConfigError(
@@ -55,13 +55,13 @@ class Placing:
             )
 
     def add_scenery(self, kind: Kind, distance_m: tuple[float, float]) -> None:
-        """Place an object that is not annotated, off the road and that far from the ego vehicle, if there is room."""
-        self._place(kind, lambda kind: self._scenery_motion(kind, distance_m), 10)
+        """Place an unannotated object off the road, at a distance from the ego vehicle; omit it if nothing is free."""
+        self._place(kind, lambda kind: self._scenery_motion(kind, distance_m), _SCENERY_TRIES)
 
-    def _place(self, kind: Kind, draw: Callable[[Kind], Motion | None], tries: int) -> bool:
+    def _place(self, kind: Kind, sample_motion: Callable[[Kind], Motion | None], tries: int) -> bool:
         length, width, height = (mean * float(np.clip(self.rng.normal(1, 0.04), 0.9, 1.1)) for mean in kind.size_m)
         for _ in range(tries):
-            motion = draw(kind)
+            motion = sample_motion(kind)
             if motion is None:
                 continue
             outline = self._outline(motion, length, width)
@@ -73,9 +73,9 @@ class Placing:
         return False
 
     def _object_motion(self, kind: Kind) -> Motion:
-        """Draw a key frame and a place in range then; the kind decides what the object does there."""
+        """Sample a key frame and a position in range at that time, and a motion that suits the kind."""
         time_s = KEY_PERIOD_S * float(self.rng.integers(self.world.key_frames))
-        s_m, d_m = self._spot(time_s, kind)
+        s_m, d_m = self._position(time_s, kind)
         moving = self.rng.random() < kind.moving
         turn_rad = float(self.rng.uniform(-np.pi, np.pi))
         if kind.on_road and (moving or EDGES_M[0] < d_m < EDGES_M[1]):
@@ -84,10 +84,10 @@ class Placing:
         s_mps, d_mps = speed_mps * float(np.cos(turn_rad)), speed_mps * float(np.sin(turn_rad))
         return Motion(s_m=s_m - s_mps * time_s, d_m=d_m - d_mps * time_s, s_mps=s_mps, d_mps=d_mps, turn_rad=turn_rad)
 
-    def _spot(self, time_s: float, kind: Kind) -> tuple[float, float]:
-        """Road coordinates of a place that is uniform over the square range, within the range of the class.
+    def _position(self, time_s: float, kind: Kind) -> tuple[float, float]:
+        """Sample road coordinates uniformly in the square range, within the evaluated range of the class.
 
-        Long vehicles keep to its outer half: near the ego they hide all the rest.
+        Long vehicles stay in its outer half: near the ego vehicle they would hide everything else.
         """
         nearest_m = self.world.range_m / 2 if _is_long(kind) else 0.0
         while True:
@@ -98,9 +98,10 @@ class Placing:
     def _scenery_motion(self, kind: Kind, distance_m: tuple[float, float]) -> Motion | None:
         angle, distance = self.rng.uniform(-np.pi, np.pi), self.rng.uniform(*distance_m)
         s_m, d_m = self._from_ego(self._times_s[-1] / 2, distance * np.cos(angle), distance * np.sin(angle))
-        beside = max(EDGES_M[0] - d_m, d_m - EDGES_M[1])
-        far_enough = beside > PAVEMENT_M + np.hypot(*kind.size_m[:2]) / 2
-        return Motion(s_m=s_m, d_m=d_m, turn_rad=float(self.rng.uniform(-np.pi, np.pi))) if far_enough else None
+        off_road_m = max(EDGES_M[0] - d_m, d_m - EDGES_M[1])
+        if off_road_m <= PAVEMENT_M + np.hypot(*kind.size_m[:2]) / 2:
+            return None
+        return Motion(s_m=s_m, d_m=d_m, turn_rad=float(self.rng.uniform(-np.pi, np.pi)))
 
     def _from_ego(self, time_s: float, ahead_m: float, left_m: float) -> tuple[float, float]:
         ego = self.road.pose(self.ego_mps * time_s)
@@ -108,18 +109,12 @@ class Placing:
         return float(s_m[0]), float(d_m[0])
 
     def _outline(self, motion: Motion, length_m: float, width_m: float) -> Outline:
-        """The corners of an object's footprint, widened by half the clearance, over time."""
-        x, y, yaw = motion.at(self.road, self._times_s)
+        """The corners of an object's footprint over time, widened by half the clearance."""
+        x, y, yaw = (values[:, None] for values in motion.at(self.road, self._times_s))
         half = (np.asarray([length_m, width_m]) + CLEARANCE_M) / 2
-        corners = np.asarray([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * half
-        cos, sin = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
-        return np.stack(
-            [
-                x[:, None] + cos * corners[:, 0] - sin * corners[:, 1],
-                y[:, None] + sin * corners[:, 0] + cos * corners[:, 1],
-            ],
-            axis=-1,
-        )
+        along, across = (np.asarray([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * half).T
+        cos, sin = np.cos(yaw), np.sin(yaw)
+        return np.stack([x + cos * along - sin * across, y + sin * along + cos * across], axis=-1)
 
 
 def _is_long(kind: Kind) -> bool:
@@ -133,7 +128,7 @@ def _lanes(kind: Kind, moving: bool) -> tuple[Lane, ...]:
 
 
 def _nearest_lane(d_m: float, lanes: tuple[Lane, ...]) -> tuple[float, float]:
-    """The offset of the nearest lane and the heading there."""
+    """The offset of the nearest lane and its heading."""
     offset_m, direction = min(lanes, key=lambda lane: abs(lane[0] - d_m))
     return offset_m, 0.0 if direction > 0 else np.pi
 
@@ -144,6 +139,6 @@ def _overlap(one: Outline, other: Outline) -> bool:
     for rectangle in (one, other):
         for start, end in ((0, 1), (1, 2)):
             axis = (rectangle[:, end] - rectangle[:, start])[:, :, None]
-            ours, theirs = (one @ axis)[..., 0], (other @ axis)[..., 0]
-            apart |= (ours.max(axis=1) < theirs.min(axis=1)) | (theirs.max(axis=1) < ours.min(axis=1))
+            a, b = (one @ axis)[..., 0], (other @ axis)[..., 0]
+            apart |= (a.max(axis=1) < b.min(axis=1)) | (b.max(axis=1) < a.min(axis=1))
     return not bool(apart.all())

@@ -9,18 +9,18 @@ from jaxtyping import Float
 from cache.spec import CLASSES
 from demo.world.actors import BUILDING, KINDS, TREE, Actor, Kind
 from demo.world.config import WorldConfig
-from demo.world.light import Light, draw_light
-from demo.world.placement import Placing
+from demo.world.placement import Placement
 from demo.world.road import Pose2d, Road
+from demo.world.shading import Light, sample_light
 from demo.world.shapes import Material
 
 START_M = (200.0, 300.0)
-"""Where scenes start in their maps, along x and along y."""
+"""Range of the scenes' start positions in their maps, in x and in y."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Everything about a scene; times are seconds after its first key frame."""
+    """The geometry, motion and light of a scene; times are seconds after its first key frame."""
 
     name: str
     index: int
@@ -31,7 +31,7 @@ class Scene:
 
     @cached_property
     def materials(self) -> tuple[Material, ...]:
-        """Of all parts of all actors, in the order of `rays.Solids`."""
+        """Of all parts of all actors, in the order of `ray_casting.Solids`."""
         return tuple(part.material for actor in self.actors for part in actor.shape)
 
     def ego_pose(self, time_s: float) -> Pose2d:
@@ -51,7 +51,7 @@ class Scene:
 
 
 def build_scene(world: WorldConfig, index: int, name: str) -> Scene:
-    """The scene of that index; its name decides nothing.
+    """The scene of an index; its content does not depend on the name.
 
     Raises:
         ConfigError: the objects don't fit into the range.
@@ -64,24 +64,18 @@ def build_scene(world: WorldConfig, index: int, name: str) -> Scene:
         yaw_rad=float(rng.uniform(-np.pi, np.pi)),
     )
     ego_mps = float(rng.uniform(1.5, 5.0))
-    placing = Placing(world=world, road=road, ego_mps=ego_mps, rng=rng)
-    for kind in _draw_kinds(world, rng):
-        placing.add(kind)
+    placement = Placement(world=world, road=road, ego_mps=ego_mps, rng=rng)
+    for kind in _sample_kinds(world, rng):
+        placement.add(kind)
     for _ in range(8):
-        placing.add_scenery(BUILDING, (1.5 * world.range_m + 20, 2 * world.range_m + 20))
-        placing.add_scenery(TREE, (0.0, 1.5 * world.range_m))
-    return Scene(
-        name=name,
-        index=index,
-        road=road,
-        ego_mps=ego_mps,
-        actors=tuple(placing.actors),
-        light=draw_light(rng),
-    )
+        placement.add_scenery(BUILDING, (1.5 * world.range_m + 20, 2 * world.range_m + 20))
+        placement.add_scenery(TREE, (0.0, 1.5 * world.range_m))
+    actors, light = tuple(placement.actors), sample_light(rng)
+    return Scene(name=name, index=index, road=road, ego_mps=ego_mps, actors=actors, light=light)
 
 
-def _draw_kinds(world: WorldConfig, rng: np.random.Generator) -> list[Kind]:
-    """`each_class` objects of every class and the rest by their shares; large ones first, they need the room."""
+def _sample_kinds(world: WorldConfig, rng: np.random.Generator) -> list[Kind]:
+    """`each_class` objects of every class and the rest by their shares, the largest first: they need most space."""
     kinds = []
     for name in CLASSES:
         of_class = [kind for kind in KINDS if kind.name == name]

@@ -1,7 +1,7 @@
-"""What objects are made of: axis-aligned boxes in the unit box of the object, each with a material.
+"""Shapes of objects: axis-aligned boxes in the unit box of the object, each with a material.
 
 x runs from -0.5 (rear) to 0.5 (front), y from -0.5 (right) to 0.5 (left), z from 0 (ground) to 1. The parts of a shape
-together reach every face of that box, so that an annotated box is tight.
+together touch every face of the unit box, so that annotated boxes are tight.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What a camera and a LiDAR see of a part.
+    """Appearance of a part to cameras and LiDAR.
 
     accent: the pattern's second colour, on the sides only.
     period_m: of the pattern.
-    reflectivity: share of the LiDAR's light that comes back at normal incidence.
+    reflectivity: share of the LiDAR's light that is returned at normal incidence.
     """
 
     base: Rgb
@@ -41,18 +41,20 @@ class Part:
 
 
 Shape = tuple[Part, ...]
+Build = Callable[[np.random.Generator], Shape]
 
 _GLASS: Rgb = (38, 50, 64)
 _RUBBER = Material(base=(30, 30, 32), reflectivity=0.06)
 _STEEL = Material(base=(120, 122, 126), reflectivity=0.5)
 _HEADLIGHT = Material(base=(250, 246, 220), reflectivity=0.9)
 _TAILLIGHT = Material(base=(215, 16, 20), reflectivity=0.9)
-_SKIN = Material(base=(214, 168, 138), reflectivity=0.3)
+_SKIN = Material(base=(214, 168, 138))
 _CAR_PAINTS: tuple[Rgb, ...] = ((178, 26, 34), (28, 66, 150), (190, 194, 198), (60, 62, 66), (50, 110, 78))
 _CAB_PAINTS: tuple[Rgb, ...] = ((196, 62, 30), (44, 84, 164), (70, 130, 70))
 _BUS_PAINTS: tuple[Rgb, ...] = ((0, 128, 138), (20, 150, 110))
 _RUST_PAINTS: tuple[Rgb, ...] = ((146, 76, 46), (120, 70, 58))
 _CLOTHES: tuple[Rgb, ...] = ((200, 40, 50), (60, 90, 190), (120, 60, 140), (235, 235, 235), (70, 120, 60))
+_WALL_PAINTS: tuple[Rgb, ...] = ((168, 150, 132), (140, 140, 146), (182, 172, 150))
 _CYCLE_CLOTHES: tuple[Rgb, ...] = ((190, 235, 30), (240, 225, 40))
 
 
@@ -65,10 +67,7 @@ def _part(x: Span, half_width: float, z: Span, material: Material) -> Part:
 
 
 def _lights(front_z: Span, rear_z: Span) -> Shape:
-    return (
-        _part((0.495, 0.5), 0.44, front_z, _HEADLIGHT),
-        _part((-0.5, -0.495), 0.44, rear_z, _TAILLIGHT),
-    )
+    return _part((0.495, 0.5), 0.44, front_z, _HEADLIGHT), _part((-0.5, -0.495), 0.44, rear_z, _TAILLIGHT)
 
 
 def _axles(*centres: float, length: float, top: float) -> Shape:
@@ -114,10 +113,10 @@ def bus(rng: np.random.Generator) -> Shape:
 
 def trailer(rng: np.random.Generator) -> Shape:
     """A rusty, corrugated container on a drawbar, without a cab."""
-    rust = _pick(_RUST_PAINTS, rng)
-    dark: Rgb = (rust[0] // 2, rust[1] // 2, rust[2] // 2)
+    red, green, blue = rust = _pick(_RUST_PAINTS, rng)
+    ribs = Material(base=rust, accent=(red // 2, green // 2, blue // 2), pattern="ribs", period_m=0.7)
     return (
-        _part((-0.495, 0.4), 0.5, (0.3, 1.0), Material(base=rust, accent=dark, pattern="ribs", period_m=0.7)),
+        _part((-0.495, 0.4), 0.5, (0.3, 1.0), ribs),
         _part((0.4, 0.5), 0.1, (0.2, 0.3), _STEEL),
         *_axles(-0.36, -0.24, length=0.08, top=0.27),
         _part((-0.5, -0.495), 0.44, (0.3, 0.36), _TAILLIGHT),
@@ -166,7 +165,7 @@ def pedestrian(rng: np.random.Generator) -> Shape:
     """Legs, torso with arms, head."""
     return (
         _part((-0.36, 0.36), 0.34, (0.0, 0.48), Material(base=(44, 48, 70), reflectivity=0.2)),
-        _part((-0.5, 0.5), 0.5, (0.48, 0.84), Material(base=_pick(_CLOTHES, rng), reflectivity=0.3)),
+        _part((-0.5, 0.5), 0.5, (0.48, 0.84), Material(base=_pick(_CLOTHES, rng))),
         _part((-0.26, 0.28), 0.22, (0.84, 1.0), _SKIN),
     )
 
@@ -226,7 +225,7 @@ def tree(rng: np.random.Generator) -> Shape:
     """Scenery: a trunk and a crown."""
     leaves = Material(base=(46, int(rng.integers(84, 116)), 44), reflectivity=0.4)
     return (
-        _part((-0.07, 0.07), 0.07, (0.0, 0.4), Material(base=(92, 70, 52), reflectivity=0.3)),
+        _part((-0.07, 0.07), 0.07, (0.0, 0.4), Material(base=(92, 70, 52))),
         _part((-0.5, 0.5), 0.5, (0.38, 0.76), leaves),
         _part((-0.32, 0.32), 0.32, (0.76, 1.0), leaves),
     )
@@ -234,9 +233,6 @@ def tree(rng: np.random.Generator) -> Shape:
 
 def building(rng: np.random.Generator) -> Shape:
     """Scenery: a block with rows of windows."""
-    wall: Rgb = _pick(((168, 150, 132), (140, 140, 146), (182, 172, 150)), rng)
+    wall = _pick(_WALL_PAINTS, rng)
     walls = Material(base=wall, accent=(84, 92, 104), pattern="bands", period_m=3.2, reflectivity=0.35)
     return (_part((-0.5, 0.5), 0.5, (0.0, 1.0), walls),)
-
-
-Build = Callable[[np.random.Generator], Shape]

@@ -2,9 +2,9 @@
 
 from demo.world.actors import KINDS, Actor, Motion
 from demo.world.config import WorldConfig
-from demo.world.light import Light
 from demo.world.road import Road
 from demo.world.scene import Scene
+from demo.world.shading import Light
 from demo.world.shapes import Material, Part
 
 TINY = WorldConfig(
@@ -42,7 +42,7 @@ def stage(*actors: Actor, ego_mps: float = 0.0) -> Scene:
         tint=(1.0, 1.0, 1.0),
         horizon=(200, 200, 200),
         zenith=(100, 100, 200),
-        yard=(100, 120, 80),
+        verge=(100, 120, 80),
     )
     road = Road(radius_m=1e6, x_m=0.0, y_m=0.0, yaw_rad=0.0)
     return Scene(name="stage", index=0, road=road, ego_mps=ego_mps, actors=actors or (cube(-500.0),), light=light)
