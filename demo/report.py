@@ -8,7 +8,6 @@ from pathlib import Path
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from cache.visualization import plot
-from cache.visualization.pictures import plot
 from student.evaluation.results import read_losses, read_results
 from student.visualization.plots import plot_losses
 from student.visualization.scenes import plot_bev, plot_cameras
