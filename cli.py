@@ -124,11 +124,12 @@ def plan(
 ) -> None:
     """What a dump would take, measured on a handful of frames, before anything is written."""
     from cache.dumping.estimate import plan
+    from cache.visualization.summary import plan_tables
 
     with answering(json) as answer:
         settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, _with_depth(overrides, depth))
         costs = plan(settings, frames, teacher, out, probes)
-        answer(costs, costs.table(), costs.view_table())
+        answer(costs, *plan_tables(costs))
     costs.require_room()
 
 
@@ -173,8 +174,9 @@ def inspect(
 ) -> None:
     """What a store holds: identity, layers, sizes, error report, statistics; with a token, its picture."""
     from cache.store.reader import TeacherCache
+    from cache.visualization.pictures import plot
     from cache.visualization.report import write_html
-    from cache.visualization.summary import statistics_table, summarise
+    from cache.visualization.summary import statistics_table, store_tables, summarise
 
     with answering(json) as answer:
         cache = TeacherCache(store, allow_partial=True)
@@ -184,11 +186,11 @@ def inspect(
             answer({"page": html}, html)
         elif token is not None:
             picture = out or Path(f"{token}.png")
-            cache[token].plot(0 if view is None else cache.view(view)).savefig(picture, dpi=110)
+            plot(cache[token], 0 if view is None else cache.view(view)).savefig(picture, dpi=110)
             answer({"token": token, "picture": picture}, picture)
         else:
             summary = summarise(cache)
-            answer(summary, *cache.tables(), statistics_table(summary.statistics))
+            answer(summary, *store_tables(cache), statistics_table(summary.statistics))
 
 
 @app.command(
@@ -253,6 +255,7 @@ def train_student(
     from student.config.student import StudentConfig
     from student.training.profile import profile_student
     from student.training.trainer import train_student
+    from student.visualization.training import profile_advice, profile_table
 
     settings = load_yaml(config, StudentConfig, overrides or ())
     # With training.devices=N this command runs N times over; the first of them speaks.
@@ -260,7 +263,7 @@ def train_student(
     with answering(json) as answer, bar as advance:
         if profile:
             times = profile_student(settings, data, cache or [], progress=advance)
-            answer(times, times.table(), times.advice())
+            answer(times, profile_table(times), profile_advice(times))
             return
         run = out or Path("runs") / config.stem
         summary = train_student(settings, data, cache or [], run, resume, progress=advance)
@@ -284,10 +287,11 @@ def plan_student(
     """What a training would take: memory, steps, bytes to read; measured on two frames, before anything is written."""
     from student.config.student import StudentConfig
     from student.training.plan import plan_training
+    from student.visualization.training import plan_tables
 
     with answering(json) as answer:
         costs = plan_training(load_yaml(config, StudentConfig, overrides or ()), data, cache or [])
-        answer(costs, costs.table(), costs.gpu_table())
+        answer(costs, *plan_tables(costs))
 
 
 @app.command(

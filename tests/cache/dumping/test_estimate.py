@@ -7,6 +7,7 @@ from cache.dumping.estimate import plan
 from cache.dumping.run import dump
 from cache.errors import StoreError
 from cache.geometry.views import ViewsConfig
+from cache.visualization.summary import plan_tables
 from tests.factories.stores import SmallFrames, SmallTeacher, make_config
 
 
@@ -45,7 +46,7 @@ def test_views_multiply_size_and_time(frames, tmp_path):
     assert sum(view.seconds for view in planned.views) < planned.seconds_per_sample
     console = Console(width=200, record=True)
     with console.capture() as captured:
-        console.print(planned.view_table())
+        console.print(plan_tables(planned)[1])
     lines = captured.get().splitlines()
     (row,) = [line for line in lines if "flip_y" in line]
     assert f"{planned.views[1].bytes:,.0f}" in row
@@ -55,7 +56,7 @@ def test_the_table_names_arrays_and_totals(frames, tmp_path):
     planned = plan(make_config(), frames, SmallTeacher(), tmp_path / "teacher.zarr")
     console = Console(width=200, record=True)
     with console.capture() as captured:
-        console.print(planned.table())
+        console.print(plan_tables(planned)[0])
     text = captured.get()
     assert "20 samples" in text
     assert "features/head_scale" in text

@@ -19,8 +19,12 @@ from cache.nuscenes.frames import CAMERAS, Frames
 from cache.nuscenes.points import camera_points
 from cache.store.partition import Part
 from cache.store.reader import TeacherCache
+from cache.visualization.summary import store_tables
 from student.config.student import StudentConfig
-from student.data.dataset import Draw, StudentDataset
+from student.data.dataset import StudentDataset
+from student.data.samplers import SampleDraw
+from student.data.teacher_source import TeacherSource
+from student.training.preflight import require_depth_cameras
 from tests.factories.stores import SmallTeacher, make_config
 
 
@@ -66,12 +70,13 @@ def test_plain_zarr_reads_them_once_for_all_views(dumped, made_frames):
 def test_a_student_is_taught_the_same_depth(dumped, made_frames, monkeypatch, stride):
     """By the images' augmentation as it is drawn; the rare patch that differs lost a point to its neighbour."""
     student = StudentConfig.model_validate({"image": {"size": (128, 256)}, "detector": {"image_stride": stride}})
-    draws = [Draw(index=index, seed=(seed,)) for index in (0, 1) for seed in range(4)]
+    draws = [SampleDraw(index=index, seed=(seed,)) for index in (0, 1) for seed in range(4)]
+    source = TeacherSource(cache=TeacherCache(dumped), layers=())
     live = StudentDataset(made_frames, student, with_depth=True)
-    cached = StudentDataset(made_frames, student, with_depth=True, depth_cache=TeacherCache(dumped))
-    expected = torch.cat([live[draw].taught_depth_m() for draw in draws])
+    cached = StudentDataset(made_frames, student, with_depth=True, sources=(source,))
+    expected = torch.cat([live[draw].require_depth_m() for draw in draws])
     monkeypatch.setattr("cache.nuscenes.points.load_points", None)  # no LiDAR file is read any more
-    found = torch.cat([cached[draw].taught_depth_m() for draw in draws])
+    found = torch.cat([cached[draw].require_depth_m() for draw in draws])
     known = expected > 0
     assert known.float().mean() > 0.3
     same = (found - expected).abs() <= 0.0026
@@ -79,13 +84,12 @@ def test_a_student_is_taught_the_same_depth(dumped, made_frames, monkeypatch, st
     assert (found > 0).ne(known).float().mean() < 1e-3
 
 
-def test_other_cameras_are_refused(dumped, sealed_store, made_frames, monkeypatch):
-    student = StudentConfig()
+def test_other_cameras_are_refused(dumped, sealed_store, monkeypatch):
     with pytest.raises(MismatchError, match=r"depth: stored None, expected \{'cameras'"):
-        StudentDataset(made_frames, student, with_depth=True, depth_cache=TeacherCache(sealed_store))
-    monkeypatch.setattr("student.data.dataset.CAMERAS", ("CAM_FRONT", *CAMERAS[1:]))
+        require_depth_cameras(TeacherCache(sealed_store))
+    monkeypatch.setattr("student.training.preflight.CAMERAS", ("CAM_FRONT", *CAMERAS[1:]))
     with pytest.raises(MismatchError, match=r"depth.cameras\[0\]: stored 'CAM_FRONT_LEFT', expected 'CAM_FRONT'"):
-        StudentDataset(made_frames, student, with_depth=True, depth_cache=TeacherCache(dumped))
+        require_depth_cameras(TeacherCache(dumped))
 
 
 def test_parts_and_workers_write_the_same_bytes(dumped, made_frames, tmp_path):
@@ -116,7 +120,7 @@ def test_plan_and_tables_count_them(dumped, made_frames, tmp_path):
     assert array.bytes * 2 + index_and_checksum - 32 == sum(f.stat().st_size for f in dumped.glob("depth_points/c.*"))
     assert sum(view.bytes for view in planned.views) + array.bytes == pytest.approx(planned.bytes_per_sample)
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    for table in TeacherCache(dumped).tables():
+    for table in store_tables(TeacherCache(dumped)):
         console.print(table)
     text = console.export_text()
     assert "of 6 cameras, to 1/256 pixel and 5 mm" in text
