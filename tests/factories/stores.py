@@ -206,7 +206,6 @@ def make_config(**changes: object) -> DumpConfig:
 
 def dump_in_process(frames: Frames, path: Path, part: Part = WHOLE, **changes: object) -> multiprocessing.Process:
     """Start a dump of SmallTeacher in a process of its own."""
-
     arguments = (make_config(**changes), frames, SmallTeacher(), path)
     process = multiprocessing.get_context("fork").Process(target=dump, args=arguments, kwargs={"part": part})
     process.start()
