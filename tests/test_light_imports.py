@@ -18,7 +18,7 @@ TEACHER_LIBRARIES = ("mmdet3d", "mmdet", "mmcv", "mmengine", "spconv")
     [
         (
             ("cache.store.reader", "student.distill.objective"),
-            (*TEACHER_LIBRARIES, "pytorch_lightning", "nuscenes", "matplotlib", "rich"),
+            (*TEACHER_LIBRARIES, "pytorch_lightning", "lightning", "nuscenes", "matplotlib", "rich"),
         ),
         (("student.training.trainer", "student.evaluation.evaluate", "student.fidelity.measure"), TEACHER_LIBRARIES),
     ],
