@@ -66,7 +66,7 @@ class TeacherBatch:
         return replace(self._each(lambda tensor: tensor[:samples]), tokens=self.tokens[:samples])
 
     def row(self, row: int) -> dict[str, np.ndarray]:
-        """The memory of one sample of a batch on the CPU, by stored array; not the canvas mask, which is stored packed."""
+        """The memory of one sample (batch on the CPU), by stored array; not the canvas mask, which is stored packed."""
         buffers = {HEATMAP: self.heatmap}
         for name, layer in self.features.items():
             buffers[feature_array(name)] = layer.values
