@@ -191,9 +191,7 @@ def inspect(
 def verify(
     store: Annotated[Path, typer.Argument(help="The store to verify.")],
     full: Annotated[bool, typer.Option("--full/--quick", help="Every byte, or documents, sizes and indexes.")] = True,
-    repair: Annotated[
-        Path | None, typer.Option(help="YAML file of the store's DumpConfig: dump damaged shards again.")
-    ] = None,
+    repair: Annotated[Path | None, typer.Option(help="The store's DumpConfig: dump damaged shards again.")] = None,
     data: Annotated[Path | None, typer.Option(help="nuScenes root, for --repair.")] = None,
     checkpoint: Checkpoint = None,
     random_weights: RandomWeights = False,
@@ -231,9 +229,7 @@ def train_student(
     cache: Caches = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run, by default runs/<name of CONFIG>.")] = None,
     resume: Annotated[bool, typer.Option(help="Resume from the run's last checkpoint.")] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Time the parts of some steps; nothing is written.")
-    ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Time the parts of some steps; write nothing.")] = False,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
@@ -282,9 +278,7 @@ def import_checkpoint(
     config: StudentFile,
     checkpoint: Annotated[Path, typer.Argument(help="A public BEVDet or BEVDepth checkpoint, or torchvision weights.")],
     out: Annotated[Path, typer.Option(help="The student's checkpoint to create.")],
-    allow_missing: Annotated[
-        list[str] | None, typer.Option(help="Tensors that may keep their initial values, such as 'lift.*'.")
-    ] = None,
+    allow_missing: Annotated[list[str] | None, typer.Option(help="Tensors that may keep initial values.")] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
@@ -372,12 +366,7 @@ def fidelity(
 
 
 def _dump_inputs(
-    config: Path,
-    data: Path,
-    checkpoint: Path | None,
-    random_weights: bool,
-    overrides: list[str] | None,
-    depth: bool = False,
+    config: Path, data: Path, checkpoint: Checkpoint, random_weights: bool, overrides: Overrides, depth: bool = False
 ) -> "tuple[DumpConfig, Frames, Teacher]":
     """The configuration, frames and teacher of a dump."""
     from cache import DumpConfig, Frames
@@ -407,11 +396,12 @@ def _exactly_one(what: str, first: Path | None, options: str) -> ConfigError:
 def _dump_progress() -> "Iterator[Callable[[DumpProgress], None]]":
     """A progress bar with a dump's rate and bytes a sample."""
     with progress("samples") as advance:
-        yield lambda state: advance(
-            state.done,
-            state.total,
-            f"{state.samples_per_s:.1f} samples/s, {state.bytes_per_sample / 1e6:.2f} MB/sample",
-        )
+
+        def show(state: "DumpProgress") -> None:
+            rates = f"{state.samples_per_s:.1f} samples/s, {state.bytes_per_sample / 1e6:.2f} MB/sample"
+            advance(state.done, state.total, rates)
+
+        yield show
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ from student.distill.objective import DistillObjective
 from student.distill.predictions import TeacherAnswer, TeacherMaps
 from student.distill.regions import region_scale
 from student.fidelity.parts import RECIPE
-from student.training.process_memory import peak_bytes
+from student.training.memory import peak_bytes
 
 GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
 BATCH, CHANNELS, BOXES = 8, 384, 40
