@@ -9,8 +9,36 @@ from typing import Any
 
 from cache import visualization
 
+_PUBLIC = {
+    "student.evaluation.results": ("Results", "read_losses", "read_results"),
+    "student.evaluation.teacher_boxes": ("teacher_detections",),
+    "student.visualization.distill": ("plot_cells", "plot_regions"),
+    "student.visualization.plots": (
+        "plot_error_histograms",
+        "plot_losses",
+        "plot_metrics",
+        "plot_precision_recall",
+        "save_evaluation_plots",
+    ),
+    "student.visualization.scenes": ("plot_bev", "plot_bev_and_cameras", "plot_cameras"),
+    "student.visualization.tables": ("metrics_table",),
+}
+"""Public names by the module that holds them, with what they draw: results, losses and detections, read back."""
+
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
 SHOWN = ("student.converters.convert.ImportReport", "student.evaluation.metrics.Metrics")
 """The classes that a notebook shows as HTML, beside those of `cache.visualization`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
 
 
 def load_ipython_extension(ipython: Any) -> None:
