@@ -5,9 +5,26 @@
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache import visualization
+
+if TYPE_CHECKING:
+    from student.evaluation.results import Results as Results
+    from student.evaluation.results import read_losses as read_losses
+    from student.evaluation.results import read_results as read_results
+    from student.evaluation.teacher_boxes import teacher_detections as teacher_detections
+    from student.visualization.distill import plot_cells as plot_cells
+    from student.visualization.distill import plot_regions as plot_regions
+    from student.visualization.plots import plot_error_histograms as plot_error_histograms
+    from student.visualization.plots import plot_losses as plot_losses
+    from student.visualization.plots import plot_metrics as plot_metrics
+    from student.visualization.plots import plot_precision_recall as plot_precision_recall
+    from student.visualization.plots import save_evaluation_plots as save_evaluation_plots
+    from student.visualization.scenes import plot_bev as plot_bev
+    from student.visualization.scenes import plot_bev_and_cameras as plot_bev_and_cameras
+    from student.visualization.scenes import plot_cameras as plot_cameras
+    from student.visualization.tables import metrics_table as metrics_table
 
 _PUBLIC = {
     "student.evaluation.results": ("Results", "read_losses", "read_results"),
