@@ -159,7 +159,7 @@ def test_a_store_without_depth_says_so(sealed_store):
 
 
 def test_an_image_with_too_many_points_names_camera_and_token(made_frames, tmp_path, monkeypatch):
-    monkeypatch.setattr("cache.geometry.camera_points.LEAST_ROOM", 1)
+    monkeypatch.setattr("cache.geometry.camera_points.MIN_POINTS", 1)
     real = camera_points
 
     def crowded(frame, key_sweep=None):
