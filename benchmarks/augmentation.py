@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import pytorch_lightning as lightning
 import torch
 import typer
 
@@ -42,7 +41,7 @@ from student.config.student import StudentBevAugmentConfig, StudentConfig
 from student.data.batch import Batch, join
 from student.training.callbacks import Cost
 from student.training.checkpointing import LAST
-from student.training.setup import set_up_training
+from student.training.setup import make_trainer, set_up_training
 
 ROOT = Path(__file__).parent.parent
 DUMP, STUDENT = ROOT / "configs/demo/dump.yaml", ROOT / "configs/demo/student.yaml"
@@ -232,17 +231,8 @@ def train_with_live_teacher(config: StudentConfig, demo: Path, store: Path, out:
         sampler=setup.sampler(),
         collate_fn=LiveTeacher(teacher=teacher, frames=frames, spec=spec, layers=config.teacher_layers()),
     )
-    trainer = lightning.Trainer(
-        accelerator="auto",
-        devices=1,
-        max_epochs=training.epochs,
-        precision=training.precision,
-        gradient_clip_val=training.gradient_clip,
-        logger=False,
-        callbacks=[cost],
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
+    trainer = make_trainer(
+        training, devices=1, max_epochs=training.epochs, logger=False, callbacks=[cost], enable_checkpointing=False
     )
     trainer.fit(setup.module, loader)
     trainer.save_checkpoint(out / LAST)

@@ -20,8 +20,7 @@ from student.config.student import StudentConfig
 from student.data.batch import Batch
 from student.data.dataset import StudentDataset
 from student.data.teacher_source import TeacherSource
-from student.distill.inherit import inherit_head
-from student.distill.predictions import TeacherMaps
+from student.distill import TeacherMaps, inherit_head
 from student.training.memory import peak_bytes
 from student.training.module import StudentModule
 

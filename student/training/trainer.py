@@ -17,11 +17,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cache.errors import OfflineDistillError
 from student.config.student import StudentConfig
-from student.distill.term_configs import FeatureTerm
+from student.distill.terms.base import PairTerm
 from student.training.callbacks import Cost, Progress, TrainingSummary
 from student.training.checkpointing import BEST, LAST, DurableCheckpoints, LastCheckpoint
 from student.training.preflight import warn_of_random_weights
-from student.training.setup import TrainingSetup, set_up_training
+from student.training.setup import TrainingSetup, make_trainer, set_up_training
 from student.training.validation import OfficialMetrics
 
 # Lightning's own remarks (devices, tips, loggers) hide ours; its warnings stay, but for those that are not true here.
@@ -95,8 +95,9 @@ def _peer_errors() -> Iterator[None]:
 
 @contextmanager
 def _worker_shutdown(trainer: lightning.Trainer) -> Iterator[None]:
-    """Shut the loader's workers down where Lightning does not: a logger that fails again while it closes a failed
-    training, as on a full disk. Workers ignore SIGTERM, so join would hang.
+    """Shut the loader's workers down even where Lightning's own clean-up fails.
+
+    A logger may fail again after a failed training, as on a full disk. Workers ignore SIGTERM, so join would hang.
     """
     try:
         yield
@@ -117,23 +118,18 @@ def _saving(setup: TrainingSetup, out: Path) -> Iterator[Callback]:
 def _trainer(config: StudentConfig, out: Path, callbacks: list[Callback]) -> lightning.Trainer:
     training = config.training
     several = training.devices != 1
-    return lightning.Trainer(
-        accelerator="auto",
+    return make_trainer(
+        training,
         devices=training.devices,
         strategy=DDPStrategy(find_unused_parameters=_has_silent_parameters(config)) if several else "auto",
         sync_batchnorm=training.sync_batchnorm,
         max_epochs=training.epochs,
         accumulate_grad_batches=training.accumulate,
-        precision=training.precision,
-        gradient_clip_val=training.gradient_clip,
         check_val_every_n_epoch=max(1, training.validate_every),
         num_sanity_val_steps=0,
         logger=[CSVLogger(out, name="", version="csv"), TensorBoardLogger(out, name="", version="tensorboard")],
         plugins=[DurableCheckpoints()],
         callbacks=callbacks,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
         log_every_n_steps=1,
     )
 
@@ -154,7 +150,7 @@ def _has_silent_parameters(config: StudentConfig) -> bool:
     distill = config.distill
     if distill is None:
         return False
-    used = {pair for term in distill.terms if isinstance(term, FeatureTerm) for pair in distill.pairs_of(term)}
+    used = {pair for term in distill.terms if isinstance(term, PairTerm) for pair in distill.pairs_of(term)}
     return bool(distill.multi_scale_epoch or distill.two_stage_epoch or set(distill.pairs) - used)
 
 

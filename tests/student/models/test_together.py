@@ -15,7 +15,7 @@ from student.data.batch import Batch
 from student.data.dataset import StudentDataset
 from student.data.samplers import SampleDraw
 from student.data.teacher_source import TeacherSource
-from student.distill.warp import to_teacher, warp_peaks
+from student.distill.warp import to_teacher, warp_max
 from student.models.bev_encoder import align
 from student.models.lift_splat import Cameras, cells_of_points, frustum_points
 
@@ -137,7 +137,7 @@ def test_a_teachers_peak_lies_on_the_augmented_box(augmented: Batch, plain: Batc
         cells, inside = cells_of_points(seen[:, :3], GRID, (-50.0, 50.0))
         maps = torch.zeros(1, len(boxes), *GRID.shape)
         maps[0].flatten(1)[torch.arange(len(boxes))[inside], cells[inside]] = 1.0
-        warped = warp_peaks(maps, GRID, GRID, way[sample : sample + 1]).features[0]
+        warped = warp_max(maps, GRID, GRID, way[sample : sample + 1]).features[0]
         for box, peak in zip(augmented.boxes[sample][inside], warped[inside], strict=True):
             rows, columns = peak.nonzero().unbind(1)
             shown = torch.from_numpy(GRID.to_metres(torch.stack([columns, rows], dim=1).double().numpy() + 0.5))

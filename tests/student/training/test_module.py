@@ -66,7 +66,7 @@ def test_nothing_is_warped_where_the_teacher_saw_the_same(
     replayed: bool, config: StudentConfig, made_frames: Frames, views_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("student.distill.pairs.warp", None)
-    monkeypatch.setattr("student.distill.predictions.warp_peaks", None)
+    monkeypatch.setattr("student.distill.predictions.warp_max", None)
     batch = make_batch(made_frames, config, views_store, replayed)
     module = make_module(config, batch, views_store)
     assert batch.to_teachers == (None,)
