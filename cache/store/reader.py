@@ -22,8 +22,7 @@ from cache.store.documents import read_attributes, read_file
 from cache.store.format import REPAIR
 from cache.store.layout import CANVAS_MASK, DEPTH_POINTS, HEAD_WEIGHTS, VIEW_MATRIX, record_key, view_matrix_shape
 from cache.store.shard_reader import Chunk, ShardReader
-from cache.store.small_arrays import map_array
-from cache.store.tokens import Tokens
+from cache.store.small_arrays import Tokens, map_array
 
 
 class TeacherCache:
