@@ -82,7 +82,7 @@ class ViewsConfig(Strict):
     @model_validator(mode="after")
     def _some_view(self) -> "ViewsConfig":
         if not self.names:
-            raise ConfigError("the dump has no view", where="views", cure="Leave canonical on, or ask for others")
+            raise ConfigError("the dump has no view", where="views", cure="Leave canonical on, or choose others")
         return self
 
     @property

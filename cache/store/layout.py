@@ -131,14 +131,14 @@ def sample_arrays(spec: CacheSpec) -> dict[str, SampleArray]:
         arrays.append(array(name=feature_array(name), dtype=layer.codec.dtype, shape=shape, dims=dims, layer=name))
         if layer.codec.kind != "float16":
             arrays.append(array(name=scale_array(name), dtype="float32", shape=shape[:1], dims=dims[:1]))
-    over_grid, grid_dims = spec.heatmap_grid.shape, ("heatmap_y", "heatmap_x")
-    shape = (len(spec.teacher.classes), *over_grid)
-    arrays.append(array(name=HEATMAP, dtype="uint8", shape=shape, dims=("class", *grid_dims)))
-    shape = (spec.canvas_grid.shape[0], -(-spec.canvas_grid.shape[1] // 8))
-    arrays.append(array(name=CANVAS_MASK, dtype="uint8", shape=shape, dims=("canvas_y", "canvas_x_byte"), packed=True))
+    tasks, (height, width), yx = len(spec.teacher.tasks), spec.heatmap_grid.shape, ("heatmap_y", "heatmap_x")
+    of_classes = (len(spec.teacher.classes), height, width)
+    arrays.append(array(name=HEATMAP, dtype="uint8", shape=of_classes, dims=("class", *yx)))
+    packed = (spec.canvas_grid.shape[0], -(-spec.canvas_grid.shape[1] // 8))
+    arrays.append(array(name=CANVAS_MASK, dtype="uint8", shape=packed, dims=("canvas_y", "canvas_x_byte"), packed=True))
     for name, channels in spec.head_maps.items():
-        shape, dims = (len(spec.teacher.tasks), channels, *over_grid), ("task", f"{name}_channel", *grid_dims)
-        arrays.append(array(name=head_map_array(name), dtype="float16", shape=shape, dims=dims))
+        of_tasks, axes = (tasks, channels, height, width), ("task", f"{name}_channel", *yx)
+        arrays.append(array(name=head_map_array(name), dtype="float16", shape=of_tasks, dims=axes))
     if spec.depth is not None:
         shape, dims = spec.depth.shape, ("camera", "u_v_depth", "point")
         arrays.append(array(name=DEPTH_POINTS, dtype="uint16", shape=shape, dims=dims, views=None))

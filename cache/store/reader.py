@@ -100,7 +100,7 @@ class TeacherCache:
             layers: Which layers; all by default.
             views: An index into `spec.views` for each token; the first view by default.
             head_maps: Read the head's other maps too.
-            out: Buffers to read into (see `buffers`), at least as many samples; they decide layers and head maps.
+            out: Buffers to read into (see `buffers`), at least as many samples; these give layers and head maps.
 
         Raises:
             NotCachedError: a token, layer or view was not dumped.
