@@ -92,7 +92,7 @@ class LastCheckpoint(Checkpoint):
             self._stop(trainer)
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
-        # Lightning goes back to a validation that had begun its first batch, but not to one that had none yet.
+        # Lightning resumes a validation only once its first batch has begun.
         if self.validation_is_due:
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
