@@ -111,7 +111,7 @@ def _runner(config: Config, detector: Detector, loader: DataLoader, out: Path, s
         custom_hooks=config.get("custom_hooks"),
         randomness={"seed": seed},
         default_scope="mmdet3d",
-        experiment_name=out.name,  # mmengine's loggers are named by it and the second: two trainings must not share one.
+        experiment_name=out.name,  # mmengine names its loggers by it and the second: trainings must not share one.
         log_level="WARNING",  # While it is set up, mmengine lists the machine, the hooks and every parameter.
     )
     for logger in (runner.logger, *runner.logger.handlers):
