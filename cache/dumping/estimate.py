@@ -91,7 +91,6 @@ def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes
     arrays = sample_arrays(setup.spec)
     sizes = _sizes(samples, arrays, config.zstd_level)
     elapsed = time.monotonic() - began
-    shards = -(-len(frames) // config.samples_per_shard)
     return Plan(
         path=Path(out),
         samples=len(frames),
@@ -102,7 +101,7 @@ def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes
             )
             for view, name in enumerate(setup.spec.views)
         ),
-        files=shards * (len(sizes) + 1),
+        files=len(config.layout.shards(len(frames))) * (len(sizes) + 1),
         seconds_per_sample=elapsed / len(samples),
         free_bytes=_free_bytes(Path(out)),
     )

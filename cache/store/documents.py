@@ -113,6 +113,11 @@ def parse_attributes(data: bytes, where: str) -> StoreAttributes:
         ) from None
 
 
+def is_committed(store: Path, shard: int) -> bool:
+    """Whether the manifest has a record of a shard."""
+    return (store / record_key(shard)).exists()
+
+
 def read_record(store: Path, shard: int) -> ShardRecord:
     """The manifest's record of a committed shard; CorruptStoreError where it is missing or broken."""
     path = store / record_key(shard)

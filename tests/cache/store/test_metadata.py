@@ -42,7 +42,7 @@ def test_arrays_open_one_by_one(sealed_store):
     assert array.shards == (4, 1, 6, 6, 8)
 
 
-def test_zarr_sees_the_checksum_of_data(tmp_path):
+def test_zarr_verifies_the_checksum_of_data(tmp_path):
     store = make_store(tmp_path / "teacher.zarr")
     path = store / "heatmap" / "c.0.0.0.0.0"
     data = bytearray(path.read_bytes())
@@ -52,7 +52,7 @@ def test_zarr_sees_the_checksum_of_data(tmp_path):
         zarr.open_group(store, mode="r")["heatmap"][0]
 
 
-def test_attributes_say_what_a_person_asks_first(sealed_store):
+def test_attributes_of_the_group(sealed_store):
     attributes = zarr.open_group(sealed_store, mode="r").attrs
     assert attributes["format_version"] == 1
     assert attributes["sealed"] is True
