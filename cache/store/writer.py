@@ -29,7 +29,7 @@ from cache.store.documents import (
     sign,
 )
 from cache.store.layout import LOCK, MANIFEST, ROOT, Layout, record_key
-from cache.store.metadata import data_files, small_files, view_matrix, weights_file
+from cache.store.metadata import small_files, view_matrix, weights_file
 from cache.store.partition import WHOLE, Part
 from cache.store.preconditions import require_free_folder, require_same_matrices, require_tokens
 from cache.store.shard_writer import ShardWriter
@@ -188,10 +188,10 @@ class StoreWriter:
             for shard in shards:
                 (self.path / record_key(shard)).unlink(missing_ok=True)
             fsync_folder(self.path / MANIFEST)
-            nodes = node_files(read_document(self.path / ROOT))
-            for key, data in (nodes | data_files(self.spec, self._tokens, self._head_weights)).items():
+            files = small_files(read_attributes(self.path), self._tokens, self._head_weights)
+            for key, data in (files | node_files(read_document(self.path / ROOT))).items():
                 path = self.path / key
-                if not (path.exists() and path.read_bytes() == data):
+                if key != ROOT and not (path.exists() and path.read_bytes() == data):
                     write_durably(path, data)
 
     def _update_root(self, **changes: object) -> None:
