@@ -6,8 +6,8 @@ DEMO is a folder that `make demo` has finished; OUT keeps the stores, the runs a
 training that is done. The same command goes on where an earlier one stopped, and prints the table at its end.
 
 All students train on the same frames in the same order for the same number of steps; evaluation is without
-augmentation. The live teacher runs inside the step on the augmented points, as in the public code; its maps go through the store's
-codec, so that the arms differ in the view alone. The last arm measures augmentation without a teacher.
+augmentation. The live teacher runs inside the step on the augmented points, as in the public code; its maps go through
+the store's codec, so that the arms differ in the view alone. The last arm measures augmentation without a teacher.
 """
 
 import json
