@@ -53,17 +53,16 @@ def train_teacher(config: str, frames: Sequence[Frame], out: Path, seed: int = 0
         raise TeacherError("the configuration describes no training", where=config, expected=", ".join(missing))
     torch.manual_seed(seed)
     detector = build_detector(resolved)
-    classes = [name for task in detector.pts_bbox_head.class_names for name in task]
     preprocessor = detector.data_preprocessor
     preprocessor.voxel_layer = _VoxelsOnCpu(preprocessor.voxel_layer)
     with mmdet3d_scope():
-        loader = _loader(resolved, frames, classes, seed)
+        loader = _loader(resolved, frames, detector, seed)
         runner = _runner(resolved, detector, loader, out, seed)
         runner.train()
     return out / CHECKPOINT
 
 
-def _loader(config: Config, frames: Sequence[Frame], classes: Sequence[str], seed: int) -> DataLoader:
+def _loader(config: Config, frames: Sequence[Frame], detector: Detector, seed: int) -> DataLoader:
     import mmdet3d.datasets  # noqa: F401  (importing it registers its transforms)
     from mmengine.dataset import Compose, DefaultSampler, pseudo_collate
 
@@ -76,6 +75,7 @@ def _loader(config: Config, frames: Sequence[Frame], classes: Sequence[str], see
             got=", ".join(pasting),
             cure="Take the step out of the train pipeline, or train with mmdet3d's own tools",
         )
+    classes = [name for task in detector.pts_bbox_head.class_names for name in task]
     dataset = _TrainingFrames(frames, point_pipeline(config), classes, Compose(steps))
     workers = config.train_dataloader.get("num_workers", 0)
     return DataLoader(
