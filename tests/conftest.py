@@ -22,6 +22,16 @@ from demo.world.make import make_world  # noqa: E402
 ONE_FRAME = Path(__file__).parent.parent.parent / "shared" / "nuscenes-one-frame"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules of slow tests: each goes to one worker, and none is left for the end."""
+    for item in items:
+        if "workshop" in getattr(item, "fixturenames", ()):  # test_cli's
+            item.add_marker("slow")
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def real_root() -> Path:
     """The real nuScenes key frame, which is not part of the project."""

@@ -12,6 +12,8 @@ import pytest
 
 nbclient = pytest.importorskip("nbclient", reason="the extra `notebook` is not installed")
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHOWN = {
