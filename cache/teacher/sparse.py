@@ -1,0 +1,93 @@
+"""Sparse convolutions of spconv and mmcv: the layouts of their kernels, and their threads on the CPU."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Layout = Literal["spconv1", "spconv2"]
+"""Axes of a kernel: (k, k, k, in, out) in spconv 1 and mmcv, (out, k, k, k, in) in spconv 2."""
+
+
+def sparse_convolutions(module: nn.Module) -> dict[str, nn.Module]:
+    """The sparse convolutions within a module, by name."""
+    return {name: part for name, part in module.named_modules() if _is_sparse(part)}
+
+
+def _is_sparse(module: nn.Module) -> bool:
+    return any(parent.__name__ == "SparseConvolution" for parent in type(module).__mro__)
+
+
+def layout_of(module: nn.Module) -> Layout:
+    """The layout of a sparse convolution's own kernel, by the library that it comes from."""
+    parent = next(parent for parent in type(module).__mro__ if parent.__name__ == "SparseConvolution")
+    return "spconv1" if parent.__module__.startswith("mmcv.") else "spconv2"
+
+
+def in_layout(kernel: Tensor, source: Layout, target: Layout) -> Tensor:
+    """A kernel's values with the axes of another layout."""
+    if source == target:
+        return kernel
+    return kernel.movedim(-1, 0) if target == "spconv2" else kernel.movedim(0, -1)
+
+
+def possible_layouts(module: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> set[Layout]:
+    """The layouts in which all kernels of a state dict have the shapes of the module's.
+
+    A file holds one layout. Shapes of a kernel fit both only where k = in = out, so that real detectors have one.
+    """
+    possible: set[Layout] = {"spconv1", "spconv2"}
+    for name, part in sparse_convolutions(module).items():
+        kernel, own = weights.get(f"{prefix}{name}.weight"), _kernel(part)
+        if kernel is not None and kernel.dim() == own.dim():
+            possible = {one for one in possible if in_layout(kernel, one, layout_of(part)).shape == own.shape}
+    return possible
+
+
+def converted(module: nn.Module, weights: Mapping[str, Tensor], source: Layout) -> dict[str, Tensor]:
+    """The state dict with every sparse kernel in the module's own layout."""
+    kernels = {f"{name}.weight": part for name, part in sparse_convolutions(module).items()}
+    return {
+        name: in_layout(value, source, layout_of(kernels[name])) if name in kernels else value
+        for name, value in weights.items()
+    }
+
+
+def _kernel(module: nn.Module) -> Tensor:
+    kernel = module.weight
+    assert isinstance(kernel, Tensor)
+    return kernel
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run sparse convolutions on the CPU with one thread.
+
+    spconv's CPU operators (2.3.8) add into shared rows without a lock: with more than one thread sums are lost, differently
+    in each run (tests/cache/teacher/test_sparse.py). One thread is exact, and faster as well.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_in_one_thread(encoder: nn.Module) -> None:
+    """Make a module with sparse convolutions run with one thread wherever its input is on the CPU; see `one_thread`."""
+    encoder.forward = _in_one_thread(encoder.forward)
+
+
+def _in_one_thread(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def run(features: Tensor, *rest: Any, **options: Any) -> Any:
+        if features.device.type != "cpu":
+            return forward(features, *rest, **options)
+        with one_thread():
+            return forward(features, *rest, **options)
+
+    return run
