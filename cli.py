@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
@@ -47,6 +47,12 @@ DumpFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a
 StudentFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a StudentConfig.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="The teacher's weights.")]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Random weights, recorded in the store.")]
+Boxes = Annotated[str, typer.Option(help="Boxes of the checkpoint: auto (by its version), old (mmdet3d < 1.0) or new.")]
+Ema = Annotated[bool | None, typer.Option("--ema/--no-ema", help="Which, of a checkpoint with a moving average.")]
+Device = Annotated[str | None, typer.Option(help="Device of the teacher, by default the GPU if there is one.")]
+TeacherName = Annotated[
+    str | None, typer.Option("--teacher", help="mmdet3d configuration or module:factory, instead of CONFIG's teacher.")
+]
 Caches = Annotated[list[Path] | None, typer.Option("--cache", help="A teacher's store; repeat for several teachers.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: dotted.key=value.")]
 Depth = Annotated[bool, typer.Option("--depth", help="Store LiDAR depth in the cameras; short for --set depth=true.")]
@@ -114,8 +120,12 @@ def plan(
     config: DumpFile,
     data: Data,
     out: Annotated[Path, typer.Option(help="Path of the planned store.")],
+    teacher: TeacherName = None,
     checkpoint: Checkpoint = None,
     random_weights: RandomWeights = False,
+    boxes: Boxes = "auto",
+    ema: Ema = None,
+    device: Device = None,
     probes: Annotated[int, typer.Option(min=1, help="Number of frames to measure.")] = 4,
     depth: Depth = False,
     overrides: Overrides = None,
@@ -126,8 +136,9 @@ def plan(
     from cache.visualization.summary import plan_tables
 
     with report_writer(json) as write_report:
-        settings, frames, teacher = _dump_inputs(config, data, checkpoint, random_weights, overrides, depth)
-        costs = plan(settings, frames, teacher, out, probes)
+        weights = Weights(checkpoint, random_weights, boxes, ema, device)
+        settings, frames, live = _dump_inputs(config, data, teacher, weights, overrides, depth)
+        costs = plan(settings, frames, live, out, probes)
         write_report(costs, *plan_tables(costs))
     costs.require_room()
 
@@ -140,8 +151,12 @@ def dump_teacher(
     config: DumpFile,
     data: Data,
     out: Annotated[Path, typer.Option(help="The store to create or resume.")],
+    teacher: TeacherName = None,
     checkpoint: Checkpoint = None,
     random_weights: RandomWeights = False,
+    boxes: Boxes = "auto",
+    ema: Ema = None,
+    device: Device = None,
     part: Annotated[str | None, typer.Option(help="i/n: write only part i of n; not needed with torchrun.")] = None,
     depth: Depth = False,
     overrides: Overrides = None,
@@ -153,9 +168,10 @@ def dump_teacher(
 
     chosen = Part.of_rank(os.environ) if part is None else Part.parse(part)
     with report_writer(json) as write_report:
-        settings, frames, teacher = _dump_inputs(config, data, checkpoint, random_weights, overrides, depth)
+        weights = Weights(checkpoint, random_weights, boxes, ema, device)
+        settings, frames, live = _dump_inputs(config, data, teacher, weights, overrides, depth)
         with _dump_progress() as advance:
-            write_report(dump(settings, frames, teacher, out, advance, chosen))
+            write_report(dump(settings, frames, live, out, advance, chosen))
 
 
 @command("cli inspect teacher.zarr", "cli inspect teacher.zarr --html report.html")
@@ -193,8 +209,12 @@ def verify(
     full: Annotated[bool, typer.Option("--full/--quick", help="Every byte, or documents, sizes and indexes.")] = True,
     repair: Annotated[Path | None, typer.Option(help="The store's DumpConfig: dump damaged shards again.")] = None,
     data: Annotated[Path | None, typer.Option(help="nuScenes root, for --repair.")] = None,
+    teacher: TeacherName = None,
     checkpoint: Checkpoint = None,
     random_weights: RandomWeights = False,
+    boxes: Boxes = "auto",
+    ema: Ema = None,
+    device: Device = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
@@ -209,9 +229,10 @@ def verify(
         else:
             if data is None:
                 raise ConfigError("a repair runs the teacher again", expected="--data", cure="Give the nuScenes root")
-            settings, frames, teacher = _dump_inputs(repair, data, checkpoint, random_weights, overrides)
+            weights = Weights(checkpoint, random_weights, boxes, ema, device)
+            settings, frames, live = _dump_inputs(repair, data, teacher, weights, overrides)
             with _dump_progress() as advance:
-                report = repair_store(store, settings, frames, teacher, advance)
+                report = repair_store(store, settings, frames, live, advance)
         write_report(report)
     if report.damage:
         raise typer.Exit(1)
@@ -343,6 +364,9 @@ def fidelity(
     data: Data,
     checkpoint: Checkpoint = None,
     random_weights: RandomWeights = False,
+    boxes: Boxes = "auto",
+    ema: Ema = None,
+    device: Device = None,
     split: Annotated[str | None, typer.Option(help="nuScenes split, by default the store's last.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="BEV matrices for each frame and choice.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of the BEV matrices.")] = 0,
@@ -350,41 +374,66 @@ def fidelity(
     json: Json = False,
 ) -> None:
     """Compare the cached, warped teacher with the live teacher on augmented points."""
-    from cache import Frames, TeacherCache
+    from cache import TeacherCache
     from student.fidelity.report import tables, write
     from student.fidelity.study import FidelityStudy
 
     with report_writer(json) as write_report:
         cache = TeacherCache(store)
         identity = cache.spec.data
-        frames = Frames(root=data, version=identity.version, splits=(split or identity.splits[-1],))
-        study = FidelityStudy(cache, _live_teacher(teacher, checkpoint, random_weights), draws, seed)
+        live = _live_teacher(teacher, Weights(checkpoint, random_weights, boxes, ema, device), cache.spec.points.hook)
+        frames = _teacher_frames(data, identity.version, (split or identity.splits[-1],), live)
+        study = FidelityStudy(cache, live, draws, seed)
         with progress("frames") as advance:
             report = study.run(frames, out, advance)
         paths = write(report, out)
         write_report({"tables": tables(report), "files": paths}, *tables(report), *paths)
 
 
+class Weights(NamedTuple):
+    """Where a teacher's weights come from, and where it runs."""
+
+    checkpoint: Path | None
+    random: bool
+    boxes: str
+    ema: bool | None
+    device: str | None
+
+
 def _dump_inputs(
-    config: Path, data: Path, checkpoint: Checkpoint, random_weights: bool, overrides: Overrides, depth: bool = False
+    config: Path, data: Path, name: str | None, weights: Weights, overrides: Overrides, depth: bool = False
 ) -> "tuple[DumpConfig, Frames, Teacher]":
     """The configuration, frames and teacher of a dump."""
-    from cache import DumpConfig, Frames
+    from cache import DumpConfig
 
-    settings = load_yaml(config, DumpConfig, [*(overrides or ()), *(["depth=true"] if depth else ())])
-    frames = Frames(root=data, version=settings.version, splits=settings.splits)
-    return settings, frames, _live_teacher(settings.teacher, checkpoint, random_weights)
+    chosen = [*(overrides or ()), *(["depth=true"] if depth else ()), *([f"teacher={name}"] if name else ())]
+    settings = load_yaml(config, DumpConfig, chosen)
+    live = _live_teacher(settings.teacher, weights, settings.points)
+    return settings, _teacher_frames(data, settings.version, settings.splits, live), live
 
 
-def _live_teacher(config: str, checkpoint: Path | None, random_weights: bool) -> "Teacher":
+def _teacher_frames(data: Path, version: str, splits: tuple[str, ...], teacher: "Teacher") -> "Frames":
+    """Frames with as many past sweeps as the teacher was trained with."""
+    from cache import Frames
+
+    return Frames(root=data, version=version, splits=splits, max_sweeps=teacher.points.past_sweeps)
+
+
+def _live_teacher(name: str, weights: Weights, hook: str | None) -> "Teacher":
     import torch
 
+    from cache.teacher.checkpoint import LoadOptions
     from cache.teacher.mmdet3d import load_teacher
+    from cache.teacher.plugins import is_plugin, make_teacher
 
-    if (checkpoint is None) != random_weights:
-        raise _exactly_one("the teacher needs weights", checkpoint, "--checkpoint or --random-weights")
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"  # torchrun's ranks
-    return load_teacher(config, checkpoint, device)
+    if (weights.checkpoint is None) != weights.random:
+        raise _exactly_one("the teacher needs weights", weights.checkpoint, "--checkpoint or --random-weights")
+    gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's ranks
+    device = weights.device or (gpu if torch.cuda.is_available() else "cpu")
+    if is_plugin(name):
+        return make_teacher(name, weights.checkpoint, device)
+    options = LoadOptions.of(weights.boxes, weights.ema)
+    return load_teacher(name, weights.checkpoint, device, options=options, hook=hook)
 
 
 def _exactly_one(what: str, first: Path | None, options: str) -> ConfigError:

@@ -28,14 +28,14 @@ import typer
 from benchmarks.tables import show, spread
 from cache.config import Strict, load_yaml
 from cache.dumping.config import DumpConfig
-from cache.geometry.views import PUBLIC_AUGMENT, ViewsConfig, transform_points
+from cache.geometry.views import PUBLIC_AUGMENT, ViewsConfig
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from cache.nuscenes.points import load_points
 from cache.spec import CacheSpec
 from cache.store.codec import encode
 from cache.store.reader import TeacherBatch
-from cache.teacher.base import Teacher
+from cache.teacher.base import Teacher, TeacherInput
 from cache.teacher.mmdet3d import load_teacher
 from student.config.student import StudentBevAugmentConfig, StudentConfig
 from student.data.batch import Batch, join
@@ -204,10 +204,10 @@ class LiveTeacher:
     def __call__(self, samples: list[Batch]) -> Batch:
         batch = join(samples)
         moved = [
-            transform_points(load_points(self.frames[token], self.teacher.points), matrix)
-            for token, matrix in zip(batch.tokens, batch.bev_matrix.numpy(), strict=True)
+            TeacherInput.of_view(frame, load_points(frame, self.teacher.points), matrix)
+            for frame, matrix in zip(map(self.frames.__getitem__, batch.tokens), batch.bev_matrix.numpy(), strict=True)
         ]
-        output = self.teacher([self.teacher.prepare(points) for points in moved])
+        output = self.teacher([self.teacher.prepare(frame) for frame in moved])
         maps = TeacherBatch(
             tokens=batch.tokens,
             features={name: encode(output.layers[name], self.spec.layer(name).codec) for name in self.layers},

@@ -29,6 +29,10 @@ CLASSES = (
 """The ten detection classes in mmdet3d's order; a label is an index into it."""
 
 
+COLUMNS = ("x", "y", "z", "intensity", "lag")
+"""Of the points: metres in the LiDAR frame, 0 .. 255, seconds."""
+
+
 class PointPipeline(Strict):
     """Accumulation of LiDAR sweeps; part of the cache's identity. Names follow mmdet3d's LoadPointsFromMultiSweeps."""
 
@@ -37,6 +41,19 @@ class PointPipeline(Strict):
     """Where a frame has no past sweep, repeat the key frame's points in their place."""
     remove_close_m: float = 1.0
     """Drop the points of past (and padded) sweeps nearer than this to the sensor, along x and along y."""
+    columns: tuple[int, ...] | None = (0, 1, 2, 3, 4)
+    """The columns of COLUMNS that the teacher takes; None where a hook makes others."""
+    range_m: tuple[float, float, float, float, float, float] | None = None
+    """x, y, z from, x, y, z to: points outside are dropped (mmdet3d's PointsRangeFilter), in each view; None where the
+    teacher's own range is as narrow."""
+    hook: str | None = None
+    """`module:function` that made the points of a frame from those of the sweeps: painted, virtual, normalised."""
+    hook_sha256: str | None = None
+    """Of the source of the hook's module."""
+
+    def __str__(self) -> str:
+        hook = "" if self.hook is None else f", made by {self.hook}"
+        return f"{self.past_sweeps} past sweeps{hook}"
 
 
 class CodecSpec(Strict):
@@ -144,7 +161,7 @@ class TeacherIdentity(Strict):
     weights: Literal["checkpoint", "random"] = "checkpoint"
     weights_sha256: str
     config_sha256: str
-    """Of the resolved mmdet3d configuration of the model."""
+    """Of the resolved mmdet3d configuration of the model; of a teacher of your own, of what decides its network."""
     tasks: tuple[tuple[str, ...], ...]
     """The classes of each of the head's tasks, in the head's order; the heatmap's channels are their concatenation."""
     box_convention: Literal["mmdet3d-1.x"] = "mmdet3d-1.x"
@@ -178,7 +195,10 @@ class CacheSpec(Strict):
     data: DataIdentity
     points: PointPipeline
     layers: tuple[LayerSpec, ...]
+    heatmap: Literal["probability", "none"] = "probability"
+    """`none` of a detector whose head has no heatmaps (anchors, transformers): layers and canvas alone are stored."""
     heatmap_grid: BevGrid
+    """Of the heatmap and the head's other maps; of the layer `head` where there is no heatmap."""
     canvas_grid: BevGrid
     head_maps: dict[str, int] = Field(default_factory=dict)
     """Channels for each task of the head's other maps ("reg": 2, ...); empty where they are not stored."""
@@ -203,7 +223,8 @@ class CacheSpec(Strict):
             ("views", describe_views(self.views, self.drawn)),
             ("teacher", f"{teacher.name}, {teacher.weights} weights {teacher.weights_sha256[:12]}"),
             ("classes", ", ".join(teacher.classes)),
-            ("points", f"{self.points.past_sweeps} past sweeps"),
+            *([("heatmap", "none")] if self.heatmap == "none" else []),
+            ("points", str(self.points)),
             ("depth", "not kept" if self.depth is None else str(self.depth)),
         )
 

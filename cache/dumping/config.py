@@ -12,7 +12,10 @@ class DumpConfig(Strict):
     """What to dump. Layers after a ReLU take codec kind unsigned, others signed."""
 
     teacher: str
-    """An mmdet3d config: a file, or a name of mmdet3d's model zoo."""
+    """An mmdet3d config (a file, or a name of mmdet3d's model zoo), or `module:function`, which makes a Teacher of your
+    own of (checkpoint, device)."""
+    points: str | None = None
+    """`module:function` (frame, points) -> points, for painted or virtual points; see docs/your-student.md."""
     version: str = "v1.0-trainval"
     splits: tuple[str, ...] = ("train", "val")
     layers: dict[str, CodecSpec] = Field(

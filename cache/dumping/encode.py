@@ -42,7 +42,8 @@ def encode_samples(output: TeacherOutput, tokens: tuple[str, ...], spec: CacheSp
         maps[feature_array(layer.name)] = encoded.values
         if layer.codec.kind != "float16":
             maps[scale_array(layer.name)] = encoded.scale
-    maps[HEATMAP] = _probabilities(output.heatmap, tokens)
+    if output.heatmap is not None:
+        maps[HEATMAP] = _probabilities(output.heatmap, tokens)
     for name in spec.head_maps:
         maps[head_map_array(name)] = _half(output.head_maps[name], name, tokens)
     arrays = {name: values.cpu().numpy() for name, values in maps.items()}

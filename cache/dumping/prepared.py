@@ -7,17 +7,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt16
+from jaxtyping import UInt16
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cache.errors import OfflineDistillError
 from cache.geometry.camera_points import DepthSpec, depth_codes
-from cache.geometry.views import CANONICAL, ViewsConfig, sample_label, transform_points, view_matrices
+from cache.geometry.views import CANONICAL, ViewsConfig, sample_label, view_matrices
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import camera_points, load_sweeps
 from cache.spec import PointPipeline
-from cache.teacher.base import Teacher
+from cache.teacher.base import Teacher, TeacherInput
+from cache.teacher.plugins import hooked, with_hook
 
 
 class PreparedFrame(NamedTuple):
@@ -37,16 +38,22 @@ class PreparedFrames(Dataset):
 
     frames: Frames
     points: PointPipeline
-    prepare: Callable[[Float[np.ndarray, "N 5"]], Any]
+    prepare: Callable[[TeacherInput], Any]
     views: ViewsConfig
     depth: DepthSpec | None
 
     @classmethod
     def of(
-        cls, frames: Frames, teacher: Teacher, views: ViewsConfig = CANONICAL, depth: DepthSpec | None = None
+        cls,
+        frames: Frames,
+        teacher: Teacher,
+        views: ViewsConfig = CANONICAL,
+        depth: DepthSpec | None = None,
+        hook: str | None = None,
     ) -> "PreparedFrames":
         """Without the teacher's network, which workers do not need."""
-        return cls(frames=frames, points=teacher.points, prepare=teacher.prepare, views=views, depth=depth)
+        points = with_hook(teacher.points, hook)
+        return cls(frames=frames, points=points, prepare=teacher.prepare, views=views, depth=depth)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -56,12 +63,12 @@ class PreparedFrames(Dataset):
         with naming(frame.token):
             sweeps = load_sweeps(frame, self.points)
             codes = None if self.depth is None else depth_codes(camera_points(frame, key_sweep=sweeps[0]), self.depth)
-        points = np.concatenate(sweeps)
+            points = hooked(frame, np.concatenate(sweeps), self.points)
         views = []
         names = self.views.names
         for name, matrix in zip(names, view_matrices(names, self.views.drawn_views, frame.token), strict=True):
             with naming(sample_label(frame.token, name)):
-                views.append(self.prepare(transform_points(points, matrix)))
+                views.append(self.prepare(TeacherInput.of_view(frame, points, matrix)))
         return PreparedFrame(frame.token, views, None if codes is None else torch.from_numpy(codes))
 
 

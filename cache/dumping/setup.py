@@ -8,8 +8,9 @@ import torch
 
 from cache.dumping.config import DumpConfig
 from cache.dumping.encode import encode_samples, join_views
+from cache.dumping.first_frame import require_sound, run_first_frame
 from cache.dumping.prepared import PreparedFrame, PreparedFrames
-from cache.errors import ConfigError, TeacherError
+from cache.errors import ConfigError
 from cache.geometry.camera_points import DepthSpec
 from cache.geometry.views import sample_label
 from cache.nuscenes.frames import Frame, Frames
@@ -18,7 +19,7 @@ from cache.spec import CacheSpec, DataIdentity, LayerSpec
 from cache.store.layout import StoredSample
 from cache.store.partition import WHOLE, Part
 from cache.store.writer import StoreWriter
-from cache.teacher.base import Teacher, TeacherOutput
+from cache.teacher.base import Teacher
 from cache.versions import software_versions
 
 
@@ -40,7 +41,7 @@ class DumpSetup:
             DataError: the first frame's points are missing or broken.
         """
         spec = build_spec(config, frames, teacher)
-        prepared = PreparedFrames.of(frames, teacher, config.views, spec.depth)
+        prepared = PreparedFrames.of(frames, teacher, config.views, spec.depth, config.points)
         return cls(config=config, teacher=teacher, spec=spec, prepared=prepared)
 
     def open_writer(self, out: Path, part: Part = WHOLE, redo: Collection[int] | None = None) -> StoreWriter:
@@ -86,17 +87,19 @@ def build_spec(config: DumpConfig, frames: Frames, teacher: Teacher) -> CacheSpe
             expected=teacher.points.past_sweeps,
             cure="Open the frames with a larger max_sweeps",
         )
-    output = teacher(PreparedFrames.of(frames, teacher)[0].views)
-    _require_maps(config, teacher, output)
+    prepared = PreparedFrames.of(frames, teacher, hook=config.points)
+    output = run_first_frame(teacher, prepared)
+    require_sound(config, teacher, output)
     head_maps = {name: maps.shape[2] for name, maps in output.head_maps.items()}
     return CacheSpec(
         teacher=teacher.identity,
         data=DataIdentity.of(frames.version, frames.splits, frames.tokens),
-        points=teacher.points,
+        points=prepared.points,
         layers=tuple(
             LayerSpec(name=name, channels=output.layers[name].shape[1], grid=teacher.layer_grids[name], codec=codec)
             for name, codec in config.layers.items()
         ),
+        heatmap="none" if output.heatmap is None else "probability",
         heatmap_grid=teacher.heatmap_grid,
         canvas_grid=teacher.canvas_grid,
         head_maps=head_maps if config.head_maps else {},
@@ -113,26 +116,3 @@ def depth_spec(frame: Frame) -> DepthSpec:
         longest_side=max(max(camera.size) for camera in frame.cameras),
         most_points=max(len(points) for points in camera_points(frame)),
     )
-
-
-def _require_maps(config: DumpConfig, teacher: Teacher, output: TeacherOutput) -> None:
-    unknown = [name for name in config.layers if name not in output.layers]
-    if unknown:
-        raise ConfigError(
-            "the teacher has no such layer",
-            where=teacher.identity.name,
-            got=", ".join(unknown),
-            expected=f"some of {', '.join(output.layers)}",
-            cure="Change `layers`",
-        )
-    maps = [(f"layer {name}", output.layers[name], teacher.layer_grids[name]) for name in config.layers]
-    maps += [
-        ("heatmap", output.heatmap, teacher.heatmap_grid),
-        ("canvas mask", output.canvas_mask, teacher.canvas_grid),
-    ]
-    for where, values, grid in maps:
-        shape = tuple(values.shape[-2:])
-        if shape != grid.shape:
-            raise TeacherError(
-                "a map of the teacher does not fit its grid", where=where, got=shape, expected=grid.shape
-            )

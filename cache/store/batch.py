@@ -36,7 +36,7 @@ class TeacherBatch:
     """The cached maps of B samples, one view of each.
 
     features: by layer name, encoded (B, C, H, W).
-    heatmap: probability * 255, all classes, (B, K, H, W).
+    heatmap: probability * 255, all classes, (B, K, H, W); without channels (K = 0) of a teacher without heatmaps.
     canvas_mask: (B, H, W).
     head_maps: the head's other maps by name, (B, T, D, H, W) float16; empty unless requested.
     view_matrix: canonical LiDAR -> the BEV frame of the view, (B, 4, 4).
@@ -66,7 +66,7 @@ class TeacherBatch:
 
     def row(self, row: int) -> dict[str, np.ndarray]:
         """The memory of one sample (batch on the CPU), by stored array; not the canvas mask, which is stored packed."""
-        buffers = {HEATMAP: self.heatmap}
+        buffers = {HEATMAP: self.heatmap} if self.heatmap.shape[1] else {}
         for name, layer in self.features.items():
             buffers[feature_array(name)] = layer.values
             if layer.codec.kind != "float16":
@@ -108,7 +108,9 @@ def empty_batch(
             )
             for layer in layers
         },
-        heatmap=empty(HEATMAP),
+        heatmap=empty(HEATMAP)
+        if HEATMAP in arrays
+        else _empty(samples, 0, *spec.heatmap_grid.shape, dtype=torch.uint8, pin=pin),
         canvas_mask=_empty(samples, *spec.canvas_grid.shape, dtype=torch.bool, pin=pin),
         head_maps={name: empty(head_map_array(name)) for name in spec.head_maps} if head_maps else {},
         view_matrix=_empty(samples, 4, 4, pin=pin),
@@ -118,7 +120,8 @@ def empty_batch(
 def describe_arrays(stored: TeacherSample | TeacherBatch) -> dict[str, str]:
     """Type and shape of each array, by name."""
     arrays = {name: layer.values for name, layer in stored.features.items()}
-    arrays |= {"heatmap": stored.heatmap, "canvas mask": stored.canvas_mask} | stored.head_maps
+    arrays |= {"heatmap": stored.heatmap} if stored.heatmap.shape[1] else {}
+    arrays |= {"canvas mask": stored.canvas_mask} | stored.head_maps
     return {name: describe(tensor) for name, tensor in arrays.items()}
 
 

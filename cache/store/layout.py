@@ -141,7 +141,8 @@ def sample_arrays(spec: CacheSpec) -> dict[str, SampleArray]:
             arrays.append(array(name=scale_array(name), dtype="float32", shape=shape[:1], dims=dims[:1]))
     tasks, (height, width), yx = len(spec.teacher.tasks), spec.heatmap_grid.shape, ("heatmap_y", "heatmap_x")
     of_classes = (len(spec.teacher.classes), height, width)
-    arrays.append(array(name=HEATMAP, dtype="uint8", shape=of_classes, dims=("class", *yx)))
+    if spec.heatmap != "none":
+        arrays.append(array(name=HEATMAP, dtype="uint8", shape=of_classes, dims=("class", *yx)))
     packed = (spec.canvas_grid.shape[0], -(-spec.canvas_grid.shape[1] // 8))
     arrays.append(array(name=CANVAS_MASK, dtype="uint8", shape=packed, dims=("canvas_y", "canvas_x_byte"), packed=True))
     for name, channels in spec.head_maps.items():

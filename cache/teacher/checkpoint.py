@@ -5,12 +5,12 @@ import re
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from cache.errors import OfflineDistillError, OfflineDistillWarning, TeacherError
+from cache.errors import ConfigError, OfflineDistillError, OfflineDistillWarning, TeacherError
 from cache.teacher.foreign import require_own_kind
 from cache.teacher.state_dict import abridged, load_state_dict, not_finite
 
@@ -67,6 +67,17 @@ class LoadOptions:
 
     boxes: Literal["auto", "old", "new"] = "auto"
     averaged: bool | None = None
+
+    @classmethod
+    def of(cls, boxes: str, averaged: bool | None) -> "LoadOptions":
+        """From the command line's values.
+
+        Raises:
+            ConfigError: `boxes` is none of the conventions.
+        """
+        if boxes not in ("auto", "old", "new"):
+            raise ConfigError("unknown convention of boxes", where="--boxes", got=boxes, expected="auto, old or new")
+        return cls(boxes=cast(Literal["auto", "old", "new"], boxes), averaged=averaged)
 
 
 def load_weights(detector: nn.Module, path: Path, options: LoadOptions | None = None) -> Checkpoint:

@@ -8,7 +8,9 @@ from pathlib import Path
 from cache.errors import OfflineDistillError, TeacherError
 from cache.teacher.state_dict import abridged
 
-OWN_TEACHER = "Wrap its network in the Teacher protocol and dump it with --teacher module:factory (docs/your-student.md)"
+OWN_TEACHER = (
+    "Wrap its network in the Teacher protocol and dump it with --teacher module:factory (docs/your-student.md)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""An mmdet3d centre detector as a `Teacher`."""
+"""An mmdet3d detector as a `Teacher`."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,38 +13,51 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from cache.errors import TeacherError
-from cache.geometry.grid import BevGrid
-from cache.spec import PointPipeline, TeacherIdentity
-from cache.teacher.base import TeacherOutput
-from cache.teacher.checkpoint import load_weights, weights_sha256
-from cache.teacher.mmdet3d_config import (
+from cache.spec import COLUMNS, PointPipeline, TeacherIdentity
+from cache.teacher.base import TeacherInput, TeacherOutput
+from cache.teacher.checkpoint import LoadOptions, load_weights, weights_sha256
+from cache.teacher.mmdet3d_config import config_sha256, read_config
+from cache.teacher.mmdet3d_detector import (
     Detector,
     build_detector,
-    config_sha256,
     decoding_of,
+    has_heatmap,
+    head_of,
     initialise,
-    point_pipeline,
-    read_config,
+    tasks_of,
 )
+from cache.teacher.mmdet3d_grids import canvas_grid, require_consistent, require_decodable, strided
+from cache.teacher.mmdet3d_points import point_pipeline
+from cache.teacher.recorded import require_same_training
+from cache.teacher.sparse import sparse_convolutions
 
 Voxels = dict[str, Tensor]
 """mmdet3d's own format: `voxels`, `coors` (batch, z, y, x) and what else the detector's encoder takes."""
 
 
 def load_teacher(
-    config: str, checkpoint: Path | None, device: torch.device | str = "cpu", random_seed: int = 0
+    config: str,
+    checkpoint: Path | None,
+    device: torch.device | str = "cpu",
+    random_seed: int = 0,
+    options: LoadOptions | None = None,
+    hook: str | None = None,
 ) -> "Mmdet3dTeacher":
     """A teacher from an mmdet3d configuration.
 
     Args:
-        config: a .py file, or a name of mmdet3d's model zoo. The detector needs a BEV neck and a CenterHead.
+        config: a .py file, or a name of mmdet3d's model zoo. The detector needs a BEV backbone, neck and head; heatmaps
+            come from a CenterHead alone.
         checkpoint: its weights; None for random ones, which are marked as such in the identity.
         device: where the network runs; voxels are always made on the CPU.
         random_seed: of the random weights.
+        options: what the checkpoint's file does not say.
+        hook: `module:function` that makes the points instead of the configuration's test pipeline.
 
     Raises:
-        TeacherError: mmdet3d is missing; the configuration is unknown or no centre detector; the checkpoint is missing,
-            unsafe, another detector's or not finite; the network cannot run on the device.
+        TeacherError: mmdet3d is missing; the configuration is unknown, changes points in a way that a dump does not
+            repeat, or is no BEV detector's; the checkpoint is missing, unsafe, another detector's or not finite; the
+            network cannot run on the device.
     """
     resolved = read_config(config)
     with torch.random.fork_rng(devices=[]):
@@ -53,17 +66,17 @@ def load_teacher(
         if checkpoint is None:
             initialise(network)
         else:
-            load_weights(network, checkpoint)
-    head = network.pts_bbox_head
+            loaded = load_weights(network, checkpoint, options)
+            require_same_training(loaded.config_text, resolved, checkpoint)
     identity = TeacherIdentity(
-        name=Path(resolved.filename).stem,
+        name=resolved.filename.rsplit("/", 1)[-1].removesuffix(".py"),
         weights="random" if checkpoint is None else "checkpoint",
         weights_sha256=weights_sha256(network),
         config_sha256=config_sha256(resolved),
-        tasks=tuple(tuple(names) for names in head.class_names),
-        decoding=decoding_of(head),
+        tasks=tasks_of(network, resolved),
+        decoding=decoding_of(network),
     )
-    return Mmdet3dTeacher(network, identity, point_pipeline(resolved), device)
+    return Mmdet3dTeacher(network, identity, point_pipeline(resolved, hook), device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,29 +84,40 @@ class Voxelise:
     """Points -> voxels with the detector's own preprocessor, which has no weights and is pickled cheaply."""
 
     preprocessor: Any
+    pipeline: PointPipeline
 
-    def __call__(self, points: Float[np.ndarray, "N 5"]) -> Voxels:
+    def __call__(self, frame: TeacherInput) -> Voxels:
         """Voxels of one frame.
 
         Raises:
             TeacherError: no point lies within the detector's range.
         """
-        voxels = self.preprocessor.voxelize([torch.from_numpy(np.ascontiguousarray(points, np.float32))], None)
+        points = self._taken(np.ascontiguousarray(frame.points, np.float32))
+        voxels = self.preprocessor.voxelize([torch.from_numpy(points)], None)
         if not (voxels["coors"] >= 0).all(dim=1).any():
             range_m = self.preprocessor.voxel_layer.point_cloud_range
             raise TeacherError(
                 "no point of the frame lies within the teacher's range",
-                got=f"{len(points)} points",
+                got=f"{len(frame.points)} points",
                 expected=f"some with x, y, z in {range_m[:3]} .. {range_m[3:]}",
             )
         return voxels
 
+    def _taken(self, points: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "M C"]:
+        """The points and columns that the pipeline leaves, as PointsRangeFilter does: its edges are outside."""
+        if self.pipeline.range_m is not None:
+            low, high = np.split(np.asarray(self.pipeline.range_m, np.float32), 2)
+            points = points[((points[:, :3] > low) & (points[:, :3] < high)).all(axis=1)]
+        columns = self.pipeline.columns
+        return points if columns is None else np.ascontiguousarray(points[:, columns])
+
 
 class Mmdet3dTeacher(nn.Module):
-    """An mmdet3d centre detector as a `Teacher`.
+    """An mmdet3d detector as a `Teacher`.
 
     The detector is in eval mode and its parameters require no gradient from the start; `train()` does not change it.
-    Layers are the BEV neck's output (`head`) and the stages of the BEV backbone (`backbone0..`), row = y, column = x.
+    Layers are the BEV neck's output (`head`; a pyramid's further levels are `head1`, ...), the stages of the BEV
+    backbone (`backbone0..`) and, of a sparse encoder, its own output (`middle`); row = y, column = x.
     """
 
     def __init__(
@@ -104,11 +128,19 @@ class Mmdet3dTeacher(nn.Module):
         self.network: Detector = network.eval().requires_grad_(False)
         self.identity = identity
         self.points = points
-        self.prepare = Voxelise(preprocessor=copy.deepcopy(network.data_preprocessor))
-        self.canvas_grid = _canvas_grid(self.prepare.preprocessor.voxel_layer)
+        self.prepare = Voxelise(preprocessor=copy.deepcopy(network.data_preprocessor), pipeline=points)
+        self.canvas_grid = canvas_grid(self.prepare.preprocessor.voxel_layer, identity.name)
+        require_consistent(network, self.canvas_grid, identity.name)
+        self.has_heatmap = has_heatmap(network)
         produced = self._try_out(device)
-        self.layer_grids = {name: self.canvas_grid.resized(_size(layer)) for name, layer in produced.layers.items()}
-        self.heatmap_grid = self.canvas_grid.resized(_size(produced.heatmap))
+        self.layer_grids = {
+            name: strided(self.canvas_grid, _size(layer), name, identity.name)
+            for name, layer in produced.layers.items()
+        }
+        self.heatmap_grid = self.layer_grids["head"]
+        if produced.heatmap is not None:
+            self.heatmap_grid = strided(self.canvas_grid, _size(produced.heatmap), "heatmap", identity.name)
+            require_decodable(network, self.canvas_grid, self.heatmap_grid.shape, identity.name)
 
     def train(self, mode: bool = True) -> "Mmdet3dTeacher":
         """Stay in eval mode: neither batch statistics nor dropout may change, whichever module owns the teacher."""
@@ -118,43 +150,53 @@ class Mmdet3dTeacher(nn.Module):
         """Run B prepared frames through the network, without gradients."""
         device = next(self.network.parameters()).device
         voxels = _collate(prepared, device)
-        with torch.inference_mode(), _outputs_of(self.network.pts_backbone) as stages:
-            _, (bev, *_) = self.network.extract_feat({"voxels": voxels}, [{}] * len(prepared))
-            tasks = [levels[0] for levels in self.network.pts_bbox_head([bev])]
+        parts = {"head": self.network.pts_neck, "backbone": self.network.pts_backbone}
+        if sparse_convolutions(self.network.pts_middle_encoder):
+            parts["middle"] = self.network.pts_middle_encoder
+        with torch.inference_mode():
+            with _outputs_of(parts) as outputs:
+                self.network.extract_feat({"voxels": voxels}, [{}] * len(prepared))
+            heatmap, head_maps = self._head_maps(outputs["head"][0]) if self.has_heatmap else (None, {})
             return TeacherOutput(
-                layers={"head": bev} | {f"backbone{index}": stage for index, stage in enumerate(stages)},
-                heatmap=torch.cat([task["heatmap"] for task in tasks], dim=1).sigmoid(),
-                head_maps={
-                    name: torch.stack([task[name] for task in tasks], dim=1) for name in tasks[0] if name != "heatmap"
-                },
+                layers=_named(outputs),
+                heatmap=heatmap,
+                head_maps=head_maps,
                 canvas_mask=_occupied(voxels["coors"], len(prepared), self.canvas_grid.shape),
             )
 
     def head_weights(self) -> dict[str, Tensor]:
-        """The CenterHead's state dict, on the CPU."""
-        return {name: tensor.cpu() for name, tensor in self.network.pts_bbox_head.state_dict().items()}
+        """The head's state dict, on the CPU."""
+        return {name: tensor.cpu() for name, tensor in head_of(self.network).state_dict().items()}
+
+    def _head_maps(self, bev: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The CenterHead's heatmap of all tasks, and its other maps by name."""
+        tasks = [levels[0] for levels in head_of(self.network)([bev])]
+        heatmap = torch.cat([task["heatmap"] for task in tasks], dim=1).sigmoid()
+        names = [name for name in tasks[0] if name != "heatmap"]
+        return heatmap, {name: torch.stack([task[name] for task in tasks], dim=1) for name in names}
 
     def _try_out(self, device: torch.device | str) -> TeacherOutput:
         """Run a synthetic frame, which gives the maps' shapes and shows whether the device has all operators."""
         low, high = np.split(np.asarray(self.prepare.preprocessor.voxel_layer.point_cloud_range), 2)
-        points = np.zeros((64, 5), np.float32)
+        points = np.zeros((64, self._point_columns()), np.float32)
         points[:, :3] = np.linspace(low, high, len(points), endpoint=False)
         try:
             self.network.to(device)
-            return self([self.prepare(points)])
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            return self([self.prepare(TeacherInput.of_points(points))])
+        except (RuntimeError, AssertionError, NotImplementedError, IndexError, TypeError) as error:
             raise TeacherError(
                 "the teacher cannot run on this device",
                 where=self.identity.name,
-                got=f"{device}: {str(error).strip().splitlines()[0]}",
-                cure="Try another device; sparse and deformable convolutions need spconv, or an mmcv built with CUDA",
+                got=f"{device}: {_first_line(error)}",
+                cure="Try another device; sparse convolutions need spconv's wheel for it",
             ) from error
 
-
-def _canvas_grid(voxel_layer: Any) -> BevGrid:
-    x0, y0, _, x1, y1, _ = map(float, voxel_layer.point_cloud_range)
-    cell_x, cell_y, _ = map(float, voxel_layer.voxel_size)
-    return BevGrid(x_range_m=(x0, x1), y_range_m=(y0, y1), cell_m=(cell_x, cell_y))
+    def _point_columns(self) -> int:
+        """How many columns the points have; a hook's are those that the voxel encoder takes."""
+        if self.points.columns is not None:
+            return len(COLUMNS)
+        encoder = self.network.pts_voxel_encoder
+        return int(getattr(encoder, "in_channels", getattr(encoder, "num_features", len(COLUMNS))))
 
 
 def _size(maps: Tensor) -> tuple[int, int]:
@@ -176,12 +218,32 @@ def _occupied(coors: Tensor, frames: int, shape: tuple[int, int]) -> Bool[Tensor
     return mask
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _named(outputs: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """Layers by their names in a store."""
+    first, *levels = outputs["head"]
+    named = {"head": first} | {f"head{index}": level for index, level in enumerate(levels, start=1)}
+    named |= {f"backbone{index}": stage for index, stage in enumerate(outputs["backbone"])}
+    return named | ({"middle": outputs["middle"][0]} if "middle" in outputs else {})
+
+
 @contextmanager
-def _outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Record what `module` returns within the context: mmdet3d's own forward pass keeps only the neck's output."""
-    outputs: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.extend(output))
+def _outputs_of(parts: dict[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+    """Record what modules return within the context: mmdet3d's own forward pass keeps only the neck's output."""
+    outputs: dict[str, list[Tensor]] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            outputs[name] = [output] if isinstance(output, Tensor) else list(output)
+
+        return keep
+
+    handles = [module.register_forward_hook(record(name)) for name, module in parts.items()]
     try:
         yield outputs
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -66,8 +66,8 @@ def _kernel(module: nn.Module) -> Tensor:
 def one_thread() -> Iterator[None]:
     """Run sparse convolutions on the CPU with one thread.
 
-    spconv's CPU operators (2.3.8) add into shared rows without a lock: with more than one thread sums are lost, differently
-    in each run (tests/cache/teacher/test_sparse.py). One thread is exact, and faster as well.
+    spconv's CPU operators (2.3.8) add into shared rows without a lock: with more than one thread sums are lost,
+    differently in each run (tests/cache/teacher/test_sparse.py). One thread is exact, and faster as well.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -62,8 +62,8 @@ def load_state_dict(
 ) -> StateDictMatch:
     """Load a state dict as far as it fits, and verify that the module then holds its values.
 
-    Sparse kernels are converted between the layouts of spconv 1 and 2, which shapes tell; `versions`, the `_metadata` of
-    a state dict that torch has written, decides where shapes do not. Modules that rename older tensors themselves do so.
+    Sparse kernels are converted between the layouts of spconv 1 and 2, which shapes tell; `versions`, the `_metadata`
+    of a state dict that torch has written, decides where shapes do not. Modules that rename older tensors do so.
     """
     versions = dict(versions or {})
     sparse = sparse_convolutions(module)
@@ -98,7 +98,7 @@ def abridged(names: Iterable[object], most: int = 4, separator: str = ", ") -> s
 
 
 def _unequal(module: nn.Module, state: Mapping[str, Tensor], missing: Iterable[str]) -> tuple[str, ...]:
-    """The module's tensors that hold none of the file's; a renamed one equals one of the file's that have no namesake."""
+    """The module's tensors that do not hold the file's; a renamed one equals one of the file's without a namesake."""
     own = module.state_dict()
     renamed = [value for name, value in state.items() if name not in own]
     loaded = _counted(name for name in own if name not in set(missing))

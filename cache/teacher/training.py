@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,10 @@ from cache.errors import TeacherError
 from cache.nuscenes.frames import Frame
 from cache.nuscenes.points import load_points
 from cache.spec import CLASSES, PointPipeline
-from cache.teacher.mmdet3d_config import (
-    Config,
-    Detector,
-    build_detector,
-    mmdet3d_scope,
-    point_pipeline,
-    read_config,
-    transforms_of,
-)
+from cache.teacher.mmdet3d_config import Config, mmdet3d_scope, read_config
+from cache.teacher.mmdet3d_detector import Detector, build_detector, tasks_of
+from cache.teacher.mmdet3d_points import point_pipeline, transforms_of, type_name
+from cache.teacher.sparse import one_thread, sparse_convolutions
 
 LOADING = ("LoadPointsFromFile", "LoadPointsFromMultiSweeps", "LoadAnnotations3D")
 """Steps of mmdet3d's pipelines that our frames have already done."""
@@ -58,7 +54,8 @@ def train_teacher(config: str, frames: Sequence[Frame], out: Path, seed: int = 0
     with mmdet3d_scope():
         loader = _loader(resolved, frames, detector, seed)
         runner = _runner(resolved, detector, loader, out, seed)
-        runner.train()
+        with one_thread() if sparse_convolutions(detector) and not torch.cuda.is_available() else nullcontext():
+            runner.train()
     return out / CHECKPOINT
 
 
@@ -66,8 +63,8 @@ def _loader(config: Config, frames: Sequence[Frame], detector: Detector, seed: i
     import mmdet3d.datasets  # noqa: F401  (importing it registers its transforms)
     from mmengine.dataset import Compose, DefaultSampler, pseudo_collate
 
-    steps = [step for step in transforms_of(config, "train_dataloader") if step.type not in LOADING]
-    pasting = [step.type for step in steps if step.type in ("ObjectSample", "UnifiedObjectSample")]
+    steps = [step for step in transforms_of(config, "train_dataloader") if type_name(step) not in LOADING]
+    pasting = [type_name(step) for step in steps if type_name(step) in ("ObjectSample", "UnifiedObjectSample")]
     if pasting:
         raise TeacherError(
             "ground-truth pasting needs a database of objects, which is not made here",
@@ -75,7 +72,7 @@ def _loader(config: Config, frames: Sequence[Frame], detector: Detector, seed: i
             got=", ".join(pasting),
             cure="Take the step out of the train pipeline, or train with mmdet3d's own tools",
         )
-    classes = [name for task in detector.pts_bbox_head.class_names for name in task]
+    classes = [name for task in tasks_of(detector, config) for name in task]
     dataset = _TrainingFrames(frames, point_pipeline(config), classes, Compose(steps))
     workers = config.train_dataloader.get("num_workers", 0)
     return DataLoader(

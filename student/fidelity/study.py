@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cache.geometry.views import PUBLIC_AUGMENT, nearest_view, transform_boxes, transform_points
+from cache.geometry.views import PUBLIC_AUGMENT, nearest_view, transform_boxes
 from cache.nuscenes.frames import Frame, Frames
-from cache.nuscenes.points import load_points
 from cache.spec import LayerSpec
 from cache.store.codec import Encoded
 from cache.store.reader import TeacherBatch, TeacherCache
-from cache.teacher.base import Teacher, TeacherOutput
+from cache.teacher.base import Teacher, TeacherInput, TeacherOutput
+from cache.teacher.plugins import teacher_points
 from student.distill.boxes import pad_boxes
 from student.distill.warp import to_teacher, warp
 from student.evaluation.evaluate import Metrics, evaluate
@@ -101,9 +101,9 @@ class FidelityStudy:
         comparisons: list[Comparison] = []
         found: dict[tuple[str, MatrixSource, int], list[tuple[str, Detections]]] = defaultdict(list)
         for position, frame in enumerate(frames):
-            points = load_points(frame, self.teacher.points)
+            points = teacher_points(frame, self.cache.spec.points)
             for trial in self._trials(frame, position):
-                live = self.teacher([self.teacher.prepare(transform_points(points, trial.matrix))])
+                live = self.teacher([self.teacher.prepare(TeacherInput.of_view(frame, points, trial.matrix))])
                 self.head.require_same(live)
                 detections = self.head.detect(live.layers["head"], trial.matrix)
                 found[LIVE, trial.source, trial.number].append((frame.token, detections))

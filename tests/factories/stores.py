@@ -20,7 +20,7 @@ from cache.store.distortion import Distortion, measure
 from cache.store.layout import Layout, StoredSample, sample_arrays
 from cache.store.partition import WHOLE, Part
 from cache.store.writer import StoreWriter
-from cache.teacher.base import TeacherOutput
+from cache.teacher.base import TeacherInput, TeacherOutput
 
 CANVAS = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-6.0, 6.0), cell_m=(1.0, 1.0))
 
@@ -154,7 +154,8 @@ class SmallTeacher(nn.Module):
         self.canvas_grid, self.heatmap_grid = grid, grid.coarser(stride)
         self.layer_grids = {"backbone0": grid, "head": self.heatmap_grid}
 
-    def prepare(self, points: np.ndarray) -> Tensor:
+    def prepare(self, frame: TeacherInput) -> Tensor:
+        points = frame.points
         height, width = self.canvas_grid.shape
         cells = np.floor(self.canvas_grid.to_cells(points[:, :2])).astype(int)
         counts = np.zeros((height, width), np.float32)

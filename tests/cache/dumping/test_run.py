@@ -12,6 +12,7 @@ from cache.nuscenes.points import load_points
 from cache.spec import CodecSpec
 from cache.store.codec import encode
 from cache.store.reader import TeacherCache
+from cache.teacher.base import TeacherInput
 from tests.factories.stores import CANVAS, SmallFrames, SmallTeacher, make_config
 
 
@@ -31,7 +32,7 @@ def test_the_store_holds_the_teachers_output(frames, teacher, tmp_path):
     cache = TeacherCache(tmp_path / "teacher.zarr")
     assert tuple(cache.tokens) == frames.tokens
     for position in (0, 5, 9):
-        output = teacher([teacher.prepare(load_points(frames[position], teacher.points))])
+        output = teacher([teacher.prepare(TeacherInput.of_points(load_points(frames[position], teacher.points)))])
         sample = cache[frames.tokens[position]]
         for name, layer in output.layers.items():
             expected = encode(layer, CodecSpec()).decode()
@@ -58,7 +59,9 @@ def test_the_measured_error_is_kept(frames, teacher, tmp_path):
     report = TeacherCache(tmp_path / "teacher.zarr").attributes.codec_report
     signal = noise = largest = 0.0
     for position in range(10):
-        layer = teacher([teacher.prepare(load_points(frames[position], teacher.points))]).layers["head"]
+        layer = teacher(
+            [teacher.prepare(TeacherInput.of_points(load_points(frames[position], teacher.points)))]
+        ).layers["head"]
         error = layer - encode(layer, CodecSpec()).decode()
         signal, noise = signal + layer.square().sum().item(), noise + error.square().sum().item()
         largest = max(largest, error.abs().max().item())

@@ -19,6 +19,7 @@ from cache.spec import CodecSpec
 from cache.store.codec import encode
 from cache.store.partition import Part
 from cache.store.reader import TeacherCache
+from cache.teacher.base import TeacherInput
 from tests.factories.stores import CANVAS, SmallFrames, SmallTeacher, make_config
 
 VIEWS = {"reflections": 2, "drawn": 2, "seed": 7}
@@ -56,7 +57,7 @@ def test_each_view_holds_the_teachers_output_of_transformed_points(frames, cache
         for view in range(4):
             moved = points.astype(np.float64)
             moved[:, :3] = points[:, :3] @ sample.view_matrix[view, :3, :3].numpy().T.astype(np.float64)
-            output = teacher([teacher.prepare(moved.astype(np.float32))])
+            output = teacher([teacher.prepare(TeacherInput.of_points(moved.astype(np.float32)))])
             assert torch.equal(sample.canvas_mask[view], output.canvas_mask[0])
             assert (sample.heatmap[view] / 255 - output.heatmap[0]).abs().max() <= 0.5 / 255 + 1e-5
             for name, layer in output.layers.items():
@@ -226,7 +227,7 @@ def test_the_losses_of_all_views_are_counted(frames, cache):
     for position, token in enumerate(frames.tokens):
         points = load_points(frames[position], teacher.points)
         for matrix in cache.view_matrices([token])[0]:
-            layer = teacher([teacher.prepare(transform_points(points, matrix))]).layers["head"]
+            layer = teacher([teacher.prepare(TeacherInput.of_points(transform_points(points, matrix)))]).layers["head"]
             error = layer - encode(layer, CodecSpec()).decode()
             signal, noise = signal + layer.square().sum().item(), noise + error.square().sum().item()
     assert cache.attributes.codec_report["head"].sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.01)

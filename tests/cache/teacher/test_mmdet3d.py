@@ -20,6 +20,7 @@ from cache.nuscenes.points import load_points
 from cache.spec import CodecSpec, PointPipeline
 from cache.store.codec import encode
 from cache.store.reader import TeacherCache
+from cache.teacher.base import TeacherInput
 from cache.teacher.mmdet3d import Mmdet3dTeacher, load_teacher
 
 pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed")
@@ -68,7 +69,9 @@ def test_the_demo_teacher_describes_itself(teacher: Mmdet3dTeacher) -> None:
 
 
 def test_output_shapes(teacher: Mmdet3dTeacher) -> None:
-    output = teacher([teacher.prepare(cloud(0)), teacher.prepare(cloud(1))])
+    output = teacher(
+        [teacher.prepare(TeacherInput.of_points(cloud(0))), teacher.prepare(TeacherInput.of_points(cloud(1)))]
+    )
     assert {name: tuple(layer.shape) for name, layer in output.layers.items()} == {
         "head": (2, 96, 40, 40),
         "backbone0": (2, 32, 40, 40),
@@ -89,7 +92,9 @@ def test_a_point_lies_where_the_grids_say(teacher: Mmdet3dTeacher) -> None:
     other = np.array([[-12, -12, 0, 9, 0]], np.float32)
     point = np.array([[10.1, -5.3, 0, 200, 0]], np.float32)
     row, column = int((-5.3 + 16.0) / 0.4), int((10.1 + 16.0) / 0.4)
-    without, with_point = (teacher([teacher.prepare(p)]) for p in (other, np.concatenate([other, point])))
+    without, with_point = (
+        teacher([teacher.prepare(TeacherInput.of_points(p))]) for p in (other, np.concatenate([other, point]))
+    )
     assert (with_point.canvas_mask ^ without.canvas_mask)[0].nonzero().tolist() == [[row, column]]
     for name, layer in with_point.layers.items():
         change = (layer - without.layers[name]).abs().sum(dim=1)[0].numpy()
@@ -100,7 +105,9 @@ def test_a_point_lies_where_the_grids_say(teacher: Mmdet3dTeacher) -> None:
 
 
 def test_frames_of_a_batch_do_not_touch_each_other(teacher: Mmdet3dTeacher) -> None:
-    prepared = [teacher.prepare(cloud(seed, count)) for seed, count in ((0, 500), (1, 3), (2, 900))]
+    prepared = [
+        teacher.prepare(TeacherInput.of_points(cloud(seed, count))) for seed, count in ((0, 500), (1, 3), (2, 900))
+    ]
     together = teacher(prepared)
     for index, voxels in enumerate(prepared):
         alone = teacher([voxels])
@@ -116,7 +123,7 @@ def test_the_teacher_stays_in_eval_mode(teacher: Mmdet3dTeacher) -> None:
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    output = teacher([teacher.prepare(cloud(3))])
+    output = teacher([teacher.prepare(TeacherInput.of_points(cloud(3)))])
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     assert output.layers["head"].is_inference()
 
@@ -124,7 +131,7 @@ def test_the_teacher_stays_in_eval_mode(teacher: Mmdet3dTeacher) -> None:
 def test_prepare_travels_to_workers_without_the_network(teacher: Mmdet3dTeacher) -> None:
     pickled = pickle.dumps(teacher.prepare)
     assert len(pickled) < 10_000
-    clouds = [cloud(seed) for seed in range(3)]
+    clouds = [TeacherInput.of_points(cloud(seed)) for seed in range(3)]
     loader = DataLoader(clouds, batch_size=3, collate_fn=_EachOf(pickle.loads(pickled)), num_workers=1)
     (prepared,) = loader
     here = teacher([teacher.prepare(points) for points in clouds])
@@ -143,9 +150,9 @@ class _EachOf:
 
 def test_a_frame_without_points_in_range_is_refused(teacher: Mmdet3dTeacher) -> None:
     with pytest.raises(TeacherError, match=r"no point of the frame lies within the teacher's range; got 1 points; exp"):
-        teacher.prepare(np.array([[80, 0, 0, 1, 0]], np.float32))
+        teacher.prepare(TeacherInput.of_points(np.array([[80, 0, 0, 1, 0]], np.float32)))
     with pytest.raises(TeacherError, match="got 0 points"):
-        teacher.prepare(np.zeros((0, 5), np.float32))
+        teacher.prepare(TeacherInput.of_points(np.zeros((0, 5), np.float32)))
 
 
 def test_head_weights_are_the_heads(teacher: Mmdet3dTeacher) -> None:
@@ -170,7 +177,7 @@ def test_a_checkpoint_decides_the_maps(teacher: Mmdet3dTeacher, tmp_path: Path) 
     assert loaded.identity.weights == "checkpoint"
     assert loaded.identity.weights_sha256 == teacher.identity.weights_sha256
     points = cloud(4)
-    ours, theirs = (t([t.prepare(points)]).heatmap for t in (loaded, teacher))
+    ours, theirs = (t([t.prepare(TeacherInput.of_points(points))]).heatmap for t in (loaded, teacher))
     assert torch.equal(ours, theirs)
 
 
@@ -194,7 +201,7 @@ def test_a_flipped_view_in_the_store(teacher: Mmdet3dTeacher, made_frames: Frame
     for frame in made_frames:
         sample = cache[frame.token]
         mirrored = load_points(frame, teacher.points) * np.array([1, -1, 1, 1, 1], np.float32)
-        output = teacher([teacher.prepare(mirrored)])
+        output = teacher([teacher.prepare(TeacherInput.of_points(mirrored))])
         expected = encode(output.layers["head"], CodecSpec()).decode()[0]
         torch.testing.assert_close(
             sample.features["head"].decode()[1], expected, rtol=0, atol=0.02
@@ -222,7 +229,7 @@ def occupied(mask: torch.Tensor, box: np.ndarray) -> int:
 def test_the_model_zoo_at_full_size(pillar02: Mmdet3dTeacher, real_frames: Frames) -> None:
     assert pillar02.points == PointPipeline(past_sweeps=9, pad_empty_sweeps=True, remove_close_m=1.0)
     assert pillar02.canvas_grid.shape == (512, 512)
-    prepared = pillar02.prepare(load_points(real_frames[0], pillar02.points))
+    prepared = pillar02.prepare(TeacherInput.of_points(load_points(real_frames[0], pillar02.points)))
     output = pillar02([prepared])
     assert {name: tuple(layer.shape) for name, layer in output.layers.items()} == {
         "head": (1, 384, 128, 128),
@@ -237,7 +244,7 @@ def test_the_model_zoo_at_full_size(pillar02: Mmdet3dTeacher, real_frames: Frame
 def test_maps_and_boxes_are_those_of_mmdet3d(pillar02: Mmdet3dTeacher, real_frames: Frames) -> None:
     """The configuration's own test pipeline, preprocessor and `predict`, from the same file."""
     batch = mmdet3d_batch(real_frames)
-    ours = pillar02([pillar02.prepare(load_points(real_frames[0], pillar02.points))])
+    ours = pillar02([pillar02.prepare(TeacherInput.of_points(load_points(real_frames[0], pillar02.points)))])
     network = pillar02.network
     with torch.inference_mode():
         inputs = network.data_preprocessor(batch, False)
@@ -264,7 +271,8 @@ def mmdet3d_batch(frames: Frames) -> dict:
     from mmdet3d.structures import LiDARInstance3DBoxes
     from mmengine.dataset import Compose, pseudo_collate
 
-    from cache.teacher.mmdet3d_config import mmdet3d_scope, read_config, transforms_of
+    from cache.teacher.mmdet3d_config import mmdet3d_scope, read_config
+    from cache.teacher.mmdet3d_points import transforms_of
 
     with mmdet3d_scope():
         pipeline = Compose(transforms_of(read_config(PILLAR02), "test_dataloader"))
@@ -276,7 +284,7 @@ def mmdet3d_batch(frames: Frames) -> dict:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_gpu_sees_what_the_cpu_sees(teacher: Mmdet3dTeacher) -> None:
     on_gpu = load_teacher(DEMO, None, "cuda")
-    prepared = [teacher.prepare(cloud(5))]
+    prepared = [teacher.prepare(TeacherInput.of_points(cloud(5)))]
     torch.testing.assert_close(on_gpu(prepared).heatmap.cpu(), teacher(prepared).heatmap, rtol=1e-2, atol=1e-3)
 
 
@@ -304,7 +312,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         ("lr = 1", "describes no model .*got lr"),
         ("model = dict(type='CenterPiont')", "cannot be built .*got KeyError: .*CenterPiont"),
         ("model = dict(type='CenterPoint', colour=3)", "cannot be built .*colour"),
-        (f"_base_ = [{DEMO!r}]\nmodel = dict(pts_neck=None)", "not a centre detector .*got CenterPoint with .*SECOND"),
+        (f"_base_ = [{DEMO!r}]\nmodel = dict(pts_neck=None)", "no backbone, neck .*got CenterPoint with .*SECOND"),
         (f"_base_ = [{DEMO!r}]\nmodel = dict(test_cfg=None)", "does not say how boxes are decoded"),
         (
             f"_base_ = [{DEMO!r}]\nmodel = dict(pts_bbox_head=dict(tasks=[dict(num_class=1, class_names=['Car'])]))",

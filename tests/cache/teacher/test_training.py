@@ -12,7 +12,8 @@ from cache.nuscenes.frames import Frame, Sweep
 from cache.spec import CLASSES, PointPipeline
 from cache.teacher.checkpoint import weights_sha256
 from cache.teacher.mmdet3d import load_teacher
-from cache.teacher.mmdet3d_config import build_detector, mmdet3d_scope, read_config
+from cache.teacher.mmdet3d_config import mmdet3d_scope, read_config
+from cache.teacher.mmdet3d_detector import build_detector
 from cache.teacher.training import CHECKPOINT, _loader, _TrainingFrames, train_teacher
 
 pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed")

@@ -11,6 +11,7 @@ from cache.geometry.views import BevAugmentConfig, transform_points
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import load_points
 from cache.store.reader import TeacherCache
+from cache.teacher.base import TeacherInput
 from student.fidelity.report import tables, write
 from student.fidelity.similarity import REGIONS, Similarity, total
 from student.fidelity.study import Comparison, FidelityReport, FidelityStudy
@@ -36,7 +37,9 @@ def under(study: FidelityStudy, frames: Frames, matrix: np.ndarray, name: str = 
     """The first frame under a matrix, with a view set."""
     (view_set,) = (each for each in study.view_sets if each.name == name)
     points = transform_points(load_points(frames[0], study.teacher.points), matrix)
-    return study._compare(frames[0], view_set, matrix, study.teacher([study.teacher.prepare(points)]))[0]
+    return study._compare(
+        frames[0], view_set, matrix, study.teacher([study.teacher.prepare(TeacherInput.of_points(points))])
+    )[0]
 
 
 def test_what_the_teacher_saw_itself_is_exact_but_for_the_code(report: FidelityReport) -> None:
