@@ -211,7 +211,7 @@ class LiveTeacher:
         maps = TeacherBatch(
             tokens=batch.tokens,
             features={name: encode(output.layers[name], self.spec.layer(name).codec) for name in self.layers},
-            heatmap=(output.heatmap * 255).round().to(torch.uint8),
+            heatmap=(output.probability * 255).round().to(torch.uint8),
             canvas_mask=output.canvas_mask.clone(),
             head_maps={},
             view_matrix=batch.bev_matrix,

@@ -76,7 +76,7 @@ def require_sound(config: DumpConfig, teacher: Teacher, output: TeacherOutput) -
 
 def _require_frozen(teacher: Teacher) -> None:
     """No module of the teacher trains, and no parameter requires a gradient."""
-    modules = [teacher] if isinstance(teacher, nn.Module) else []
+    modules: list[nn.Module] = [teacher] if isinstance(teacher, nn.Module) else []
     modules += [value for value in getattr(teacher, "__dict__", {}).values() if isinstance(value, nn.Module)]
     for module in modules:
         training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]

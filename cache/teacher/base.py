@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cache.errors import TeacherError
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import transform_points
 from cache.nuscenes.frames import Camera, Frame
@@ -57,6 +58,17 @@ class TeacherOutput:
     heatmap: Float[Tensor, "B K _ _"] | None
     head_maps: dict[str, Float[Tensor, "B T _ _ _"]]
     canvas_mask: Bool[Tensor, "B _ _"]
+
+    @property
+    def probability(self) -> Float[Tensor, "B K _ _"]:
+        """The heatmap.
+
+        Raises:
+            TeacherError: the teacher has none.
+        """
+        if self.heatmap is None:
+            raise TeacherError("the teacher has no heatmaps", expected="a teacher with a CenterHead")
+        return self.heatmap
 
 
 @runtime_checkable

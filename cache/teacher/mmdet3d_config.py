@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ def mmdet3d_scope() -> Iterator[None]:
     Raises:
         TeacherError: mmdet3d, mmdet, mmengine or mmcv is missing, or they do not fit together.
     """
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # Importing spconv calls what torch renamed.
     try:
         importlib.import_module("mmdet3d.models")
         from mmengine.registry import DefaultScope

@@ -36,12 +36,12 @@ def require_consistent(detector: Detector, canvas: BevGrid, where: str) -> None:
     Raises:
         TeacherError: one has another; features would lie elsewhere than the grids say.
     """
-    encoder = getattr(detector, "pts_middle_encoder", None)
+    encoder: Any = getattr(detector, "pts_middle_encoder", None)
     if hasattr(encoder, "ny"):
         _require(f"{where}, pts_middle_encoder.output_shape", (encoder.ny, encoder.nx), canvas.shape)
     if hasattr(encoder, "sparse_shape") and not _along_x_first(encoder):
         _require(f"{where}, pts_middle_encoder.sparse_shape[1:]", tuple(encoder.sparse_shape[1:]), canvas.shape)
-    coder = getattr(_head(detector), "bbox_coder", None)
+    coder: Any = getattr(_head(detector), "bbox_coder", None)
     if hasattr(coder, "pc_range") and hasattr(coder, "out_size_factor"):
         corner = canvas.x_range_m[0], canvas.y_range_m[0]
         _require(f"{where}, bbox_coder.pc_range", _floats(coder.pc_range[:2]), corner)

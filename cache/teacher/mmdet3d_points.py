@@ -1,6 +1,7 @@
 """The points that a detector takes, read from the test pipeline of its mmdet3d configuration."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cache.errors import TeacherError
@@ -64,7 +65,7 @@ def point_pipeline(config: Config, hook: str | None = None) -> PointPipeline:
     steps = list(_flat(transforms_of(config, "test_dataloader"), where))
     sweeps = next((step for step in steps if type_name(step) == "LoadPointsFromMultiSweeps"), None)
     if hook is not None:
-        return PointPipeline(hook=hook, columns=None, **_sweeps(sweeps or {"sweeps_num": 9}))
+        return PointPipeline(hook=hook, columns=None, **_sweeps(sweeps or {"sweeps_num": 9}, where))
     if sweeps is None:
         raise TeacherError(
             "the teacher's points are not x, y, z, intensity and lag",
@@ -75,7 +76,7 @@ def point_pipeline(config: Config, hook: str | None = None) -> PointPipeline:
     columns = _columns(config, sweeps, where)
     for step in steps:
         _require_known(step, where)
-    return PointPipeline(columns=columns, range_m=_range(config, steps), **_sweeps(sweeps))
+    return PointPipeline(columns=columns, range_m=_range(config, steps, where), **_sweeps(sweeps, where))
 
 
 def _flat(steps: list, where: str) -> Iterator[Step]:
@@ -96,9 +97,24 @@ def _flat(steps: list, where: str) -> Iterator[Step]:
         yield from _flat(list(step.get("transforms", [])), where)
 
 
-def _sweeps(loader: Step) -> dict[str, Any]:
+@contextmanager
+def _reading(where: str, step: str, key: str) -> Iterator[None]:
+    """Name the step and its key where a value is missing or of another kind."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise TeacherError(
+            "a value of the teacher's test pipeline is missing or makes no sense",
+            where=f"{where}, {step}.{key}",
+            got=f"{type(error).__name__}: {error}",
+        ) from error
+
+
+def _sweeps(loader: Step, where: str) -> dict[str, Any]:
+    with _reading(where, "LoadPointsFromMultiSweeps", "sweeps_num"):
+        past_sweeps = int(loader.get("sweeps_num", 10))
     return {
-        "past_sweeps": loader.get("sweeps_num", 10),
+        "past_sweeps": past_sweeps,
         "pad_empty_sweeps": loader.get("pad_empty_sweeps", False),
         "remove_close_m": 1.0 if loader.get("remove_close", False) else 0.0,
     }
@@ -107,7 +123,8 @@ def _sweeps(loader: Step) -> dict[str, Any]:
 def _columns(config: Config, loader: Step, where: str) -> tuple[int, ...]:
     """The columns of x, y, z, intensity and lag that the network takes."""
     dims = loader.get("use_dim", [0, 1, 2, 4])
-    columns = tuple(range(dims)) if isinstance(dims, int) else tuple(dims)
+    with _reading(where, "LoadPointsFromMultiSweeps", "use_dim"):
+        columns = tuple(range(dims)) if isinstance(dims, int) else tuple(map(int, dims))
     taken = _input_channels(config.model)
     if columns[:3] == (0, 1, 2) and set(columns) <= set(range(len(COLUMNS))) and taken in (None, len(columns)):
         return columns
@@ -121,13 +138,14 @@ def _columns(config: Config, loader: Step, where: str) -> tuple[int, ...]:
 
 def _input_channels(model: Any) -> int | None:
     """How many columns of the points the detector's voxel encoder takes; None where its configuration does not say."""
-    encoder = next((model[name] for name in ("pts_voxel_encoder", "voxel_encoder") if model.get(name)), {})
+    encoder: Any = next((model[name] for name in ("pts_voxel_encoder", "voxel_encoder") if model.get(name)), {})
     return encoder.get("in_channels", encoder.get("num_features"))
 
 
-def _range(config: Config, steps: list) -> tuple[float, ...] | None:
+def _range(config: Config, steps: list, where: str) -> tuple[float, ...] | None:
     """The smallest range of PointsRangeFilter where it is narrower than the detector's own, which drops the rest."""
-    ranges = [tuple(map(float, s["point_cloud_range"])) for s in steps if type_name(s) == "PointsRangeFilter"]
+    with _reading(where, "PointsRangeFilter", "point_cloud_range"):
+        ranges = [tuple(map(float, s["point_cloud_range"])) for s in steps if type_name(s) == "PointsRangeFilter"]
     own = voxel_layer(config.model).get("point_cloud_range")
     if not ranges or own is None:
         return None

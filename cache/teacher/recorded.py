@@ -97,7 +97,7 @@ def _dicts(tree: ast.AST | None) -> Iterator[dict[str, ast.expr]]:
             yield {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg is not None}
         elif isinstance(node, ast.Dict):
             pairs = zip(node.keys, node.values, strict=True)
-            yield {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}
+            yield {str(key.value): value for key, value in pairs if isinstance(key, ast.Constant)}
 
 
 def _literal(node: ast.expr | None) -> Any:

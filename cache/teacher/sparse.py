@@ -17,6 +17,11 @@ def sparse_convolutions(module: nn.Module) -> dict[str, nn.Module]:
     return {name: part for name, part in module.named_modules() if _is_sparse(part)}
 
 
+def sparse_kernels(module: nn.Module) -> dict[str, nn.Module]:
+    """The same by the name of their kernel in the module's state dict."""
+    return {f"{name}.weight".lstrip("."): part for name, part in sparse_convolutions(module).items()}
+
+
 def _is_sparse(module: nn.Module) -> bool:
     return any(parent.__name__ == "SparseConvolution" for parent in type(module).__mro__)
 
@@ -34,14 +39,14 @@ def in_layout(kernel: Tensor, source: Layout, target: Layout) -> Tensor:
     return kernel.movedim(-1, 0) if target == "spconv2" else kernel.movedim(0, -1)
 
 
-def possible_layouts(module: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> set[Layout]:
+def possible_layouts(module: nn.Module, weights: Mapping[str, Tensor]) -> set[Layout]:
     """The layouts in which all kernels of a state dict have the shapes of the module's.
 
     A file holds one layout. Shapes of a kernel fit both only where k = in = out, so that real detectors have one.
     """
     possible: set[Layout] = {"spconv1", "spconv2"}
-    for name, part in sparse_convolutions(module).items():
-        kernel, own = weights.get(f"{prefix}{name}.weight"), _kernel(part)
+    for name, part in sparse_kernels(module).items():
+        kernel, own = weights.get(name), _kernel(part)
         if kernel is not None and kernel.dim() == own.dim():
             possible = {one for one in possible if in_layout(kernel, one, layout_of(part)).shape == own.shape}
     return possible
@@ -49,7 +54,7 @@ def possible_layouts(module: nn.Module, weights: Mapping[str, Tensor], prefix: s
 
 def converted(module: nn.Module, weights: Mapping[str, Tensor], source: Layout) -> dict[str, Tensor]:
     """The state dict with every sparse kernel in the module's own layout."""
-    kernels = {f"{name}.weight": part for name, part in sparse_convolutions(module).items()}
+    kernels = sparse_kernels(module)
     return {
         name: in_layout(value, source, layout_of(kernels[name])) if name in kernels else value
         for name, value in weights.items()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache.teacher.sparse import converted, possible_layouts, sparse_convolutions
+from cache.teacher.sparse import converted, possible_layouts, sparse_convolutions, sparse_kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +68,11 @@ def load_state_dict(
     versions = dict(versions or {})
     sparse = sparse_convolutions(module)
     layouts = possible_layouts(module, weights) if sparse else set()
-    if len(layouts) == 2 and any(f"{name}.weight" in weights for name in sparse):
+    kernels = [name for name in sparse_kernels(module) if name in weights]
+    if len(layouts) == 2 and kernels:
         named = {versions.get(name, {}).get("version") for name in sparse} if versions else set()
         if not named:
-            return StateDictMatch(undecided=tuple(f"{name}.weight" for name in sparse))
+            return StateDictMatch(undecided=tuple(kernels))
         layouts = {"spconv2"} if named == {2} else {"spconv1"}
     own = module.state_dict()
     state = OrderedDict(converted(module, weights, layouts.pop()) if layouts else weights)

@@ -25,7 +25,8 @@ class CacheBrowser:
 
     def __init__(self, cache: TeacherCache, size_px: int = 480, view: int = 0) -> None:
         self._cache, self._size_px, self._view = cache, size_px, view
-        names = [*(layer.name for layer in cache.spec.layers), HEATMAP, CANVAS_MASK]
+        heatmaps = [] if cache.spec.heatmap == "none" else [HEATMAP]
+        names = [*(layer.name for layer in cache.spec.layers), *heatmaps, CANVAS_MASK]
         style = {"description_width": "70px"}
         wide = widgets.Layout(width=f"{size_px}px")
         self.token = widgets.IntSlider(0, 0, len(cache) - 1, description="token", style=style, layout=wide)

@@ -44,10 +44,9 @@ def maps(sample: TeacherSample, view: int = 0) -> dict[str, Map]:
         f"{name}: {' x '.join(map(str, encoded.values.shape[-3:]))}": energy(encoded.decode()[view])
         for name, encoded in sample.features.items()
     }
-    return layers | {
-        "heatmap, max over classes": sample.heatmap[view].amax(dim=0).float() / 255,
-        "canvas mask": sample.canvas_mask[view].float(),
-    }
+    if sample.heatmap.shape[1]:
+        layers |= {"heatmap, max over classes": sample.heatmap[view].amax(dim=0).float() / 255}
+    return layers | {"canvas mask": sample.canvas_mask[view].float()}
 
 
 def plot(sample: TeacherSample, view: int = 0) -> "Figure":

@@ -65,12 +65,10 @@ def page(cache: TeacherCache, tokens: tuple[str, ...], found: Survey) -> str:
 def _maps(cache: TeacherCache, sample: TeacherSample) -> dict[str, Map]:
     """The maps of the first view that the gallery's buttons choose from."""
     layers = {name: energy(encoded.decode()[0]) for name, encoded in sample.features.items()}
-    classes = {
-        f"class {name}": sample.heatmap[0, channel].float() / 255
-        for channel, name in enumerate(cache.spec.teacher.classes)
-    }
-    strongest = torch.stack(list(classes.values())).amax(dim=0)
-    return layers | {"all classes": strongest, "canvas mask": sample.canvas_mask[0].float()} | classes
+    names = cache.spec.teacher.classes if cache.spec.heatmap != "none" else ()
+    classes = {f"class {name}": sample.heatmap[0, channel].float() / 255 for channel, name in enumerate(names)}
+    strongest = {"all classes": torch.stack(list(classes.values())).amax(dim=0)} if classes else {}
+    return layers | strongest | {"canvas mask": sample.canvas_mask[0].float()} | classes
 
 
 def _pictures(maps: Mapping[str, Map], largest: Mapping[str, float]) -> dict[str, str]:

@@ -66,6 +66,7 @@ class DistillObjective(nn.Module):
         channel_of = [classes.index(name) if name in classes else -1 for name in CLASSES]
         self.register_buffer("channel_of_label", torch.tensor(channel_of), persistent=False)
         _check_caches(config, teachers)
+        _check_heatmaps(config, teachers)
         pairs = [_build_pair(pair, student, teachers) for pair in config.pairs]
         _check_cells(config, heatmap_grid, pairs, teachers)
         self.pairs = nn.ModuleList(pairs)
@@ -177,6 +178,29 @@ def _check_caches(config: DistillConfig, teachers: Sequence[CacheSpec]) -> None:
             expected=f"below {len(teachers)}: that many caches were given, counted from 0",
             cure="Give the training one more cache, or correct `cache`",
         )
+
+
+def _check_heatmaps(config: DistillConfig, teachers: Sequence[CacheSpec]) -> None:
+    """Raise unless every term that compares with a teacher's heatmap has a teacher with heatmaps."""
+    for term in config.terms:
+        pairs = config.pairs_of(term) if isinstance(term, PairTerm) else ()
+        caches = {term.cache} if isinstance(term, HeatmapTerm) else {pair.cache for pair in pairs}
+        without = [cache for cache in sorted(caches) if teachers[cache].heatmap == "none"]
+        if without and _needs_heatmap(term):
+            raise ConfigError(
+                "the teacher has no heatmaps, and a term compares with them",
+                where=f"distill.terms, {term.label}, cache {without[0]}",
+                got=f"{teachers[without[0]].teacher.name}, heatmap: none",
+                expected=f"terms on features: {', '.join(_ON_FEATURES)}, and fgd without false_positives",
+                cure="Change the term, or dump a teacher with a CenterHead",
+            )
+
+
+def _needs_heatmap(term: TermConfig) -> bool:
+    return isinstance(term, HeatmapTerm) or (isinstance(term, FgdTerm) and term.finds_false_positives)
+
+
+_ON_FEATURES = [kind for kind, (config, _) in TERMS.items() if issubclass(config, PairTerm) and kind != "fgd"]
 
 
 def _check_cells(

@@ -24,7 +24,8 @@ from student.distill.warp import warp_max
 class TeacherMaps:
     """A teacher's maps of B samples that do not come from a cache; the objective takes them like a TeacherBatch.
 
-    features: by layer name. heatmap: probabilities (or, as uint8, probability * 255) of all classes.
+    features: by layer name. heatmap: probabilities (or, as uint8, probability * 255) of all classes; of a teacher
+        without heatmaps it has no channels.
     """
 
     features: Mapping[str, Float[Tensor, "B _ _ _"] | Encoded]
@@ -63,11 +64,16 @@ def align_predictions(
     grids = spec.heatmap_grid, spec.canvas_grid
     if to_teacher is None and all(same_extent(grid, theirs) for theirs in grids):
         return TeacherPredictions(heatmap=maps.heatmap, canvas_mask=maps.canvas_mask)
+    classes = maps.heatmap.shape[1]
+    # A teacher without heatmaps has no channel; the valid mask is that of one.
+    values = maps.heatmap if classes else maps.heatmap.new_zeros(len(maps.heatmap), 1, *spec.heatmap_grid.shape)
     heatmap, canvas = (
         warp_max(values, theirs, grid, alignment_matrix(to_teacher, len(values), grid, theirs))
-        for values, theirs in zip((maps.heatmap, maps.canvas_mask), grids, strict=True)
+        for values, theirs in zip((values, maps.canvas_mask), grids, strict=True)
     )
-    return TeacherPredictions(heatmap=heatmap.features, canvas_mask=canvas.features, valid_mask=heatmap.valid_mask)
+    return TeacherPredictions(
+        heatmap=heatmap.features[:, :classes], canvas_mask=canvas.features, valid_mask=heatmap.valid_mask
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

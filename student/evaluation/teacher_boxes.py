@@ -11,6 +11,7 @@ from jaxtyping import Float
 from cache.errors import MismatchError
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import transform_boxes
+from cache.spec import CacheSpec
 from cache.store.reader import TeacherCache
 from student.models.decoding import Detections, decode
 
@@ -22,9 +23,10 @@ def teacher_detections(cache: TeacherCache, tokens: Iterable[str]) -> Iterator[t
 
     Raises:
         NotCachedError: a token or the head maps were not dumped.
-        MismatchError: the maps are not in the LiDAR frame with a row for each y.
+        MismatchError: the maps are not in the LiDAR frame with a row for each y, or the teacher has no heatmaps.
     """
     teacher = cache.spec.teacher
+    require_heatmap(cache.spec, cache.path)
     require_lidar_grid(cache.spec.heatmap_grid, cache.path)
     for token in tokens:
         batch = cache.read((token,), layers=(), head_maps=True)
@@ -32,6 +34,22 @@ def teacher_detections(cache: TeacherCache, tokens: Iterable[str]) -> Iterator[t
         heatmap = batch.heatmap.float() / 255
         (found,) = decode(heatmap, maps, cache.spec.heatmap_grid, teacher.tasks, teacher.decoding)
         yield token, to_lidar_frame(found, batch.view_matrix[0].numpy())
+
+
+def require_heatmap(spec: CacheSpec, where: Path) -> None:
+    """Check that a store holds heatmaps.
+
+    Raises:
+        MismatchError: its teacher's head has none.
+    """
+    if spec.heatmap == "none":
+        raise MismatchError(
+            "boxes cannot be decoded from a store of a teacher without heatmaps",
+            where=where,
+            got=f"{spec.teacher.name}, heatmap: none",
+            expected="a teacher with a CenterHead",
+            cure="Distil its features from this store, and evaluate the teacher with mmdet3d",
+        )
 
 
 def require_lidar_grid(grid: BevGrid, where: Path) -> None:

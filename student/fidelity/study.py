@@ -20,7 +20,7 @@ from cache.teacher.plugins import teacher_points
 from student.distill.boxes import pad_boxes
 from student.distill.warp import to_teacher, warp
 from student.evaluation.evaluate import Metrics, evaluate
-from student.evaluation.teacher_boxes import require_lidar_grid
+from student.evaluation.teacher_boxes import require_heatmap, require_lidar_grid
 from student.fidelity.similarity import Similarity, similarity, split_regions
 from student.fidelity.surrogate import LossComparison, SurrogateStudent
 from student.fidelity.teacher_head import TeacherHead
@@ -79,12 +79,14 @@ class FidelityStudy:
     """Compare a store with its live teacher.
 
     Raises:
-        MismatchError: the store is another teacher's, or its grid is not in the LiDAR frame with a row for each y.
+        MismatchError: the store is another teacher's or holds no heatmaps, or its grid is not in the LiDAR frame with a
+            row for each y.
         NotCachedError: the store has no views that can be compared.
     """
 
     def __init__(self, cache: TeacherCache, teacher: Teacher, draws: int = 2, seed: int = 0) -> None:
         cache.spec.require({"teacher": teacher.identity.model_dump(mode="json")}, cache.path)
+        require_heatmap(cache.spec, cache.path)
         require_lidar_grid(cache.spec.heatmap_grid, cache.path)
         self.cache, self.teacher, self.draws, self.seed = cache, teacher, draws, seed
         self.view_sets = comparable_view_sets(cache.spec)
@@ -130,8 +132,8 @@ class FidelityStudy:
     ) -> tuple[Comparison, Detections]:
         stored = self.cache.view_matrices([frame.token])[:, list(view_set.views)]
         view = view_set.views[nearest_view(matrix[None], stored)[0]]
-        cached = self.cache.read((frame.token,), views=(view,)).to(live.heatmap.device)
-        boxes = torch.from_numpy(transform_boxes(frame.boxes, matrix)).to(live.heatmap.device)
+        cached = self.cache.read((frame.token,), views=(view,)).to(live.probability.device)
+        boxes = torch.from_numpy(transform_boxes(frame.boxes, matrix)).to(live.probability.device)
         sides = torch.from_numpy(matrix[None]), torch.from_numpy(frame.lidar_to_ego[None])
         grid = self.cache.spec.heatmap_grid
         to_cached = to_teacher(grid, grid, cached.view_matrix, *sides)
@@ -167,7 +169,7 @@ def _by_region(
     boxes: Float[Tensor, "M 9"],
     layer: LayerSpec,
 ) -> dict[str, Similarity]:
-    regions = split_regions(live.heatmap, pad_boxes((boxes,)), layer.grid)
+    regions = split_regions(live.probability, pad_boxes((boxes,)), layer.grid)
     return {name: similarity(found, live.layers[layer.name], cells & inside) for name, cells in regions.items()}
 
 

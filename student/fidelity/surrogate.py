@@ -73,7 +73,7 @@ class SurrogateStudent:
         """
         cached_loss, found = self._gradient(cached, live, boxes, labels, to_cached)
         layers = {name: features.clone() for name, features in live.layers.items()}  # made in inference mode
-        teaching = TeacherMaps(features=layers, heatmap=live.heatmap, canvas_mask=live.canvas_mask)
+        teaching = TeacherMaps(features=layers, heatmap=live.probability, canvas_mask=live.canvas_mask)
         live_loss, reference = self._gradient(teaching, live, boxes, labels, None)
         known = (found != 0).any(dim=1)
         return LossComparison(cached=cached_loss, live=live_loss, gradient=similarity(found, reference, known))
@@ -87,7 +87,7 @@ class SurrogateStudent:
         to_cached: Float[Tensor, "1 4 4"] | None,
     ) -> tuple[float, Float[Tensor, "1 C H W"]]:
         student = live.layers["head"].flip(-1, -2).requires_grad_()
-        logits = live.heatmap.flip(-1, -2).clamp(CLIP, 1 - CLIP).logit()
+        logits = live.probability.flip(-1, -2).clamp(CLIP, 1 - CLIP).logit()
         objective = self.objective.to(student.device)
         terms = objective({"head": student}, logits, teaching, (boxes,), (labels.to(boxes.device),), 0, [to_cached])
         loss = torch.stack(list(terms.values())).sum()

@@ -49,8 +49,8 @@ class TeacherHead:
         Raises:
             TeacherError: the heatmaps differ.
         """
-        logits, _ = self.network.to(live.heatmap.device)(live.layers["head"])
-        difference = (logits.sigmoid() - live.heatmap).abs().max().item()
+        logits, _ = self.network.to(live.probability.device)(live.layers["head"])
+        difference = (logits.sigmoid() - live.probability).abs().max().item()
         if difference > 1e-3:
             raise TeacherError(
                 "the head that lies beside the store does not repeat the teacher's heatmap",

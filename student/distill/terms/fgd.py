@@ -101,6 +101,11 @@ class FgdTerm(PairTerm, CellWeightConfig):
                 raise ConfigError(what, where=f"distill.terms, {self.label}", cure=cure.capitalize())
         return self
 
+    @property
+    def finds_false_positives(self) -> bool:
+        """Whether a pair looks for false positives, in the teacher's heatmap or beside it."""
+        return set(_values(self.false_positives)) != {"none"}
+
 
 def _values(setting: Setting | tuple[Setting, ...]) -> tuple[Setting, ...]:
     return setting if isinstance(setting, tuple) else (setting,)
