@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from cache.errors import OfflineDistillWarning, TeacherError
-from cache.teacher.checkpoint import load_weights, weights_sha256
+from cache.errors import ConfigError, OfflineDistillWarning, TeacherError
+from cache.teacher.checkpoint import LoadOptions, load_weights, weights_sha256
 
 
 def small(seed: int = 0) -> nn.Sequential:
@@ -189,3 +189,82 @@ def test_the_hash_sees_values_names_and_types_but_not_order() -> None:
         module[0].bias[0] += 1e-6
     assert weights_sha256(module) != before
     assert weights_sha256(module.half()) != weights_sha256(module.float())
+
+
+@pytest.mark.parametrize(
+    ("meta", "boxes", "converted"),
+    [
+        ({"mmdet_version": "0.8.0", "mmcv_version": "1.1.5"}, "auto", True),  # autumn 2020: mmdet3d's own version
+        ({"mmdet_version": "2.14.0", "mmdet3d_version": "0.17.2"}, "auto", True),
+        ({"mmdet_version": "2.28.2", "mmdet3d_version": "1.0.0rc6"}, "auto", False),
+        ({"mmdet_version": "2.28.2"}, "auto", False),
+        ({"mmengine_version": "0.10.7"}, "auto", False),
+        ({}, "old", True),
+        ({"mmdet3d_version": "0.17.2"}, "new", False),
+    ],
+)
+def test_boxes_by_version_or_by_what_the_user_says(meta: dict, boxes: Any, converted: bool, tmp_path: Path) -> None:
+    old, new = center_head(), center_head()
+    old.pts_bbox_head.task_heads[0]["dim"][1].bias.data = torch.tensor([1.8, 4.2, 1.5])
+    path = save(tmp_path / "w.pth", {"state_dict": old.state_dict(), "meta": meta})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_weights(new, path, LoadOptions.of(boxes, None))
+    expected = [4.2, 1.8, 1.5] if converted else [1.8, 4.2, 1.5]
+    torch.testing.assert_close(new.pts_bbox_head.task_heads[0]["dim"][1].bias.data, torch.tensor(expected))
+    assert len(caught) == int(converted)
+
+
+def test_an_unknown_convention_of_boxes_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--boxes.*got odd; expected auto, old or new"):
+        LoadOptions.of("odd", None)
+
+
+def test_the_prefix_of_data_parallel_is_taken_off(tmp_path: Path) -> None:
+    state = {f"module.{name}": value for name, value in small(1).state_dict().items()}
+    fresh = small(2)
+    load_weights(fresh, save(tmp_path / "w.pth", {"state_dict": state}))
+    assert weights_sha256(fresh) == weights_sha256(small(1))
+
+
+def averaged(path: Path) -> Path:
+    """As mmcv's EMAHook leaves a checkpoint: the parameters' average beside the weights, its names without dots."""
+    state = small(1).state_dict()
+    average = {f"ema_{name.replace('.', '_')}": value + 1 for name, value in small(1).named_parameters()}
+    return save(path, {"state_dict": state | average})
+
+
+@pytest.mark.parametrize(("choice", "shift"), [(True, 1.0), (False, 0.0)])
+def test_one_of_two_sets_of_weights_is_chosen(choice: bool, shift: float, tmp_path: Path) -> None:
+    fresh = small(2)
+    load_weights(fresh, averaged(tmp_path / "w.pth"), LoadOptions(averaged=choice))
+    torch.testing.assert_close(fresh[0].weight, small(1)[0].weight + shift, rtol=0, atol=0)
+    torch.testing.assert_close(fresh[1].running_var, small(1)[1].running_var, rtol=0, atol=0)
+
+
+def test_two_sets_of_weights_need_a_choice(tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match=r"two sets of weights.*got 4 tensors ema_\.\.\. of 7.*--ema .*--no-ema"):
+        load_weights(small(), averaged(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"model_state": {"backbone_3d.conv.weight": torch.ones(1)}, "epoch": 80}, "OpenPCDet's.*--teacher module:"),
+        ({"backbone_3d.conv.weight": torch.ones(1), "dense_head.x": torch.ones(1)}, "OpenPCDet's"),
+        ({"state_dict": {"bbox_head.tasks.0.hm.weight": torch.ones(1)}}, r"det3d \(tianweiy/CenterPoint\)"),
+        ({"state_dict": {"model.0.weight": torch.ones(1)}}, r"the detector as `model`.*removeprefix\('model\.'\)"),
+        ({"state_dict": {"ema_0_weight": torch.ones(1)}}, "a moving average alone.*say --ema"),
+        ({"pytorch-lightning_version": "2.6", "callbacks": {}}, "Lightning's, not a LiDAR detector's"),
+    ],
+)  # fmt: skip
+def test_other_frameworks_are_recognised(content: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match=said):
+        load_weights(small(), save(tmp_path / "w.pth", content))
+
+
+def test_the_refused_global_is_named_without_colours(tmp_path: Path) -> None:
+    path = save(tmp_path / "w.pth", {"state_dict": small().state_dict(), "meta": Path("run")})
+    with pytest.raises(TeacherError, match=r"got a pickle that asks for pathlib\.PosixPath; expected") as caught:
+        load_weights(small(), path)
+    assert "\x1b" not in str(caught.value)
