@@ -3,8 +3,9 @@ python := .venv/bin/python
 
 .PHONY: setup demo test check clean
 
+# WITH=voxel: spconv as well, for voxel teachers.
 setup:
-	@PYTHON="$(PYTHON)" .ci/setup
+	@PYTHON="$(PYTHON)" WITH="$(WITH)" .ci/setup
 
 demo: setup
 	@$(python) -m demo.pipeline demo-output

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from cache.store.prefetch import prefetched as prefetched
     from cache.store.reader import TeacherCache as TeacherCache
     from cache.teacher.base import Teacher as Teacher
+    from cache.teacher.base import TeacherInput as TeacherInput
     from cache.teacher.base import TeacherOutput as TeacherOutput
+    from cache.teacher.checkpoint import weights_sha256 as weights_sha256
 
     __version__: str
 
@@ -34,11 +36,13 @@ _PUBLIC = {
     "TeacherBatch": "cache.store.batch:TeacherBatch",
     "TeacherCache": "cache.store.reader:TeacherCache",
     "TeacherIdentity": "cache.spec:TeacherIdentity",
+    "TeacherInput": "cache.teacher.base:TeacherInput",
     "TeacherOutput": "cache.teacher.base:TeacherOutput",
     "dump": "cache.dumping.run:dump",
     "errors": "cache.errors",
     "prefetched": "cache.store.prefetch:prefetched",
     "verify": "cache.dumping.verify:verify",
+    "weights_sha256": "cache.teacher.checkpoint:weights_sha256",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -10,7 +10,7 @@ from cache.spec import CLASSES, Decoding
 from cache.teacher.foreign import OWN_TEACHER
 from cache.teacher.mmdet3d_config import Config, mmdet3d_scope
 from cache.teacher.mmdet3d_points import voxel_layer
-from cache.teacher.sparse import run_in_one_thread, sparse_convolutions
+from cache.teacher.sparse import run_in_one_thread, sparse_convolutions, spconv_wheel
 
 Detector = Any
 """An mmdet3d detector, an nn.Module whose parts are known at run time only."""
@@ -184,6 +184,6 @@ def _require_sparse(detector: Detector, where: str) -> None:
             "the detector needs sparse convolutions and spconv is not installed",
             where=where,
             got=f"pts_middle_encoder: {type(detector.pts_middle_encoder).__name__}",
-            cure="Run `make setup WITH=voxel` for the CPU's spconv; with a GPU install the wheel of its CUDA version, "
-            "such as spconv-cu120, instead; or choose a pillar configuration",
+            cure=f"Run `make setup WITH=voxel` for the CPU, or pip install {spconv_wheel()} for this torch; or choose a "
+            "pillar configuration",
         )

@@ -82,6 +82,27 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+_CUDA_WHEELS = (118, 120, 121, 124, 126)
+"""Of spconv on PyPI: spconv-cu118, ..."""
+
+
+def spconv_wheel() -> str:
+    """The name of spconv's wheel that fits this torch: the newest CUDA version not above its own, or the CPU's."""
+    if torch.version.cuda is None:
+        return "spconv"
+    major, minor = map(int, torch.version.cuda.split(".")[:2])
+    fitting = [version for version in _CUDA_WHEELS if version <= 10 * major + minor]
+    return f"spconv-cu{max(fitting, default=_CUDA_WHEELS[0])}"
+
+
+def spconv_advice() -> str:
+    """Which spconv this machine needs, in a sentence."""
+    wheel = spconv_wheel()
+    if wheel == "spconv" or not torch.cuda.is_available():
+        return "voxel teachers run on the CPU, with spconv's CPU wheel"
+    return f"for this GPU: pip uninstall spconv, then pip install {wheel}; until then voxel teachers need --device cpu"
+
+
 def run_in_one_thread(encoder: nn.Module) -> None:
     """Make a module with sparse convolutions run with one thread wherever its input is on the CPU; see `one_thread`."""
     encoder.forward = _in_one_thread(encoder.forward)
