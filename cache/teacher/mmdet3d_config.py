@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,9 @@ def mmdet3d_scope() -> Iterator[None]:
     Raises:
         TeacherError: mmdet3d, mmdet, mmengine or mmcv is missing, or they do not fit together.
     """
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # Importing spconv calls what torch renamed.
+    # spconv calls what torch is going to rename and to change.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
     try:
         importlib.import_module("mmdet3d.models")
         from mmengine.registry import DefaultScope

@@ -184,6 +184,6 @@ def _require_sparse(detector: Detector, where: str) -> None:
             "the detector needs sparse convolutions and spconv is not installed",
             where=where,
             got=f"pts_middle_encoder: {type(detector.pts_middle_encoder).__name__}",
-            cure=f"Run `make setup WITH=voxel` for the CPU, or pip install {spconv_wheel()} for this torch; or choose a "
+            cure=f"Run `make setup WITH=voxel` for the CPU, or pip install {spconv_wheel()} for this torch; or take a "
             "pillar configuration",
         )

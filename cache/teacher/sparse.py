@@ -1,9 +1,11 @@
 """Sparse convolutions of spconv and mmcv: the layouts of their kernels, and their threads on the CPU."""
 
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +82,19 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def training_on_cpu() -> Iterator[None]:
+    """Let spconv's backward pass run without a GPU: with one thread, and without asking for a CUDA stream.
+
+    Its CPU branch (2.3.8, `indice_conv_backward`) does not use the stream, but asks for it first, which raises.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(one_thread())
+        if importlib.util.find_spec("spconv") is not None:
+            stack.enter_context(patch("spconv.pytorch.ops.get_current_stream", return_value=0))
+        yield
 
 
 _CUDA_WHEELS = (118, 120, 121, 124, 126)

@@ -18,7 +18,7 @@ from cache.spec import CLASSES, PointPipeline
 from cache.teacher.mmdet3d_config import Config, mmdet3d_scope, read_config
 from cache.teacher.mmdet3d_detector import Detector, build_detector, tasks_of
 from cache.teacher.mmdet3d_points import point_pipeline, transforms_of, type_name
-from cache.teacher.sparse import one_thread, sparse_convolutions
+from cache.teacher.sparse import sparse_convolutions, training_on_cpu
 
 LOADING = ("LoadPointsFromFile", "LoadPointsFromMultiSweeps", "LoadAnnotations3D")
 """Steps of mmdet3d's pipelines that our frames have already done."""
@@ -54,7 +54,8 @@ def train_teacher(config: str, frames: Sequence[Frame], out: Path, seed: int = 0
     with mmdet3d_scope():
         loader = _loader(resolved, frames, detector, seed)
         runner = _runner(resolved, detector, loader, out, seed)
-        with one_thread() if sparse_convolutions(detector) and not torch.cuda.is_available() else nullcontext():
+        sparse_on_cpu = sparse_convolutions(detector) and not torch.cuda.is_available()
+        with training_on_cpu() if sparse_on_cpu else nullcontext():
             runner.train()
     return out / CHECKPOINT
 

@@ -66,7 +66,7 @@ def test_functions_that_cannot_be_imported(text: str, name: str, said: str, modu
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("def make(checkpoint, device): return 1 / 0", r"factory failed \(mine:make\(None, 'cpu'\)\); got ZeroDivision"),
+        ("def make(checkpoint, device): return 1 / 0", r"factory failed \(mine:make\(None, 'cpu'\)\); got Zero"),
         ("def make(): ...", r"factory failed .*got TypeError.*expected a function of \(checkpoint, device\)"),
         ("def make(checkpoint, device): return 3", "made no teacher .*got int without identity, points"),
     ],
