@@ -115,6 +115,23 @@ def train_teacher(
     print_report(f"checkpoint: {train_teacher(config, frames, out)}")
 
 
+@command("cli teachers", "cli teachers --markdown > teachers.md")
+def teachers(
+    names: Annotated[list[str] | None, typer.Argument(help="Configurations, by default all of nuScenes.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    json: Json = False,
+) -> None:
+    """Try every nuScenes configuration of mmdet3d's model zoo as a teacher, with random weights."""
+    from cache.teacher.zoo import survey_zoo
+    from cache.visualization.zoo import zoo_table
+
+    with report_writer(json) as write_report:
+        with progress("configurations") as advance:
+            found = survey_zoo(names or (), advance)
+        table = zoo_table(found)
+        write_report({"teachers": found}, table.markdown() if markdown else table)
+
+
 @command(f"cli plan {TEACHER} --out teacher.zarr")
 def plan(
     config: DumpFile,

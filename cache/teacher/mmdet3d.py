@@ -137,6 +137,7 @@ class Mmdet3dTeacher(nn.Module):
             name: strided(self.canvas_grid, _size(layer), name, identity.name)
             for name, layer in produced.layers.items()
         }
+        self.head_channels = produced.layers["head"].shape[1]
         self.heatmap_grid = self.layer_grids["head"]
         if produced.heatmap is not None:
             self.heatmap_grid = strided(self.canvas_grid, _size(produced.heatmap), "heatmap", identity.name)
