@@ -20,24 +20,28 @@ STUDENTS = sorted(path.name for path in CONFIGS.glob("bev*.yaml"))
 KINDS: dict[str, type[Strict]] = {
     "demo/world.yaml": WorldConfig,
     "demo/student.yaml": StudentConfig,
-    **dict.fromkeys(("demo/dump.yaml", "centerpoint_pillar02.yaml"), DumpConfig),
+    **dict.fromkeys(("demo/dump.yaml", *(path.name for path in CONFIGS.glob("centerpoint_*.yaml"))), DumpConfig),
     **dict.fromkeys(STUDENTS, StudentConfig),
 }
 
 
-def pillar02() -> CacheSpec:
-    """What a dump of configs/centerpoint_pillar02.yaml holds."""
-    canvas = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.2, 0.2))
-    layers = {"head": (384, 4), "backbone1": (128, 4), "backbone2": (256, 8)}
+def dumped(name: str) -> CacheSpec:
+    """What a dump of configs/centerpoint_`name`.yaml holds."""
+    grids = {"pillar02": (51.2, 0.2, 4), "voxel01": (51.2, 0.1, 8), "voxel0075": (54.0, 0.075, 8)}
+    range_m, cell_m, stride = grids[name]
+    canvas = BevGrid(x_range_m=(-range_m, range_m), y_range_m=(-range_m, range_m), cell_m=(cell_m, cell_m))
+    layers = {"head": (512, stride), "backbone0": (128, stride), "backbone1": (256, 2 * stride)}
+    if name == "pillar02":
+        layers = {"head": (384, 4), "backbone1": (128, 4), "backbone2": (256, 8)}
     return CacheSpec(
-        teacher=TeacherIdentity(name="pillar02", weights_sha256="0", config_sha256="0", tasks=TASKS),
+        teacher=TeacherIdentity(name=name, weights_sha256="0", config_sha256="0", tasks=TASKS),
         data=DataIdentity.of("v1.0-trainval", ("train", "val"), ("a",)),
         points=PointPipeline(),
         layers=tuple(
             LayerSpec(name=name, channels=channels, grid=canvas.coarser(factor), codec=CodecSpec())
             for name, (channels, factor) in layers.items()
         ),
-        heatmap_grid=canvas.coarser(4),
+        heatmap_grid=canvas.coarser(stride),
         canvas_grid=canvas,
     )
 
@@ -57,10 +61,13 @@ def test_every_student_is_augmented_as_in_the_public_code(name: str) -> None:
     assert augment.model_dump(exclude={"replay"}) == PUBLIC_AUGMENT.model_dump()
 
 
-@pytest.mark.parametrize("name", STUDENTS)
-def test_every_student_builds_and_fits_its_teacher(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "teacher"),
+    [(n, teacher) for n in STUDENTS for teacher in (("voxel01", "voxel0075") if "voxel" in n else ("pillar02",))],
+)
+def test_every_student_builds_and_fits_its_teacher(name: str, teacher: str) -> None:
     with torch.device("meta"):
-        module = StudentModule(load_yaml(CONFIGS / name, StudentConfig), [pillar02()])
+        module = StudentModule(load_yaml(CONFIGS / name, StudentConfig), [dumped(teacher)])
     assert module.objective is not None
 
 

@@ -24,10 +24,10 @@ def require_same_training(text: str | None, config: Config, checkpoint: Path) ->
         TeacherError: the file was trained with voxels of another size, or with classes in another order.
     """
     recorded, own = recorded_values(text), values_of(config)
-    for key, consequence in (("voxel_size", "features"), ("classes", "classes")):
+    for key, what, consequence in _DECISIVE:
         if key in recorded and not _close(recorded[key], own.get(key)):
             raise TeacherError(
-                f"the checkpoint was trained with another {key.replace('_', ' ')} than the configuration's",
+                what,
                 where=checkpoint,
                 got=f"{recorded[key]} in its own configuration",
                 expected=own.get(key),
@@ -41,6 +41,13 @@ def require_same_training(text: str | None, config: Config, checkpoint: Path) ->
                 OfflineDistillWarning,
                 stacklevel=2,
             )
+
+
+_DECISIVE = (
+    ("voxel_size", "the checkpoint was trained with another voxel size than the configuration's", "features"),
+    ("classes", "the checkpoint was trained with classes in another order than the configuration's", "classes"),
+)
+"""Key, what is wrong where it differs, and what would be."""
 
 
 def recorded_values(text: str | None) -> Values:

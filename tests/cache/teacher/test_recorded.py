@@ -65,7 +65,10 @@ def test_the_same_training_passes_without_a_word() -> None:
             {"size": [0.1, 0.1, 0.2]},
             r"another voxel size .*w\.pth\); got \[0\.075, 0\.075, 0\.2\] in its .*expected \[0\.1, 0\.1, 0\.2\]",
         ),
-        ({"last": ["truck", "bus"]}, r"another classes .*got \[\['car'\], \['bus', 'truck'\]\] in its own config"),
+        (
+            {"last": ["truck", "bus"]},
+            r"classes in another order .*got \[\['car'\], \['bus', 'truck'\]\] in its own config",
+        ),
     ],
 )
 def test_other_voxels_and_another_order_of_classes_are_refused(change: dict, said: str) -> None:
