@@ -35,7 +35,7 @@ def run_first_frame(teacher: Teacher, prepared: PreparedFrames) -> TeacherOutput
     frame = prepared[0]
     try:
         with torch.inference_mode():
-            return teacher(frame.views)
+            output = teacher(frame.views)
     except OfflineDistillError:
         raise
     except Exception as error:  # The teacher runs the user's code.
@@ -45,6 +45,8 @@ def run_first_frame(teacher: Teacher, prepared: PreparedFrames) -> TeacherOutput
             got=f"{type(error).__name__}: {error}",
             cure=_CURE,
         ) from error
+    _require(isinstance(output, TeacherOutput), "output", type(output).__name__, "TeacherOutput")
+    return output
 
 
 def require_sound(config: DumpConfig, teacher: Teacher, output: TeacherOutput) -> None:
@@ -54,7 +56,6 @@ def require_sound(config: DumpConfig, teacher: Teacher, output: TeacherOutput) -
         ConfigError: a layer of the configuration is unknown.
         TeacherError: a map is not what `TeacherOutput` says, or does not fit its grid.
     """
-    _require(isinstance(output, TeacherOutput), "output", type(output).__name__, "TeacherOutput")
     unknown = [name for name in config.layers if name not in output.layers]
     if unknown:
         raise ConfigError(
