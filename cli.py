@@ -17,7 +17,7 @@ from cache.terminal.errors import ending_well
 from cache.versions import installed_versions
 
 if TYPE_CHECKING:
-    from cache.dump.run import DumpConfig, DumpProgress
+    from cache.dumping.run import DumpConfig, DumpProgress
     from cache.nuscenes.frames import Frames
     from cache.teacher.base import Teacher
 
@@ -81,7 +81,8 @@ def make_world(
     overrides: Overrides = None,
 ) -> None:
     """Make up a small world in nuScenes' format, with cameras and LiDAR."""
-    from demo.world import WorldConfig, make_world
+    from demo.world.config import WorldConfig
+    from demo.world.make import make_world
 
     world = load_yaml(config, WorldConfig, overrides or ())
     with progress("key frames") as advance:
@@ -122,12 +123,13 @@ def plan(
     json: Json = False,
 ) -> None:
     """What a dump would take, measured on a handful of frames, before anything is written."""
-    from cache.dump.estimate import plan
+    from cache.dumping.estimate import plan
+    from cache.visualization.summary import plan_tables
 
     with answering(json) as answer:
         settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, _with_depth(overrides, depth))
         costs = plan(settings, frames, teacher, out, probes)
-        answer(costs, costs.table(), costs.view_table())
+        answer(costs, *plan_tables(costs))
     costs.require_room()
 
 
@@ -151,7 +153,7 @@ def dump_teacher(
     json: Json = False,
 ) -> None:
     """Run the teacher once over the data set and write its features to a store."""
-    from cache.dump.run import dump
+    from cache.dumping.run import dump
     from cache.store.partition import Part
 
     chosen = Part.of_rank(os.environ) if part is None else Part.parse(part)
@@ -172,8 +174,9 @@ def inspect(
 ) -> None:
     """What a store holds: identity, layers, sizes, error report, statistics; with a token, its picture."""
     from cache.store.reader import TeacherCache
+    from cache.visualization.pictures import plot
     from cache.visualization.report import write_html
-    from cache.visualization.summary import statistics_table, summarise
+    from cache.visualization.summary import statistics_table, store_tables, summarise
 
     with answering(json) as answer:
         cache = TeacherCache(store, allow_partial=True)
@@ -183,11 +186,11 @@ def inspect(
             answer({"page": html}, html)
         elif token is not None:
             picture = out or Path(f"{token}.png")
-            cache[token].plot(0 if view is None else cache.view(view)).savefig(picture, dpi=110)
+            plot(cache[token], 0 if view is None else cache.view(view)).savefig(picture, dpi=110)
             answer({"token": token, "picture": picture}, picture)
         else:
             summary = summarise(cache)
-            answer(summary, *cache.tables(), statistics_table(summary.statistics))
+            answer(summary, *store_tables(cache), statistics_table(summary.statistics))
 
 
 @app.command(
@@ -209,8 +212,8 @@ def verify(
     json: Json = False,
 ) -> None:
     """Look for damage in a store; exit code 1 where there is some left."""
-    from cache.dump.verify import repair as mend
-    from cache.dump.verify import verify
+    from cache.dumping.verify import repair as mend
+    from cache.dumping.verify import verify
     from cache.errors import ConfigError
 
     with answering(json) as answer:
@@ -252,6 +255,7 @@ def train_student(
     from student.config.student import StudentConfig
     from student.training.profile import profile_student
     from student.training.trainer import train_student
+    from student.visualization.training import profile_advice, profile_table
 
     settings = load_yaml(config, StudentConfig, overrides or ())
     # With training.devices=N this command runs N times over; the first of them speaks.
@@ -259,7 +263,7 @@ def train_student(
     with answering(json) as answer, bar as advance:
         if profile:
             times = profile_student(settings, data, cache or [], progress=advance)
-            answer(times, times.table(), times.advice())
+            answer(times, profile_table(times), profile_advice(times))
             return
         run = out or Path("runs") / config.stem
         summary = train_student(settings, data, cache or [], run, resume, progress=advance)
@@ -283,10 +287,11 @@ def plan_student(
     """What a training would take: memory, steps, bytes to read; measured on two frames, before anything is written."""
     from student.config.student import StudentConfig
     from student.training.plan import plan_training
+    from student.visualization.training import plan_tables
 
     with answering(json) as answer:
         costs = plan_training(load_yaml(config, StudentConfig, overrides or ()), data, cache or [])
-        answer(costs, costs.table(), costs.gpu_table())
+        answer(costs, *plan_tables(costs))
 
 
 @app.command(
@@ -308,10 +313,11 @@ def import_checkpoint(
     """Turn a public checkpoint into a student's, for `evaluate` and training.init_from; every tensor is reported."""
     from student.config.student import StudentConfig
     from student.converters.convert import plan_import
+    from student.visualization.tables import import_table
 
     with answering(json) as answer:
         plan = plan_import(checkpoint, load_yaml(config, StudentConfig, overrides or ()))
-        answer(plan.report, plan.report.table(), plan.report)
+        answer(plan.report, import_table(plan.report), plan.report)
         plan.write(out, allow_missing or ())
 
 
@@ -333,7 +339,13 @@ def evaluate(
 ) -> None:
     """Official nuScenes detection metrics of a student, or of the teacher from the cache alone."""
     from cache.errors import ConfigError
-    from student.evaluation.evaluate import evaluate_student, evaluate_teacher
+    from cache.nuscenes.frames import Frames
+    from cache.store.reader import TeacherCache
+    from student.evaluation.evaluate import evaluate, student_detections
+    from student.evaluation.teacher_boxes import teacher_detections
+    from student.models.checkpoint import load_student
+    from student.visualization.plots import save_evaluation_plots
+    from student.visualization.tables import metrics_table
 
     if (checkpoint is None) == (cache is None):
         raise ConfigError(
@@ -341,10 +353,18 @@ def evaluate(
         )
     with answering(json) as answer, progress("samples") as advance:
         if checkpoint is not None:
-            metrics = evaluate_student(checkpoint, data, version, split, out, advance, plots)
+            detector, config = load_student(checkpoint)
+            version, split = version or config.data.version, split or config.data.val_split
+            frames = Frames(root=data, version=version, splits=(split,), max_sweeps=0)
+            metrics = evaluate(student_detections(detector, config, frames), frames, out, "camera", advance)
         elif cache is not None:
-            metrics = evaluate_teacher(cache, data, version, split, out, advance, plots)
-    answer(metrics, metrics.table(), f"details: {out}")
+            teacher = TeacherCache(cache)
+            version, split = version or teacher.spec.data.version, split or teacher.spec.data.splits[-1]
+            frames = Frames(root=data, version=version, splits=(split,), max_sweeps=0)
+            metrics = evaluate(teacher_detections(teacher, frames.tokens), frames, out, "lidar", advance)
+        if plots:
+            save_evaluation_plots(out, frames)
+    answer(metrics, metrics_table(metrics), f"details: {out}")
     for remark in metrics.remarks:
         warnings.warn(remark, OfflineDistillWarning, stacklevel=1)
 
@@ -393,7 +413,7 @@ def _stage_one(
     config: Path, data: Path, checkpoint: Path | None, random_weights: bool, overrides: list[str] | None
 ) -> "tuple[DumpConfig, Frames, Teacher]":
     """What every command that runs the teacher starts from."""
-    from cache.dump.run import DumpConfig
+    from cache.dumping.run import DumpConfig
     from cache.nuscenes.frames import Frames
 
     settings = load_yaml(config, DumpConfig, overrides or ())

@@ -28,8 +28,8 @@ import typer
 
 from benchmarks.tables import show, spread
 from cache.config import Strict, load_yaml
-from cache.dump.run import DumpConfig
-from cache.geometry.views import PUBLIC_AUGMENT, ViewsConfig, move_points
+from cache.dumping.run import DumpConfig
+from cache.geometry.views import PUBLIC_AUGMENT, ViewsConfig, transform_points
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from cache.nuscenes.points import load_points
@@ -207,7 +207,7 @@ class LiveTeacher:
     def __call__(self, samples: list[Batch]) -> Batch:
         batch = collate(samples)
         moved = [
-            move_points(load_points(self.frames[token], self.teacher.points), matrix)
+            transform_points(load_points(self.frames[token], self.teacher.points), matrix)
             for token, matrix in zip(batch.tokens, batch.bev_matrix.numpy(), strict=True)
         ]
         output = self.teacher([self.teacher.prepare(points) for points in moved])

@@ -27,12 +27,12 @@ import torch
 from benchmarks import io_loaders, io_open, io_read, io_write, ladder
 from benchmarks.tables import show
 from cache.config import load_yaml
-from cache.dump.run import DumpConfig
+from cache.dumping.run import DumpConfig
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from cache.teacher.mmdet3d import load_teacher
-from demo.config import WorldConfig
-from demo.world import make_world
+from demo.world.config import WorldConfig
+from demo.world.make import make_world
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LAYERS = "layers={head: {target_sqnr_db: 38}, backbone1: {target_sqnr_db: 38}, backbone2: {target_sqnr_db: 38}}"

@@ -8,11 +8,10 @@ the store equals that of an uninterrupted dump, byte by byte. Then the next stor
 Flips: one random bit of one file, all kinds of files in turn, documents included. `verify` has to find it, or all that
 a reader returns has to stay the same.
 
-The test suite runs the same with fewer kills and flips, with tests/cache/conftest.py as `kit`.
+The test suite runs the same with fewer kills and flips, in tests/cache/store/test_crash.py.
 """
 
 import argparse
-import importlib.util
 import multiprocessing
 import os
 import random
@@ -27,16 +26,14 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
-from cache.dump.verify import verify
+from cache.dumping.verify import verify
 from cache.errors import StoreError
 from cache.store.layout import ROOT
 from cache.store.reader import TeacherCache
-
-KIT = Path(__file__).parent.parent / "tests" / "cache" / "conftest.py"
+from tests.factories.stores import SmallFrames, dump_in_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,16 +211,6 @@ def _kinds(path: Path) -> dict[str, list[Path]]:
     return kinds
 
 
-def load_kit() -> ModuleType:
-    """The small teacher and its frames, from the tests."""
-    spec = importlib.util.spec_from_file_location("kit", KIT)
-    assert spec is not None
-    assert spec.loader is not None
-    kit = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(kit)
-    return kit
-
-
 def _timed(title: str, work: Callable[[], object]) -> None:
     began = time.monotonic()
     print(f"{title}: {work()} ({time.monotonic() - began:.0f} s)", flush=True)
@@ -239,11 +226,10 @@ def main() -> None:
     parser.add_argument("--cli-kills", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    kit = load_kit()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        frames = kit.SmallFrames(root=folder / "points", count=options.samples)
-        _timed("kills", lambda: kill_dumps(partial(kit.dump_in_process, frames), folder, options.kills))
+        frames = SmallFrames(root=folder / "points", count=options.samples)
+        _timed("kills", lambda: kill_dumps(partial(dump_in_process, frames), folder, options.kills))
         _timed("flips", lambda: _summary(flip_bits(folder / "whole.zarr", options.flips)))
     if options.world:
         with tempfile.TemporaryDirectory() as name:

@@ -12,7 +12,7 @@ import psutil
 
 from benchmarks.tables import show, spread
 from cache.spec import DataIdentity
-from cache.store.layout import StoreAttributes
+from cache.store.documents import StoreAttributes
 from cache.store.metadata import small_files
 from cache.store.reader import TeacherCache
 

@@ -21,7 +21,6 @@ from cache.store.format import CHECKSUM_BYTES
 from cache.store.layout import Layout, StoredSample
 from cache.store.prefetch import prefetched
 from cache.store.reader import TeacherCache
-from cache.store.shard_reader import ShardReader
 from cache.store.writer import StoreWriter
 
 BATCH = 4
@@ -108,7 +107,7 @@ class Floor:
     """What no reader of the same bytes can avoid: a pread and a decompression for each chunk, no check, files open."""
 
     def __init__(self, cache: TeacherCache, buffers: TeacherBatch) -> None:
-        reader = ShardReader(cache.path, cache.attributes)
+        reader = cache.shards
         head = buffers.features["head"]
         packed = np.empty((BATCH, *reader.arrays["canvas_mask"].shape), np.uint8)
         self._out = {
@@ -123,9 +122,9 @@ class Floor:
             chunks = cache.chunks_of(shard)
             for name in self.names:
                 file = os.open(cache.path / reader.arrays[name].key(shard), os.O_RDONLY)
-                index = reader.index(reader.arrays[name], shard)
+                index = reader.index(name, shard)
                 for chunk in chunks:
-                    offset, size = index[reader.arrays[name].number(chunk.row, chunk.view)].tolist()
+                    offset, size = index[reader.arrays[name].chunk_number(chunk.row, chunk.view)].tolist()
                     self._places[chunk.token, name] = file, offset, size - CHECKSUM_BYTES
                     self.bytes += size
 

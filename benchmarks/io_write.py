@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.tables import ratio, show, spread
-from cache.dump.run import DumpConfig, DumpProgress, dump
-from cache.dump.spec_builder import PreparedFrames
+from cache.dumping.run import DumpConfig, DumpProgress, dump
+from cache.dumping.spec_builder import PreparedFrames
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from cache.teacher.base import Teacher

@@ -13,14 +13,14 @@ from jaxtyping import Float
 from numcodecs import zstd
 from torch import Tensor
 
-from cache.dump.spec_builder import PreparedFrames
+from cache.dumping.spec_builder import PreparedFrames
 from cache.nuscenes.frames import Frames
 from cache.spec import CodecSpec
 from cache.store.codec import Distortion, encode, measure
 from cache.store.format import CHECKSUM_BYTES, pack_chunk
 from cache.teacher.mmdet3d import Mmdet3dTeacher
 from student.evaluation.evaluate import Metrics, evaluate
-from student.models.center_head import Detections, decode
+from student.models.decoding import Detections, decode
 
 ANY = 0.1
 """A budget that stops nothing."""

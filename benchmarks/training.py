@@ -25,7 +25,7 @@ from benchmarks.lifting import measure_lift
 from benchmarks.loading import measure_decoding, measure_readers
 from benchmarks.tables import ratio, show, spread
 from cache.config import load_yaml
-from cache.dump.run import DumpConfig, dump
+from cache.dumping.run import DumpConfig, dump
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from cache.teacher.mmdet3d import load_teacher

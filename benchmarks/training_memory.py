@@ -19,7 +19,7 @@ from benchmarks.cache_io import FirstFrames
 from benchmarks.memory import reset_peak
 from benchmarks.tables import show
 from cache.config import load_yaml
-from cache.dump.run import DumpConfig, dump
+from cache.dumping.run import DumpConfig, dump
 from cache.store.reader import TeacherCache
 from cache.teacher.mmdet3d import load_teacher
 from student.config.student import StudentConfig

@@ -10,8 +10,7 @@ from cache.config import Strict, differing
 from cache.errors import ConfigError, MismatchError
 from cache.geometry.camera_points import DepthSpec
 from cache.geometry.grid import BevGrid
-from cache.geometry.views import DrawnViews, ViewName, require_views, told_views
-from cache.visualization.tables import Table, card
+from cache.geometry.views import DrawnViews, ViewName, describe_views, require_views
 
 FORMAT_VERSION = 1
 
@@ -203,7 +202,7 @@ class CacheSpec(Strict):
         return (
             ("fingerprint", self.fingerprint),
             ("samples", f"{data.samples} of {data.version}, {', '.join(data.splits)}"),
-            ("views", told_views(self.views, self.drawn)),
+            ("views", describe_views(self.views, self.drawn)),
             ("teacher", f"{teacher.name}, {teacher.weights} weights {teacher.weights_sha256[:12]}"),
             ("classes", ", ".join(teacher.classes)),
             ("points", f"{self.points.past_sweeps} past sweeps"),
@@ -213,10 +212,6 @@ class CacheSpec(Strict):
     def __repr__(self) -> str:
         layers = ", ".join(" ".join(layer.facts[:2]) for layer in self.layers)
         return f"CacheSpec({self.teacher.name} on {dict(self.facts)['samples']}: {layers}; {self.fingerprint[:12]})"
-
-    def _repr_html_(self) -> str:
-        layers = Table(title="layers", columns=LAYER_COLUMNS, rows=tuple(layer.facts for layer in self.layers))
-        return card("CacheSpec", Table(title="identity", rows=self.facts).html(), layers.html())
 
     @property
     def fingerprint(self) -> str:

@@ -1,0 +1,1 @@
+"""The demo: a made-up world, and the whole job on it."""

@@ -1,6 +1,6 @@
-"""The whole job on a made-up world: world -> teacher -> store -> two students -> metrics -> a report.
+"""The demo: world -> teacher -> store -> two students -> metrics -> report.
 
-Each step is a command of the `cli`, in a process of its own, so that what it costs can be measured.
+Each step is a command of the `cli` in its own process, so that its time and memory can be measured.
 """
 
 import os
@@ -21,7 +21,7 @@ from demo.report import Cost, write_report
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Step:
     """One command of the `cli`; `name` is the key of its cost in the report."""
 
@@ -32,80 +32,54 @@ class Step:
 
 def steps(out: Path) -> list[Step]:
     """The commands of the demo, as a user would type them."""
-    world = ("--data", out / "world")
-    mini = ("--version", "v1.0-mini", "--split", "mini_train")
-    store = ("--cache", out / "teacher.zarr")
-    size, teacher = CONFIGS / "world.yaml", CONFIGS / "teacher_model.py"
-    dump, student = CONFIGS / "dump.yaml", CONFIGS / "student.yaml"
-    alone, distilled = ("--out", out / "student"), ("--out", out / "distilled")
-    checkpoint = out / "teacher" / "teacher.pth"
+    world, store, weights = ("--data", out / "world"), out / "teacher.zarr", out / "teacher" / "teacher.pth"
+    made = ("make-world", out / "world", "--config", CONFIGS / "world.yaml")
+    teacher = ("train-teacher", CONFIGS / "teacher_model.py", *world, "--version", "v1.0-mini", "--split", "mini_train")
+    dump = ("dump-teacher", CONFIGS / "dump.yaml", *world, "--checkpoint", weights, "--out", store)
+    train = ("train-student", CONFIGS / "student.yaml", *world)
+    alone = (*train, "--out", out / "student", "--set", "distill=null")
+    distilled = (*train, "--cache", store, "--out", out / "distilled")
+    from_store = ("evaluate", *world, "--cache", store, "--split", "mini_val", "--out", out / "teacher" / "evaluation")
+
+    def evaluate(run: Path) -> Sequence[str | Path]:
+        return ("evaluate", *world, "--checkpoint", run / "checkpoints" / "last.ckpt", "--out", run / "evaluation")
+
     return [
-        Step(name="world", title="make a world", arguments=("make-world", out / "world", "--config", size)),
-        Step(
-            name="teacher",
-            title="train the LiDAR teacher with mmdet3d",
-            arguments=("train-teacher", teacher, *world, *mini, "--out", out / "teacher"),
-        ),
-        Step(
-            name="dump",
-            title="run the teacher once, into the store",
-            arguments=("dump-teacher", dump, *world, "--checkpoint", checkpoint, "--out", out / "teacher.zarr"),
-        ),
-        Step(
-            name="student",
-            title="train the camera student alone",
-            arguments=("train-student", student, *world, *alone, "--set", "distill=null"),
-        ),
-        Step(
-            name="distilled",
-            title="train the same student, distilling from the store",
-            arguments=("train-student", student, *world, *store, *distilled),
-        ),
-        Step(
-            name="evaluate teacher",
-            title="evaluate the teacher, from the store alone",
-            arguments=("evaluate", *world, *store, "--split", "mini_val", "--out", out / "teacher" / "evaluation"),
-        ),
-        *(
-            Step(
-                name=f"evaluate {name}",
-                title=f"evaluate the {name} student" if name == "distilled" else "evaluate the student",
-                arguments=(
-                    *("evaluate", *world, "--checkpoint", out / name / "checkpoints" / "last.ckpt"),
-                    *("--out", out / name / "evaluation"),
-                ),
-            )
-            for name in ("student", "distilled")
-        ),
+        Step("world", "make a world", made),
+        Step("teacher", "train the LiDAR teacher with mmdet3d", (*teacher, "--out", out / "teacher")),
+        Step("dump", "run the teacher once, into the store", dump),
+        Step("student", "train the camera student alone", alone),
+        Step("distilled", "train the same student, distilling from the store", distilled),
+        Step("evaluate teacher", "evaluate the teacher, from the store alone", from_store),
+        Step("evaluate student", "evaluate the student", evaluate(out / "student")),
+        Step("evaluate distilled", "evaluate the distilled student", evaluate(out / "distilled")),
     ]
 
 
 def run(step: Step) -> Cost:
-    """Run a step to its end; its progress goes to the terminal.
+    """Run a step; its output goes to the terminal.
 
     Raises:
-        OfflineDistillError: the command failed (it has said why).
+        OfflineDistillError: the command failed; its own message is on the terminal.
     """
     command = [sys.executable, "-m", "cli", *map(str, step.arguments)]
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=CONFIGS.parent.parent)
     try:
-        # wait4 gives the peak memory of this one child, as the operating system counted it.
+        # wait4 returns the peak memory of this child alone.
         _, status, usage = os.wait4(process.pid, 0)
     except KeyboardInterrupt:
         process.terminate()
         raise
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
-        raise OfflineDistillError(
-            "a step of the demo failed", where=step.title, got=f"exit code {process.returncode}",
-            cure=f"Run it by itself: cli {' '.join(map(str, step.arguments))}",
-        )  # fmt: skip
+        code, cure = f"exit code {process.returncode}", f"Run it by itself: cli {' '.join(map(str, step.arguments))}"
+        raise OfflineDistillError("a step of the demo failed", where=step.title, got=code, cure=cure)
     return Cost(seconds=time.perf_counter() - began, peak_memory_mb=usage.ru_maxrss / 1024)
 
 
 def main(out: Path) -> None:
-    """Make the demo in OUT, a folder that an earlier demo made or that does not exist yet."""
+    """Run the demo in OUT, which must not exist yet or be an earlier demo's folder."""
     out = out.resolve()
     if out.exists() and not (out / "world").is_dir():
         raise ConfigError("the folder is not a demo's", where=out, cure="Name one that does not exist yet")

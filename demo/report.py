@@ -1,4 +1,4 @@
-"""What the demo leaves for a person to look at: one table and four pictures."""
+"""The demo's report: a table and four pictures."""
 
 import json
 import statistics
@@ -7,14 +7,15 @@ from pathlib import Path
 
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
+from cache.visualization import plot
 from student.evaluation.results import read_losses, read_results
-from student.visualization.plots import training_curves
-from student.visualization.scenes import from_above, in_cameras
+from student.visualization.plots import plot_losses
+from student.visualization.scenes import plot_bev, plot_cameras
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one step of the demo took: wall time, and the resident memory of its process at its highest."""
+    """Wall time and peak resident memory of one step of the demo."""
 
     seconds: float
     peak_memory_mb: float
@@ -27,10 +28,10 @@ def write_report(out: Path, costs: dict[str, Cost]) -> None:
     found = {name: read_results(out / name / "evaluation").boxes(frame) for name in ("teacher", "student", "distilled")}
     losses = {name: {} if name == "teacher" else read_losses(out / name) for name in found}
     figures = {
-        "bev.png": from_above(frame, found, reach_m=24),
-        "cameras.png": in_cameras(frame, found["distilled"], "what the distilled student is surest of"),
-        "cached.png": TeacherCache(out / "teacher.zarr")[frame.token].plot(),
-        "losses.png": training_curves(losses),
+        "bev.png": plot_bev(frame, found, reach_m=24),
+        "cameras.png": plot_cameras(frame, found["distilled"], "what the distilled student is surest of"),
+        "cached.png": plot(TeacherCache(out / "teacher.zarr")[frame.token]),
+        "losses.png": plot_losses(losses),
     }
     for name, figure in figures.items():
         figure.savefig(out / name, dpi=100)
@@ -38,6 +39,7 @@ def write_report(out: Path, costs: dict[str, Cost]) -> None:
 
 
 def table(out: Path, costs: dict[str, Cost]) -> str:
+    """The Markdown table of metrics and costs."""
     labels = {"teacher": "LiDAR teacher", "student": "camera student alone", "distilled": "camera student, distilled"}
     steps_s = {name: _json(out / name / "summary.json")["seconds_per_step"] for name in ("student", "distilled")}
     steps_s["teacher"] = _teacher_step_s(out / "teacher")
@@ -49,9 +51,8 @@ def table(out: Path, costs: dict[str, Cost]) -> str:
             f"| {steps_s[name]:.2f} | {costs[name].peak_memory_mb:,.0f} MB |"
         )
     store_mb = sum(file.stat().st_size for file in (out / "teacher.zarr").rglob("*") if file.is_file()) / 1e6
-    lines += ["", f"Store: {store_mb:.1f} MB. Minutes: " + ", ".join(
-        f"{name} {cost.seconds / 60:.1f}" for name, cost in costs.items()
-    ) + "."]  # fmt: skip
+    minutes = ", ".join(f"{name} {cost.seconds / 60:.1f}" for name, cost in costs.items())
+    lines += ["", f"Store: {store_mb:.1f} MB. Minutes: {minutes}."]
     return "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,7 @@ from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from cache.visualization.report import write_html
 from student.evaluation.results import read_results
-from student.visualization.scenes import beside_cameras
+from student.visualization.scenes import plot_bev_and_cameras
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -35,7 +35,7 @@ def main(out: Path) -> None:
     frame = max(frames, key=lambda frame: len(frame.boxes))
     teacher = read_results(out / "teacher" / "evaluation")
     drawn = io.BytesIO()
-    beside_cameras(frame, teacher.boxes(frame), teacher.name).savefig(drawn, dpi=80)
+    plot_bev_and_cameras(frame, teacher.boxes(frame), teacher.name).savefig(drawn, dpi=80)
     _keep(Image.open(drawn), "scene")
 
 

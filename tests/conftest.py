@@ -13,8 +13,8 @@ install_import_hook(["cache", "student", "demo"], "beartype.beartype(conf=bearty
 
 import cli  # noqa: E402
 from cache.nuscenes.frames import Frames  # noqa: E402
-from demo.config import WorldConfig  # noqa: E402
-from demo.world import make_world  # noqa: E402
+from demo.world.config import WorldConfig  # noqa: E402
+from demo.world.make import make_world  # noqa: E402
 
 ONE_FRAME = Path(__file__).parent.parent.parent / "shared" / "nuscenes-one-frame"
 

@@ -216,7 +216,10 @@ def test_a_traceback_comes_with_debug_alone(tmp_path: Path) -> None:
 
 
 def test_a_bug_is_told_from_a_mistake(tmp_path: Path) -> None:
-    with patch("cache.dump.verify.verify", side_effect=RuntimeError("boom")), patch("tempfile.tempdir", str(tmp_path)):
+    with (
+        patch("cache.dumping.verify.verify", side_effect=RuntimeError("boom")),
+        patch("tempfile.tempdir", str(tmp_path)),
+    ):
         message = refused("verify", tmp_path, saying="this is a bug")
     (kept,) = tmp_path.iterdir()
     assert f"Its traceback is in {kept}" in message
@@ -377,8 +380,8 @@ def test_a_public_checkpoint_is_imported_evaluated_and_trained(workshop: Worksho
     assert "image_encoder.backbone.layer4.1.bn2.running_var" in run.stdout
     assert "torchvision network: 120 used, 2 unused" in run.stdout
     report = answered(*arguments[:-1], tmp_path / "again.ckpt", *options)
-    fates = [row["fate"] for row in report["rows"]]
-    assert (report["format"], fates.count("used"), fates.count("unused")) == ("torchvision network", 120, 2)
+    statuses = [row["status"] for row in report["rows"]]
+    assert (report["format"], statuses.count("used"), statuses.count("unused")) == ("torchvision network", 120, 2)
     evaluated = cli("evaluate", "--data", workshop.world, "--checkpoint", out, "--out", tmp_path / "metrics")
     assert evaluated.code == 0, evaluated.stderr
     training = ("train-student", workshop.student, "--data", workshop.world, "--out", tmp_path / "run")

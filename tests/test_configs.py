@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from cache.config import Strict, load_yaml
-from cache.dump.run import DumpConfig
+from cache.dumping.run import DumpConfig
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import PUBLIC_AUGMENT
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
-from demo.config import WorldConfig
+from demo.world.config import WorldConfig
 from student.config.student import TASKS, StudentConfig
 from student.models.detectors import build_detector
 from student.training.module import StudentModule

@@ -116,7 +116,7 @@ def require_views(names: Sequence[str], drawn: DrawnViews | None) -> None:
         )
 
 
-def told_views(names: Sequence[str], drawn: DrawnViews | None) -> str:
+def describe_views(names: Sequence[str], drawn: DrawnViews | None) -> str:
     """The views of a store as a person reads them."""
     if drawn is None:
         return ", ".join(names)
@@ -137,7 +137,7 @@ def view_matrices(names: Sequence[str], drawn: DrawnViews | None, token: str) ->
     return matrices
 
 
-def labelled(token: str, name: str) -> str:
+def sample_label(token: str, name: str) -> str:
     """A token with its view, for messages; the canonical view goes without saying."""
     return token if name == "canonical" else f"{token}, view {name}"
 
@@ -164,13 +164,13 @@ def bev_matrix(config: BevAugmentConfig, rng: np.random.Generator | None) -> Mat
     return matrix
 
 
-def move_points(points: Float[np.ndarray, "N D"], matrix: Matrix) -> Float[np.ndarray, "N D"]:
+def transform_points(points: Float[np.ndarray, "N D"], matrix: Matrix) -> Float[np.ndarray, "N D"]:
     """Points (x, y, z, ...) under a view's matrix; what follows z stays."""
     linear, offset_m = matrix[:3, :3].astype(np.float32), matrix[:3, 3].astype(np.float32)
     return np.concatenate([points[:, :3] @ linear.T + offset_m, points[:, 3:]], axis=1)
 
 
-def move_boxes(boxes: Float[np.ndarray, "M 9"], matrix: Matrix) -> Float[np.ndarray, "M 9"]:
+def transform_boxes(boxes: Float[np.ndarray, "M 9"], matrix: Matrix) -> Float[np.ndarray, "M 9"]:
     """Boxes (x, y, z, dx, dy, dz, yaw_rad, vx, vy) under a similarity of the BEV space: a `bev_matrix`."""
     linear = matrix[:3, :3]
     scale = np.cbrt(abs(np.linalg.det(linear)))
@@ -189,7 +189,7 @@ def move_boxes(boxes: Float[np.ndarray, "M 9"], matrix: Matrix) -> Float[np.ndar
 def nearest_view(
     realised: Float[np.ndarray, "B 4 4"], stored: Float[np.ndarray, "B V 4 4"], radius_m: float = 30.0
 ) -> Int[np.ndarray, "B"]:
-    """The stored view of each sample from which the realised one is the shortest way, by `remaining_m`.
+    """The stored view of each sample from which the realised one is the shortest way, by `residual_displacement_m`.
 
     What remains is R = realised @ inv(stored). One reflection is nearer than half a turn, which reflects both axes.
 
@@ -198,10 +198,10 @@ def nearest_view(
         stored: its views' matrices: `TeacherCache.view_matrices`.
     """
     remaining = realised[:, None].astype(np.float64) @ np.linalg.inv(stored.astype(np.float64))
-    return remaining_m(remaining, radius_m).argmin(axis=-1)
+    return residual_displacement_m(remaining, radius_m).argmin(axis=-1)
 
 
-def remaining_m(matrices: Float[np.ndarray, "B V 4 4"], radius_m: float = 30.0) -> Float[np.ndarray, "B V"]:
+def residual_displacement_m(matrices: Float[np.ndarray, "B V 4 4"], radius_m: float = 30.0) -> Float[np.ndarray, "B V"]:
     """How far each matrix moves the ground at `radius_m` from the origin, as a root mean square; 0 for the identity.
 
     With A and t its linear part and offset in the plane: sqrt(radius^2 ||A - I||^2 / 2 + |t|^2), Frobenius norm.

@@ -1,14 +1,9 @@
-"""Bytes under checksums: the chunks of a shard, its index, and the documents beside them.
+"""Bytes under checksums: the chunks of a shard and its index.
 
 A shard file of Zarr v3 ("sharding_indexed", zarr-specs) is its chunks one after another, then the index: offset and
 length of each chunk as little-endian uint64, both 2^64 - 1 where a chunk is absent, and a crc32c. A chunk here is
 zstd's frame and a crc32c of it.
 """
-
-import copy
-import hashlib
-import json
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -83,30 +78,3 @@ def unpack_index(stored: UInt8[np.ndarray, "n"], where: str) -> Int[np.ndarray, 
         CorruptStoreError: the index does not match its checksum.
     """
     return checked(stored, where).view("<i8").reshape(-1, 2)
-
-
-def sign(document: dict[str, Any]) -> bytes:
-    """A JSON document with the SHA-256 of the rest of it, among its attributes if it has some."""
-    signed = copy.deepcopy(document)
-    signed.get("attributes", signed)["sha256"] = _digest(document)
-    return json.dumps(signed, indent=2).encode()
-
-
-def read_signed(data: bytes, where: str) -> dict[str, Any]:
-    """The document that `sign` wrote, without its digest.
-
-    Raises:
-        CorruptStoreError: it is not JSON, or its digest differs.
-    """
-    try:
-        document = json.loads(data)
-        stored = document.get("attributes", document).pop("sha256", None)
-    except (ValueError, AttributeError) as error:
-        raise CorruptStoreError("a document of the store is broken", where=where, got=error, cure=REPAIR) from None
-    if stored != _digest(document):
-        raise CorruptStoreError("a document of the store does not match its SHA-256", where=where, cure=REPAIR)
-    return document
-
-
-def _digest(document: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What must hold before a store is written to."""
+"""Checks before a store is written to."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,8 +9,8 @@ from jaxtyping import Float
 
 from cache.errors import CorruptStoreError, DataError, MismatchError, StoreError
 from cache.spec import CacheSpec, DataIdentity
-from cache.store.format import checked
-from cache.store.layout import MANIFEST, whole_key
+from cache.store.layout import MANIFEST, VIEW_MATRIX, whole_key
+from cache.store.small_arrays import map_array
 
 
 def require_free_folder(path: Path) -> None:
@@ -36,23 +36,22 @@ def require_same_matrices(path: Path, matrices: Float[np.ndarray, "*n 4 4"]) -> 
     Raises:
         MismatchError: the store has others.
     """
-    file = path / whole_key("view_matrix", matrices.ndim)
-    with suppress(CorruptStoreError, FileNotFoundError):  # a repair mends these
-        stored = checked(np.frombuffer(file.read_bytes(), np.uint8), str(file))
+    with suppress(CorruptStoreError):  # a repair writes it again
+        stored = map_array(path, VIEW_MATRIX, "<f4", matrices.shape)
         if stored.tobytes() != matrices.tobytes():
             raise MismatchError(
                 "the drawn views are not those of the store",
-                where=file,
+                where=path / whole_key(VIEW_MATRIX, matrices.ndim),
                 got=f"other numbers from numpy {np.__version__}",
                 cure="Go on with the version of numpy that the store's `software` names",
             )
 
 
 def require_tokens(spec: CacheSpec, tokens: Sequence[str]) -> None:
-    """Insist on tokens that name samples, and on those that the spec speaks of.
+    """Check that the tokens can name samples and are those of the spec.
 
     Raises:
-        DataError: they are others.
+        DataError: they cannot, or are not.
     """
     bad = [token for token in tokens if not token or "\0" in token]
     if bad or len(set(tokens)) != len(tokens) or not tokens:

@@ -1,4 +1,4 @@
-"""token -> TeacherSample; safe after fork; fast.
+"""TeacherCache: samples and batches of a store by token, on the CPU and still encoded.
 
 No file stays open and no thread or event loop exists, so a cache may be forked, pickled and used from several threads.
 """
@@ -6,7 +6,6 @@ No file stays open and no thread or event loop exists, so a cache may be forked,
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,16 @@ import safetensors.torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.errors import CorruptStoreError, NotCachedError, StoreError, UnsealedError
+from cache.errors import CorruptStoreError, MismatchError, NotCachedError, UnsealedError
 from cache.geometry.camera_points import decoded_points
 from cache.spec import CacheSpec, LayerSpec
 from cache.store.batch import TeacherBatch, TeacherSample, empty_batch
-from cache.store.format import REPAIR, checked
-from cache.store.layout import DEPTH, HEAD_WEIGHTS, ROOT, parse_root, record_key, scale_of, view_matrix_shape, whole_key
-from cache.store.shard_reader import Chunk, ShardReader, read_file
+from cache.store.documents import read_attributes, read_file
+from cache.store.format import REPAIR
+from cache.store.layout import CANVAS_MASK, DEPTH_POINTS, HEAD_WEIGHTS, VIEW_MATRIX, record_key, view_matrix_shape
+from cache.store.shard_reader import Chunk, ShardReader
+from cache.store.small_arrays import map_array
 from cache.store.tokens import Tokens
-from cache.visualization import facts
-from cache.visualization.markup import element
-from cache.visualization.pictures import thumbnails
-from cache.visualization.tables import Table, card
 
 
 class TeacherCache:
@@ -48,40 +45,22 @@ class TeacherCache:
         self, path: str | Path, *, allow_partial: bool = False, expect: CacheSpec | dict[str, Any] | None = None
     ) -> None:
         self.path, self._allow_partial = Path(path), allow_partial
-        self.attributes = parse_root(self._root(), str(self.path / ROOT))
+        self.attributes = read_attributes(self.path)
         self.spec = self.attributes.spec
         if expect is not None:
             self.spec.require(expect, self.path)
-        self._shards = ShardReader(self.path, self.attributes)
-        self._all_tokens = self._read_tokens()
+        self.shards = ShardReader(self.path, self.attributes)
+        self._all_tokens = Tokens.open(self.path, self.spec.data.samples)
         self.tokens: Sequence[str] = self._all_tokens if self.attributes.sealed else self._committed_tokens()
-        self._view_matrix = self._whole("view_matrix", "<f4", view_matrix_shape(self.spec))
+        self._view_matrix = map_array(self.path, VIEW_MATRIX, "<f4", view_matrix_shape(self.spec))
 
     def __reduce__(self) -> tuple:
-        """Travel as a path: a worker process opens the store again."""
+        """Pickle as a path: a worker process opens the store again."""
         return _reopen, (self.path, self._allow_partial)
 
     def __repr__(self) -> str:
         state = "" if self.attributes.sealed else ", not complete"
         return f"TeacherCache({str(self.path)!r}, {len(self)} samples{state}: {self.spec!r})"
-
-    def _repr_html_(self) -> str:
-        first = [(element("div", token), thumbnails(self[token].maps())) for token in self.tokens[:1]]
-        tables = [table.html() for table in self.tables(self.committed_shards()[:1])]
-        return card(f"TeacherCache of {len(self)} samples, the first of which is", *chain(*first), *tables)
-
-    def tables(self, shards: Sequence[int] | None = None) -> list[Table]:
-        """The store in tables: identity, layers with their error report, sizes.
-
-        Args:
-            shards: whose files' sizes are counted; those of all committed ones by default.
-        """
-        counted = self.committed_shards() if shards is None else shards
-        return [
-            facts.identity(self.path, self.attributes, len(self)),
-            facts.layers(self.attributes),
-            facts.sizes(self.attributes, self._shards, counted),
-        ]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -137,7 +116,7 @@ class TeacherCache:
     def buffers(
         self, samples: int, layers: Sequence[str] | None = None, head_maps: bool = False, pin: bool = False
     ) -> TeacherBatch:
-        """Memory for `read` to fill again and again, without tokens and with values that mean nothing yet.
+        """Memory that `read` can fill repeatedly: no tokens, and uninitialised values.
 
         Args:
             pin: Page-locked memory, from which a copy to a GPU does not block.
@@ -172,7 +151,7 @@ class TeacherCache:
     def camera_points(self, token: str, nearest_m: float = 0.0) -> list[Float[np.ndarray, "_ 3"]]:
         """u, v (original pixels) and depth (metres) of the key sweep's points in each camera, nearest first.
 
-        What `cache.nuscenes.points.camera_points` says of the same frame, to the steps of `spec.depth`.
+        The same as `cache.nuscenes.points.camera_points` of the frame, rounded to the steps of `spec.depth`.
 
         Raises:
             NotCachedError: the token was not dumped, or the store keeps no depth.
@@ -183,7 +162,7 @@ class TeacherCache:
             raise NotCachedError("the store keeps no depth", where=self.path, cure="Dump it with `depth: true`")
         (chunk,) = self._chunks((token,), None)
         codes = np.empty(spec.shape, np.uint16)
-        self._shards.read(self._shards.arrays[DEPTH], chunk, codes)
+        self.shards.read(DEPTH_POINTS, chunk, codes)
         return decoded_points(codes, spec, nearest_m)
 
     def view(self, name: str) -> int:
@@ -198,100 +177,74 @@ class TeacherCache:
 
     def committed_shards(self) -> list[int]:
         """The shards that the manifest names now; all of them once the store is sealed."""
-        shards = range(-(-len(self._all_tokens) // self._shards.size))
+        shards = range(-(-len(self._all_tokens) // self.shards.size))
         return [s for s in shards if self.attributes.sealed or (self.path / record_key(s)).exists()]
+
+    def tokens_of(self, shard: int) -> tuple[str, ...]:
+        """The tokens of a shard's samples, in its order."""
+        return self._all_tokens[shard * self.shards.size : (shard + 1) * self.shards.size]
 
     def chunks_of(self, shard: int) -> list[Chunk]:
         """All samples and views of a shard, in its order."""
-        rows, views = enumerate(self._tokens_of(shard)), range(len(self.spec.views))
+        rows, views = enumerate(self.tokens_of(shard)), range(len(self.spec.views))
         return [Chunk(token=token, shard=shard, row=row, view=view) for row, token in rows for view in views]
+
+    def bytes_per_sample(self, shards: Sequence[int] | None = None) -> dict[str, float]:
+        """Stored bytes of a sample by array, as the manifest counts them in some shards; in all by default.
+
+        Raises:
+            CorruptStoreError: a shard's record is missing or broken.
+        """
+        counted = self.committed_shards() if shards is None else shards
+        samples = max(1, sum(len(self.tokens_of(shard)) for shard in counted))
+        return {name: sum(self.shards.file(name, s).bytes for s in counted) / samples for name in self.shards.arrays}
 
     def _fill(self, batch: TeacherBatch, row: int, chunk: Chunk) -> None:
         """Read one sample into a row of a batch."""
-        read, arrays = self._shards.read, self._shards.arrays
-        for name, layer in batch.features.items():
-            read(arrays[f"features/{name}"], chunk, layer.values[row].numpy())
-            if layer.codec.kind != "float16":
-                read(arrays[scale_of(f"features/{name}")], chunk, layer.scale[row].numpy())
-        for name, maps in batch.head_maps.items():
-            read(arrays[f"boxes_{name}"], chunk, maps[row].numpy())
-        read(arrays["heatmap"], chunk, batch.heatmap[row].numpy())
-        packed = np.empty(arrays["canvas_mask"].shape, np.uint8)
-        read(arrays["canvas_mask"], chunk, packed)
+        for name, out in batch.row(row).items():
+            self.shards.read(name, chunk, out)
+        packed = np.empty(self.shards.arrays[CANVAS_MASK].shape, np.uint8)
+        self.shards.read(CANVAS_MASK, chunk, packed)
         mask = batch.canvas_mask[row].numpy()
         mask[...] = np.unpackbits(packed, axis=-1, count=mask.shape[-1])
-        position = chunk.shard * self._shards.size + chunk.row
+        position = chunk.shard * self.shards.size + chunk.row
         batch.view_matrix[row].numpy()[...] = self._matrices_at(position)[chunk.view]
 
-    def _layer(self, name: str) -> LayerSpec:
-        for layer in self.spec.layers:
-            if layer.name == name:
-                return layer
-        raise NotCachedError(
-            "the store does not hold this layer",
-            where=self.path,
-            got=name,
-            expected=" or ".join(layer.name for layer in self.spec.layers),
-            cure="Dump it, or ask for another layer",
-        )
-
     def _chunks(self, tokens: Sequence[str], views: Sequence[int] | None) -> list[Chunk]:
-        """Where each sample and view lies."""
-        count = len(self.spec.views)
+        """Shard and row of each sample, with its view."""
         chunks = []
         for token, view in zip(tokens, views or (0,) * len(tokens), strict=True):
-            if not 0 <= view < count:
+            if not 0 <= view < len(self.spec.views):
                 raise self._no_view(view)
-            shard, row = divmod(self._position(token), self._shards.size)
+            shard, row = divmod(self._position(token), self.shards.size)
             chunks.append(Chunk(token=token, shard=shard, row=row, view=view))
         return chunks
-
-    def _no_view(self, got: str | int) -> NotCachedError:
-        known = ", ".join(f"{index}: {name}" for index, name in enumerate(self.spec.views))
-        cure = "Ask for another view, or dump it"
-        return NotCachedError("the store does not hold this view", where=self.path, got=got, expected=known, cure=cure)
 
     def _matrices_at(self, position: int) -> Float[np.ndarray, "V 4 4"]:
         return self._view_matrix if self.spec.drawn is None else self._view_matrix[position]
 
+    def _layer(self, name: str) -> LayerSpec:
+        try:
+            return self.spec.layer(name)
+        except MismatchError:
+            known = " or ".join(layer.name for layer in self.spec.layers)
+            raise self._not_cached("layer", name, known, "Dump it, or choose another layer") from None
+
+    def _no_view(self, got: str | int) -> NotCachedError:
+        known = ", ".join(f"{index}: {name}" for index, name in enumerate(self.spec.views))
+        return self._not_cached("view", got, known, "Choose another view, or dump it")
+
     def _position(self, token: str) -> int:
         position = self._all_tokens.find(token)
         if position is None or (self.tokens is not self._all_tokens and token not in self.tokens):
-            raise NotCachedError(
-                "the store does not hold this token",
-                where=self.path,
-                got=token,
-                expected=f"one of {len(self.tokens)} of {self.spec.data.version}, {', '.join(self.spec.data.splits)}",
-                cure="Train on the splits that were dumped, or dump these",
-            )
+            known = f"one of {len(self.tokens)} of {self.spec.data.version}, {', '.join(self.spec.data.splits)}"
+            raise self._not_cached("token", token, known, "Train on the splits that were dumped, or dump these")
         return position
 
-    def _root(self) -> bytes:
-        try:
-            data = (self.path / ROOT).read_bytes()
-        except OSError as error:
-            raise StoreError(
-                "there is no store here",
-                where=self.path,
-                got=error.strerror,
-                cure="Point to the folder that `cli dump-teacher` wrote",
-            ) from None
-        return data
-
-    def _read_tokens(self) -> Tokens:
-        samples = self.spec.data.samples
-        names = self._whole("token", "u1", (samples, -1))
-        width = names.shape[1]
-        return Tokens(names.reshape(-1).view(f"S{width}"), self._whole("token_order", "<i8", (samples,)))
-
-    def _whole(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A small array, mapped into memory: the pages are shared by all processes that read it."""
-        path = self.path / whole_key(name, len(shape))
-        try:
-            stored = np.memmap(path, dtype=np.uint8, mode="r")
-            return checked(stored, str(path)).view(dtype).reshape(shape).view(np.ndarray)
-        except (OSError, ValueError) as error:
-            raise CorruptStoreError("a small array cannot be read", where=path, got=error, cure=REPAIR) from error
+    def _not_cached(self, what: str, got: object, known: object, cure: str) -> NotCachedError:
+        return NotCachedError(
+            f"the store does not hold this {what}", where=self.path, got=got, expected=known, cure=cure
+        )
 
     def _committed_tokens(self) -> tuple[str, ...]:
         """The tokens of the shards that the manifest names now."""
@@ -301,11 +254,7 @@ class TeacherCache:
                 where=self.path,
                 cure="Run `cli dump-teacher` again to resume it, or open the store with allow_partial=True",
             )
-        shards = (self._tokens_of(shard) for shard in self.committed_shards())
-        return tuple(token for tokens in shards for token in tokens)
-
-    def _tokens_of(self, shard: int) -> tuple[str, ...]:
-        return self._all_tokens[shard * self._shards.size : (shard + 1) * self._shards.size]
+        return tuple(token for shard in self.committed_shards() for token in self.tokens_of(shard))
 
 
 def _reopen(path: Path, allow_partial: bool) -> TeacherCache:

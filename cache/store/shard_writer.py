@@ -13,8 +13,9 @@ from cache.errors import StoreError
 from cache.spec import CacheSpec
 from cache.store.atomic import explained, fsync_folder, write_durably
 from cache.store.codec import Distortion, require_budget
-from cache.store.format import checksum_of, pack_chunk, pack_index, sign
-from cache.store.layout import Layout, SampleArray, ShardFile, ShardRecord, StoredSample, record_key, sample_arrays
+from cache.store.documents import ShardFile, ShardRecord, sign
+from cache.store.format import checksum_of, pack_chunk, pack_index
+from cache.store.layout import Layout, SampleArray, StoredSample, record_key, sample_arrays
 
 
 class ShardWriter:

@@ -1,17 +1,36 @@
 """The tokens of a store, in dump order."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from cache.store.layout import TOKEN, TOKEN_ORDER
+from cache.store.small_arrays import map_array
+
 
 class Tokens(Sequence[str]):
-    """The tokens of a store in dump order, searched where they lie on disk: opening costs nothing for each sample."""
+    """The tokens of a store in dump order, searched in the mapped file: opening takes no time for each sample.
+
+    Args:
+        names: The tokens as bytes, padded with zeros.
+        order: The order that sorts them.
+    """
 
     def __init__(self, names: np.ndarray, order: Int[np.ndarray, "N"]) -> None:
         self._names, self._order = names, order
+
+    @classmethod
+    def open(cls, store: Path, samples: int) -> "Tokens":
+        """The tokens of a store's samples.
+
+        Raises:
+            CorruptStoreError: see `map_array`.
+        """
+        names = map_array(store, TOKEN, "u1", (samples, -1))
+        return cls(names.reshape(-1).view(f"S{names.shape[1]}"), map_array(store, TOKEN_ORDER, "<i8", (samples,)))
 
     def __len__(self) -> int:
         return len(self._names)

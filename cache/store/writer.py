@@ -20,20 +20,18 @@ from cache.errors import MismatchError
 from cache.spec import CacheSpec
 from cache.store.atomic import Leases, explained, fsync_folder, write_durably
 from cache.store.codec import Distortion
-from cache.store.format import read_signed, sign
-from cache.store.layout import (
-    LOCK,
-    MANIFEST,
-    ROOT,
+from cache.store.documents import (
     LayerReport,
-    Layout,
     ShardRecord,
     StoreAttributes,
-    parse_root,
-    record_key,
-    sample_arrays,
+    node_files,
+    read_attributes,
+    read_document,
+    read_record,
+    sign,
 )
-from cache.store.metadata import small_files, view_matrix, weights_file
+from cache.store.layout import LOCK, MANIFEST, ROOT, Layout, record_key, sample_arrays
+from cache.store.metadata import data_files, small_files, view_matrix, weights_file
 from cache.store.partition import WHOLE, Part
 from cache.store.preconditions import require_free_folder, require_same_matrices, require_tokens
 from cache.store.shard_writer import ShardWriter
@@ -95,7 +93,7 @@ class StoreWriter:
     @property
     def sealed(self) -> bool:
         """The store is complete."""
-        return self._attributes().sealed
+        return read_attributes(self.path).sealed
 
     def missing_shards(self) -> list[int]:
         """The part's shards that are not committed."""
@@ -119,11 +117,11 @@ class StoreWriter:
         if self._leases is None:
             return True
         with explained(self.path), self._root_lease():
-            records = self._all_records()
-            if records is None:
+            shards = range(self._total())
+            if not all((self.path / record_key(shard)).exists() for shard in shards):
                 return False
-            report = _codec_report(self.spec, records)
-            self._write_root(self._attributes().model_copy(update={"sealed": True, "codec_report": report}))
+            report = _codec_report(self.spec, [read_record(self.path, shard) for shard in shards])
+            self._update_root(sealed=True, codec_report=report)
             return True
 
     def close(self) -> None:
@@ -141,14 +139,11 @@ class StoreWriter:
     def _root_lease(self) -> AbstractContextManager[None]:
         return self._leases.root() if self._leases else nullcontext()
 
-    def _attributes(self) -> StoreAttributes:
-        return parse_root((self.path / ROOT).read_bytes(), str(self.path / ROOT))
-
     def _finished(self) -> bool:
         """Whether there is a sealed store; insists that a store there is the one that is asked for."""
         if not (self.path / ROOT).exists():
             return False
-        attributes = self._attributes()
+        attributes = read_attributes(self.path)
         attributes.spec.require(self.spec, self.path)
         if attributes.layout != self.layout:
             raise MismatchError(
@@ -191,28 +186,23 @@ class StoreWriter:
             fsync_folder((self.path / key).parent.parent)
 
     def _withdraw(self, shards: Collection[int], tokens: Sequence[str], head_weights: Mapping[str, Tensor]) -> None:
-        """Take shards out of the manifest, and mend the small files."""
+        """Take shards out of the manifest, and write small files that differ again."""
         with self._root_lease():
-            attributes = self._attributes()
             if shards:
-                self._write_root(attributes.model_copy(update={"sealed": False, "codec_report": {}}))
+                self._update_root(sealed=False, codec_report={})
             for shard in shards:
                 (self.path / record_key(shard)).unlink(missing_ok=True)
             fsync_folder(self.path / MANIFEST)
-            for key, data in small_files(attributes, tokens, head_weights).items():
+            nodes = node_files(read_document(self.path / ROOT))
+            for key, data in (nodes | data_files(self.spec, tokens, head_weights)).items():
                 path = self.path / key
-                if key != ROOT and not (path.exists() and path.read_bytes() == data):
+                if not (path.exists() and path.read_bytes() == data):
                     write_durably(path, data)
 
-    def _write_root(self, attributes: StoreAttributes) -> None:
-        document = read_signed((self.path / ROOT).read_bytes(), str(self.path / ROOT))
-        write_durably(self.path / ROOT, sign({**document, "attributes": attributes.model_dump(mode="json")}))
-
-    def _all_records(self) -> list[ShardRecord] | None:
-        paths = [self.path / record_key(s) for s in range(self._total())]
-        if not all(path.exists() for path in paths):
-            return None
-        return [ShardRecord.parse(read_signed(path.read_bytes(), str(path)), path) for path in paths]
+    def _update_root(self, **changes: object) -> None:
+        attributes = read_attributes(self.path).model_copy(update=changes)
+        document = read_document(self.path / ROOT) | {"attributes": attributes.model_dump(mode="json")}
+        write_durably(self.path / ROOT, sign(document))
 
     def _total(self) -> int:
         return -(-self.spec.data.samples // self.layout.samples_per_shard)

@@ -3,7 +3,6 @@
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import OfflineDistillError, OfflineDistillWarning, TeacherError
+from cache.teacher.state_dict import abridged, load_state_dict, not_finite
 
 # What mmengine's checkpoints hold beside weights (the log's history, numbers of the data set). It is of no use here
 # and is read into an inert stand-in, so that none of these names is ever called for an untrusted file.
@@ -65,28 +65,17 @@ def load_weights(detector: nn.Module, path: Path) -> None:
             OfflineDistillWarning,
             stacklevel=2,
         )
-    try:
-        missing, unexpected = detector.load_state_dict(weights, strict=False)
-        reshaped: list[str] = []
-    except RuntimeError:  # What is left to refuse when not strict: a tensor of another shape.
-        own = detector.state_dict()
-        missing, unexpected = [n for n in own if n not in weights], [n for n in weights if n not in own]
-        reshaped = [
-            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-            for name in own
-            if name in weights and weights[name].shape != own[name].shape
-        ]
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    if any(kinds.values()):
+    match = load_state_dict(detector, weights)
+    if match:
         raise TeacherError(
             "the checkpoint belongs to another detector",
             where=path,
-            got="; ".join(f"{len(names)} {kind}: {_abridged(names)}" for kind, names in kinds.items() if names),
+            got=match,
             cure="Pair the checkpoint with the configuration that it was trained with",
         )
-    spoilt = [name for name, tensor in detector.state_dict().items() if not torch.isfinite(tensor).all()]
-    if spoilt:
-        raise TeacherError("the checkpoint holds weights that are not finite", where=path, got=_abridged(spoilt))
+    broken = not_finite(detector.state_dict())
+    if broken:
+        raise TeacherError("the checkpoint holds weights that are not finite", where=path, got=abridged(broken))
 
 
 _BOX_OUTPUTS = re.compile(r"task_heads\.\d+\.(?:task_head\.)?(dim|rot)\.\d+\.(?:weight|bias)$")
@@ -133,17 +122,12 @@ def read_checkpoint(path: Path, error: type[OfflineDistillError] = TeacherError)
         raise error(
             "the checkpoint holds no state dict",
             where=path,
-            got=_abridged(content) if isinstance(content, dict) else type(content).__name__,
+            got=abridged(content) if isinstance(content, dict) else type(content).__name__,
             expected="'state_dict', or tensors by name",
         )
     meta = content.get("meta")
     version = meta.get("mmdet3d_version") if isinstance(meta, dict) else None
     return Checkpoint(weights=weights, mmdet3d_version=version if isinstance(version, str) else None)
-
-
-def _abridged(names: Iterable[str], most: int = 4) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def weights_sha256(module: nn.Module) -> str:

@@ -1,17 +1,19 @@
-"""A store to scrub through in a notebook: tokens, maps and channels. Needs ipywidgets (the extra `notebook`)."""
+"""A notebook widget to browse a store by token, map and channel. Needs ipywidgets (the extra `notebook`)."""
 
 import ipywidgets as widgets
+from markupsafe import Markup
 
 from cache.store.reader import TeacherCache, TeacherSample
-from cache.visualization.markup import element, join
 from cache.visualization.pictures import Map, energy, picture_uri
 
 ALL = -1
-"""The channel that stands for all: a layer's energy, the heatmap's strongest class."""
+"""The channel number of a layer's energy, and of the heatmap's maximum over classes."""
+CANVAS_MASK, HEATMAP = "canvas mask", "heatmap"
+PICTURE = Markup('<img src="{}" alt="{}" style="width:{}px;image-rendering:pixelated"/><div>{}</div>')
 
 
 class CacheBrowser:
-    """Sliders for token and channel, a choice of the map, and the picture; the last line of a cell shows it.
+    """Sliders for token and channel, buttons for the map, and the picture; the last line of a cell displays it.
 
     Args:
         size_px: the picture's longer side.
@@ -21,7 +23,7 @@ class CacheBrowser:
     def __init__(self, cache: TeacherCache, size_px: int = 480, view: int = 0) -> None:
         self._cache, self._size_px, self._view = cache, size_px, view
         self._sample: TeacherSample = cache[cache.tokens[0]]
-        names = [*self._sample.features, "heatmap", "canvas mask"]
+        names = [*self._sample.features, HEATMAP, CANVAS_MASK]
         style = {"description_width": "70px"}
         wide = widgets.Layout(width=f"{size_px}px")
         self.token = widgets.IntSlider(0, 0, len(cache) - 1, description="token", style=style, layout=wide)
@@ -45,25 +47,23 @@ class CacheBrowser:
         self._draw()
 
     def _channels(self, name: str) -> int:
-        """How many channels a map has to choose from."""
-        if name == "heatmap":
+        """Number of channels of a map."""
+        if name == HEATMAP:
             return len(self._cache.spec.teacher.classes)
-        return 0 if name == "canvas mask" else self._cache.spec.layer(name).channels
+        return 0 if name == CANVAS_MASK else self._cache.spec.layer(name).channels
 
     def _draw(self) -> None:
-        values, what = self._shown(self.map.value, self.channel.value)
-        style = f"width:{self._size_px}px;image-rendering:pixelated"
-        caption = f"{self._sample.token}: {what}; 0 .. {float(values.max()):.3g}"
-        image = element("img", src=picture_uri(values, cells=512), alt=caption, style=style)
-        self.picture.value = str(join(image, element("div", caption)))
+        values, description = self._chosen(self.map.value, self.channel.value)
+        caption = f"{self._sample.token}: {description}; 0 .. {float(values.max()):.3g}"
+        self.picture.value = str(PICTURE.format(picture_uri(values, cells=512), caption, self._size_px, caption))
 
-    def _shown(self, name: str, channel: int) -> tuple[Map, str]:
-        if name == "canvas mask":
+    def _chosen(self, name: str, channel: int) -> tuple[Map, str]:
+        if name == CANVAS_MASK:
             return self._sample.canvas_mask[self._view].float(), name
-        if name == "heatmap":
+        if name == HEATMAP:
             values = self._sample.heatmap[self._view].float() / 255
             if channel == ALL:
-                return values.amax(dim=0), "heatmap, strongest class"
+                return values.amax(dim=0), "heatmap, maximum over classes"
             return values[channel], f"heatmap, {self._cache.spec.teacher.classes[channel]}"
         values = self._sample.features[name].decode()[self._view]
         if channel == ALL:

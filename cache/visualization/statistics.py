@@ -1,4 +1,4 @@
-"""Some samples of a store in numbers, read one after the other."""
+"""Statistics of a store's layers over some of its samples, and the expected quality of each sample."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ KEPT_VALUES = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
-    """Of a layer's decoded values in some samples."""
+    """Statistics of a layer's decoded values."""
 
     mean: float
     std: float
@@ -29,10 +29,10 @@ class LayerStatistics:
 
 @dataclass(kw_only=True)
 class LayerCounts:
-    """Of a layer's decoded values, as samples are added.
+    """Running counts of a layer's decoded values.
 
-    kept: an evenly spaced part of each sample's values.
-    codes: how many values have each code, from -128 (signed) or 0 (unsigned) on; none for float16.
+    kept: an evenly spaced subset of each sample's values.
+    codes: how many values have each code, from -128 (signed) or 0 (unsigned) on; all 0 for float16.
     """
 
     count: int = 0
@@ -44,7 +44,7 @@ class LayerCounts:
     codes: Int[np.ndarray, "_"] = field(default_factory=lambda: np.zeros(256, np.int64))
 
     def add(self, encoded: Encoded) -> None:
-        """Count a sample's values."""
+        """Add a sample's values."""
         values = encoded.decode().flatten()
         self.count += values.numel()
         self.zeros += int((values == 0).sum())
@@ -58,7 +58,7 @@ class LayerCounts:
 
     @property
     def statistics(self) -> LayerStatistics:
-        """What the counts come to."""
+        """Mean, sample standard deviation, largest absolute value and fraction of zeros."""
         mean = self.total / self.count
         return LayerStatistics(
             mean=mean,
@@ -70,31 +70,31 @@ class LayerCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleQuality:
-    """The ratio of signal to rounding noise that is to be expected of each layer of a sample."""
+    """The expected ratio of signal to rounding noise of each layer of a sample."""
 
     token: str
     sqnr_db: dict[str, float]
 
     @property
     def lowest_db(self) -> float:
-        """Of the layer that lost most."""
+        """The lowest ratio of all layers."""
         return min(self.sqnr_db.values(), default=math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What some samples of a store look like in numbers."""
+    """Counts of each layer and the expected quality of each sample, over some samples of a store."""
 
     layers: dict[str, LayerCounts]
     samples: tuple[SampleQuality, ...]
 
     def worst(self, count: int) -> tuple[SampleQuality, ...]:
-        """The samples whose lowest ratio is the lowest."""
+        """The samples with the lowest ratios, lowest first."""
         return tuple(sorted(self.samples, key=lambda sample: sample.lowest_db)[:count])
 
     @property
     def statistics(self) -> dict[str, LayerStatistics]:
-        """Of each layer."""
+        """By layer."""
         return {name: counts.statistics for name, counts in self.layers.items()}
 
 

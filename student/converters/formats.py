@@ -1,4 +1,4 @@
-"""The names of public detectors' tensors -> ours, as tables: which file is which, and where each tensor goes.
+"""Name maps from public detectors' state dicts to ours, and how to recognise each family of files.
 
 Read from the modules of HuangJunJie2017/BEVDet at mmdet3d 0.17.2 and of qcraftai/distill-bev, which share them.
 """
@@ -18,32 +18,28 @@ from student.models.backbones import CLASSIFIERS
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Where tensors whose name begins with `public` go.
+    """Map names that begin with `public`.
 
-    public: the beginning of a name; "*" stands for one part of it (between dots).
-    ours: what takes the beginning's place, each "*" in its order; None for what has no use here.
-    why: of no use; for the report.
+    public: prefix of a name; "*" matches one part of it (between dots).
+    ours: replaces the prefix, each "*" in its order; None for a tensor that the student does not use.
+    why: the reason why it is not used; for the report.
     """
 
     public: str
     ours: str | None = None
     why: str = ""
 
+    def match(self, name: str) -> re.Match[str] | None:
+        """The match of `public` at the start of a name."""
+        return re.match(re.escape(self.public).replace(r"\*", r"([^.]+)"), name)
+
     def __call__(self, name: str) -> str | None:
-        """Our name of a tensor; None where it has no use. Only of a name for which `fits` is true."""
-        match = self._pattern.match(name)
+        """Our name of a tensor; None where it is not used or the rule does not match."""
+        match = self.match(name)
         if match is None or self.ours is None:
             return None
         parts = iter(match.groups())
         return re.sub(r"\*", lambda _: next(parts), self.ours) + name[match.end() :]
-
-    def fits(self, name: str) -> bool:
-        """Whether the rule speaks of this name."""
-        return self._pattern.match(name) is not None
-
-    @property
-    def _pattern(self) -> re.Pattern[str]:
-        return re.compile(re.escape(self.public).replace(r"\*", r"([^.]+)"))
 
 
 def _table(*rows: tuple[str, str]) -> tuple[Rule, ...]:
@@ -76,8 +72,8 @@ DEFORMABLE_DEPTH = _table(
 )
 """ViewTransformerLSSBEVDepth: BEVDepth, BEVDepth4D and DistillBEV's students."""
 
-_GEOMETRY = "the grid and the depth bins, which the configuration decides; the two were compared"
-_DISTILLATION = "of the live teacher or of the distillation, not of the student"
+_GEOMETRY = "grid or depth bins, which the configuration sets; compared with it"
+_DISTILLATION = "part of the live teacher or of the distillation, not of the student"
 
 SET_ASIDE = tuple(
     Rule(public=f"img_view_transformer.{name}", why=_GEOMETRY) for name in ("dx", "bx", "nx", "frustum")
@@ -104,11 +100,11 @@ TORCHVISION = (
 class PublicFormat:
     """A family of files.
 
-    marks: some tensor's name begins with one of them, and no format before it in FORMATS has that.
-    expects: what the student's configuration must say; for messages.
-    old_boxes: the file comes from mmdet3d < 1.0 unless it says otherwise.
-    displacements: its 4D models predict metres moved, not velocities.
-    refusal: why it cannot be taken over.
+    marks: prefixes of names; the first format in FORMATS with a match is the file's.
+    expects: the student configuration that fits; for messages.
+    old_boxes: files without a version come from mmdet3d < 1.0.
+    displacements: its 4D models predict displacements in metres, not velocities.
+    refusal: why it cannot be converted.
     """
 
     name: str
@@ -119,13 +115,17 @@ class PublicFormat:
     displacements: bool = False
     refusal: str = ""
 
+    def rule(self, name: str) -> Rule | None:
+        """The first rule that matches a name."""
+        return next((rule for rule in self.rules if rule.match(name)), None)
+
 
 FORMATS = (
     PublicFormat(
         name="BEVDet 2.x and later, or DistillBEV's reproduction of Megvii's BEVDepth",
         marks=("img_view_transformer.depth_net.",),
         refusal="its BEV space is the vehicle's and not the LiDAR's, its images come with red and blue exchanged, and "
-        "its depth net is told other camera parameters",
+        "its depth net takes other camera parameters",
     ),
     PublicFormat(
         name="BEVDepth of BEVDet 0.x or DistillBEV",
@@ -159,10 +159,10 @@ _VELOCITY_OUTPUT = re.compile(r"^pts_bbox_head\.task_heads\.\d+\.vel\.\d+\.(?:we
 
 
 def to_velocities(weights: dict[str, Tensor], config: DetectorConfig) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The 4D head of BEVDet 0.x, whose `vel` are metres moved between the two frames, as one of metres a second.
+    """Convert a 4D head of BEVDet 0.x, whose `vel` are displacements in metres between the two frames, to m/s.
 
     Its training multiplies velocities by the time between the frames and its evaluation divides by it
-    (`speed_mode='abs_dis'`); with frames at a fixed distance that is a factor on the last convolution.
+    (`speed_mode='abs_dis'`); with a fixed time between frames that is a factor on the last convolution.
 
     Returns:
         The weights, and the names of the tensors that changed.
@@ -173,10 +173,10 @@ def to_velocities(weights: dict[str, Tensor], config: DetectorConfig) -> tuple[d
 
 
 def format_of(names: Iterable[str], where: Path) -> PublicFormat:
-    """Which family a state dict belongs to.
+    """The family that a state dict's names belong to.
 
     Raises:
-        DataError: to none, or to one that cannot be taken over.
+        DataError: there is none, or its files cannot be converted.
     """
     names = tuple(names)
     for known in FORMATS:
@@ -184,7 +184,7 @@ def format_of(names: Iterable[str], where: Path) -> PublicFormat:
             continue
         if known.refusal:
             raise DataError(
-                f"this checkpoint cannot be taken over exactly: {known.refusal}",
+                f"this checkpoint cannot be converted exactly: {known.refusal}",
                 where=where,
                 got=known.name,
                 expected=", ".join(other.name for other in FORMATS if not other.refusal),
@@ -201,9 +201,10 @@ def format_of(names: Iterable[str], where: Path) -> PublicFormat:
 
 
 def geometry_differences(weights: dict[str, Tensor], config: DetectorConfig) -> list[str]:
-    """One line for each way in which the grid or the depth bins of a BEVDet 0.x file are not the configuration's."""
+    """One line for each difference between the grid or depth bins of a BEVDet 0.x file and the configuration's."""
     prefix, grid = "img_view_transformer.", config.grid
-    ranges, sides = (grid.x_range_m, grid.y_range_m, config.z_range_m), (*grid.cell_m, _length(config.z_range_m))
+    ranges = (grid.x_range_m, grid.y_range_m, config.z_range_m)
+    sides = (*grid.cell_m, config.z_range_m[1] - config.z_range_m[0])
     expected = {
         "dx": torch.tensor(sides),
         "bx": torch.tensor([low + side / 2 for (low, _), side in zip(ranges, sides, strict=True)]),
@@ -219,10 +220,6 @@ def geometry_differences(weights: dict[str, Tensor], config: DetectorConfig) -> 
         for name, value in found.items()
         if value.shape != expected[name].shape or not torch.allclose(value.float(), expected[name].float(), atol=1e-4)
     ]
-
-
-def _length(range_m: tuple[float, float]) -> float:
-    return range_m[1] - range_m[0]
 
 
 def _brief(values: Tensor) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cache.errors import DataError
-from cache.geometry.views import bev_matrix, move_boxes, nearest_view
+from cache.geometry.views import bev_matrix, nearest_view, transform_boxes
 from cache.nuscenes.frames import CAMERAS, Camera, Frame, Frames
 from cache.nuscenes.points import camera_points
 from cache.store.batch import TeacherBatch
@@ -160,7 +160,7 @@ class StudentDataset(Dataset[Batch]):
             lidar_to_ego=_float([current.lidar_to_ego]),
             bev_matrix=_float([matrix]),
             depth_m=depth_m,
-            boxes=(_float(move_boxes(current.boxes, matrix)),),
+            boxes=(_float(transform_boxes(current.boxes, matrix)),),
             labels=(torch.from_numpy(current.labels),),
             load_seconds=seconds,
         )

@@ -10,9 +10,9 @@ from jaxtyping import Float
 
 from cache.errors import MismatchError
 from cache.geometry.grid import BevGrid
-from cache.geometry.views import move_boxes
+from cache.geometry.views import transform_boxes
 from cache.store.reader import TeacherCache
-from student.models.center_head import Detections, decode
+from student.models.decoding import Detections, decode
 
 
 def teacher_detections(cache: TeacherCache, tokens: Iterable[str]) -> Iterator[tuple[str, Detections]]:
@@ -52,5 +52,5 @@ def require_lidar_rows(grid: BevGrid, where: Path) -> None:
 
 def moved_back(found: Detections, matrix: Float[np.ndarray, "4 4"]) -> Detections:
     """What was found under a BEV matrix, in the LiDAR frame again."""
-    boxes = move_boxes(found.boxes.numpy(), np.linalg.inv(matrix.astype(np.float64)))
+    boxes = transform_boxes(found.boxes.numpy(), np.linalg.inv(matrix.astype(np.float64)))
     return replace(found, boxes=torch.from_numpy(boxes))

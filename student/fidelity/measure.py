@@ -12,7 +12,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cache.errors import NotCachedError
-from cache.geometry.views import PUBLIC_AUGMENT, REFLECTIONS, bev_matrix, move_boxes, move_points, nearest_view
+from cache.geometry.views import (
+    PUBLIC_AUGMENT,
+    REFLECTIONS,
+    bev_matrix,
+    nearest_view,
+    transform_boxes,
+    transform_points,
+)
 from cache.nuscenes.frames import Frame, Frames
 from cache.nuscenes.points import load_points
 from cache.spec import CacheSpec, LayerSpec
@@ -25,7 +32,7 @@ from student.evaluation.evaluate import Metrics, evaluate
 from student.evaluation.teacher_boxes import require_lidar_rows
 from student.fidelity.closeness import Closeness, Motion, closeness, regions_of
 from student.fidelity.parts import Loss, StandIn, TeacherHead
-from student.models.center_head import Detections
+from student.models.decoding import Detections
 
 Matrix = Float[np.ndarray, "4 4"]
 Source = Literal["still", "moved", "drawn", "replayed"]
@@ -150,7 +157,7 @@ class FidelityStudy:
         for position, frame in enumerate(frames):
             points = load_points(frame, self.teacher.points)
             for sight in self._sights(frame, position):
-                live = self.teacher([self.teacher.prepare(move_points(points, sight.matrix))])
+                live = self.teacher([self.teacher.prepare(transform_points(points, sight.matrix))])
                 self.head.require_same(live)
                 seen = self.head.detect(live.layers["head"], sight.matrix)
                 found[LIVE, sight.source, sight.number].append((frame.token, seen))
@@ -195,7 +202,7 @@ class FidelityStudy:
         stored = self.cache.view_matrices([frame.token])[:, list(choice.views)]
         view = choice.views[nearest_view(matrix[None], stored)[0]]
         cached = self.cache.read((frame.token,), views=(view,)).to(live.heatmap.device)
-        boxes = torch.from_numpy(move_boxes(frame.boxes, matrix)).to(live.heatmap.device)
+        boxes = torch.from_numpy(transform_boxes(frame.boxes, matrix)).to(live.heatmap.device)
         sides = torch.from_numpy(matrix[None]), torch.from_numpy(frame.lidar_to_ego[None])
         grid = self.cache.spec.heatmap_grid
         way = to_teacher(grid, grid, cached.view_matrix, *sides)

@@ -19,7 +19,8 @@ from student.distill.predictions import TeacherMaps, Teaching
 from student.distill.regions import CLIP
 from student.evaluation.teacher_boxes import moved_back
 from student.fidelity.closeness import Closeness, closeness
-from student.models.center_head import CenterHead, Detections, decode
+from student.models.center_head import CenterHead
+from student.models.decoding import Detections, decode
 
 RECIPE = {
     "pairs": [{"student": "head", "teacher": "head"}],

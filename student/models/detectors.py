@@ -8,12 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from student.config.student import DetectorConfig
-from student.data.dataset import Batch
-from student.models.backbones import ImageEncoder
+from student.data.batch import Batch
 from student.models.bev_encoder import BevResNet, FpnLss, align
-from student.models.center_head import CenterHead, Detections, decode
+from student.models.center_head import CenterHead
 from student.models.center_targets import boxes_loss, head_targets, heatmap_loss
+from student.models.decoding import Detections, decode
 from student.models.depth_net import DeformableDepthNet, DepthNet, PlainDepthNet, depth_loss
+from student.models.image_encoder import ImageEncoder
 from student.models.lift_splat import Cameras, LiftSplat
 
 
@@ -76,7 +77,7 @@ class BevDetector(nn.Module):
             "boxes": head.boxes_weight * boxes_loss(output.head_maps, targets, head.code_weights),
         }
         if output.depth is not None:
-            terms["depth"] = config.depth_weight * depth_loss(output.depth, batch.taught_depth_m(), config.depth_m)
+            terms["depth"] = config.depth_weight * depth_loss(output.depth, batch.require_depth_m(), config.depth_m)
         return terms
 
     def detect(self, output: StudentOutput) -> list[Detections]:

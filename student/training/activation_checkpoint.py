@@ -13,7 +13,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from student.models.backbones import Chain
+from student.models.backbones import SequentialBackbone
 
 
 def recompute_blocks(network: nn.Module) -> None:
@@ -21,7 +21,7 @@ def recompute_blocks(network: nn.Module) -> None:
 
     Loss, gradients and BatchNorm's running statistics are those without: these follow the first pass alone.
     """
-    chains = [chain for chain in network.modules() if isinstance(chain, Chain)]
+    chains = [chain for chain in network.modules() if isinstance(chain, SequentialBackbone)]
     trunks = [part for chain in chains for name, part in chain.named_children() if name != "stem"]
     parts = {id(block) for trunk in trunks for block in trunk.children()}
     apply_activation_checkpointing(

@@ -1,6 +1,5 @@
 """Mistakes that would only show in the metrics, caught before the first step or named after the last."""
 
-import math
 import warnings
 from pathlib import Path
 
@@ -9,9 +8,6 @@ from nuscenes.utils.splits import create_splits_scenes
 from cache.errors import ConfigError, MismatchError, OfflineDistillWarning
 from cache.spec import CacheSpec
 from student.config.student import DataConfig, DetectorConfig, StudentConfig
-
-SWAPPED_SCALE_ERROR = 0.5
-"""No detector is that far off over the classes that it finds; swapping width and length leaves about 0.7."""
 
 
 def require_sound(config: StudentConfig) -> None:
@@ -95,23 +91,6 @@ def warn_of_rehearsal(spec: CacheSpec, path: Path) -> None:
             OfflineDistillWarning,
             stacklevel=2,
         )
-
-
-def remarks_on(scale_error: float, orientation_error_rad: float) -> tuple[str, ...]:
-    """What a person should know about an evaluation's mean errors.
-
-    Args:
-        scale_error, orientation_error_rad: means over the classes that were found and have a heading.
-    """
-    turned = abs(orientation_error_rad - math.pi / 2) < 0.2
-    if not (scale_error > SWAPPED_SCALE_ERROR and turned):
-        return ()
-    return (
-        f"a scale error of {scale_error:.2f} with an orientation error of {orientation_error_rad:.2f} rad is the "
-        "signature of boxes of mmdet3d < 1.0, which swap width and length and turn yaw by a quarter: where boxes come "
-        "from your own code or from a file without a version, convert them (dx, dy = length, width and yaw = -yaw - "
-        "pi/2); `dump-teacher` and `import-checkpoint` convert a checkpoint that names its mmdet3d version",
-    )
 
 
 def _listed(tasks: tuple[tuple[str, ...], ...]) -> str:

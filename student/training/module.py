@@ -20,8 +20,8 @@ from student.data.dataset import Batch
 from student.distill.adapters import FeatureLayer
 from student.distill.objective import DistillObjective
 from student.distill.warp import to_teacher
-from student.models.center_head import Detections
 from student.models.checkpoint import describe
+from student.models.decoding import Detections
 from student.models.detectors import build_detector
 from student.training.activation_checkpoint import recompute_blocks
 from student.training.clock import StepClock

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from cache.errors import OfflineDistillError
 from cache.nuscenes.frames import Frames
 from student.evaluation.evaluate import Metrics, evaluate
-from student.models.center_head import Detections
+from student.models.decoding import Detections
 
 
 class OfficialMetrics(Callback):

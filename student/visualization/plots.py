@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from cache.nuscenes.frames import Frames
 from cache.visualization.statistics import spread
 from student.evaluation.results import Losses, Results, read_results
-from student.visualization.scenes import COLOURS, from_above
+from student.visualization.scenes import COLOURS, plot_bev
 
 ERRORS = {
     "translation_m": ("translation (m)", 2.0),
@@ -31,7 +31,7 @@ _SHORT = {
 }
 
 
-def precision_recall(results: Sequence[Results], distance_m: float = 2.0) -> Figure:
+def plot_precision_recall(results: Sequence[Results], distance_m: float = 2.0) -> Figure:
     """Precision over recall for each class; a single evaluation shows the other distances as thin lines.
 
     Args:
@@ -66,7 +66,7 @@ def _draw_curve(axes: Axes, result: Results, name: str, distance_m: float, colou
     )
 
 
-def error_histograms(results: Sequence[Results]) -> Figure:
+def plot_error_histograms(results: Sequence[Results]) -> Figure:
     """How far true positives are off: one histogram for each error, one line for each evaluation."""
     figure = Figure(figsize=(15, 3.8), layout="constrained")
     for axes, (error, (label, last)) in zip(figure.subplots(1, len(ERRORS)), ERRORS.items(), strict=True):
@@ -88,7 +88,7 @@ def error_histograms(results: Sequence[Results]) -> Figure:
     return figure
 
 
-def side_by_side(results: Sequence[Results]) -> Figure:
+def plot_metrics(results: Sequence[Results]) -> Figure:
     """The metrics of several evaluations beside each other: mAP and NDS, mean errors, AP of each class."""
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     scores, errors, classes = figure.subplots(1, 3, width_ratios=(1.2, 2.2, 4))
@@ -116,7 +116,7 @@ def _grouped(axes: Axes, labels: Sequence[str], groups: Mapping[str, Sequence[fl
     axes.set_axisbelow(True)
 
 
-def training_curves(runs: Mapping[str, Mapping[str, Losses]]) -> Figure:
+def plot_losses(runs: Mapping[str, Mapping[str, Losses]]) -> Figure:
     """Losses over steps, as running means: a run's own on one axis, its distillation terms on the other.
 
     Runs have the colours that they have as results in the same order; one without losses only takes its colour.
@@ -148,7 +148,7 @@ def smooth(values: Float[np.ndarray, "n"], width: int) -> Float[np.ndarray, "_"]
     return np.convolve(values, np.ones(width) / width, mode="valid")
 
 
-def draw_evaluation(folder: Path, frames: Frames, overlays: int = 4) -> list[Path]:
+def save_evaluation_plots(folder: Path, frames: Frames, overlays: int = 4) -> list[Path]:
     """Draw an evaluation into FOLDER/plots: curves, errors, and boxes over the points of some frames.
 
     Args:
@@ -158,10 +158,10 @@ def draw_evaluation(folder: Path, frames: Frames, overlays: int = 4) -> list[Pat
         DataError: a file of the evaluation or a frame's LiDAR file cannot be read.
     """
     results = read_results(folder)
-    figures = {"precision_recall": precision_recall([results]), "errors": error_histograms([results])}
+    figures = {"precision_recall": plot_precision_recall([results]), "errors": plot_error_histograms([results])}
     for token in spread(frames.tokens, overlays):
         frame = frames[token]
-        figures[f"boxes_{token}"] = from_above(frame, {results.name: results.boxes(frame)})
+        figures[f"boxes_{token}"] = plot_bev(frame, {results.name: results.boxes(frame)})
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     for name, figure in figures.items():

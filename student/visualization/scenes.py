@@ -13,7 +13,7 @@ from cache.spec import PointPipeline
 from student.data.images import read_image
 from student.models.nms import footprint_corners
 
-TRUTH = "#1b9e3e"
+GROUND_TRUTH_COLOUR = "#1b9e3e"
 COLOURS = ("#1f5fd0", "#e08a00", "#d01c5b", "#7b3fb5", "#0f9aa8", "#7a5230")
 """Of detectors and runs, in their order."""
 
@@ -33,7 +33,7 @@ def corners_m(boxes: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M 8 3"]:
     return np.concatenate([np.tile(around, (1, 2, 1)), z[..., None]], axis=-1)
 
 
-def from_above(frame: Frame, found: Mapping[str, Boxes], reach_m: float | None = None) -> Figure:
+def plot_bev(frame: Frame, found: Mapping[str, Boxes], reach_m: float | None = None) -> Figure:
     """A frame from above for each detector: its boxes and the ground truth over the points.
 
     Args:
@@ -46,23 +46,23 @@ def from_above(frame: Frame, found: Mapping[str, Boxes], reach_m: float | None =
     figure = Figure(figsize=(5.0 * len(found), 5.4), layout="constrained")
     all_axes = figure.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (name, boxes), colour in zip(all_axes, found.items(), COLOURS, strict=False):
-        draw_from_above(axes, frame, reach_m)
-        outline(axes, boxes, colour, name)
+        draw_bev(axes, frame, reach_m)
+        draw_boxes_bev(axes, boxes, colour, name)
         axes.set(title=name)
         axes.legend(loc="upper right", fontsize=8)
     return figure
 
 
-def draw_from_above(axes: Axes, frame: Frame, reach_m: float | None = None) -> None:
+def draw_bev(axes: Axes, frame: Frame, reach_m: float | None = None) -> None:
     """A frame's points and ground truth, x to the right and y up."""
     points = load_points(frame, PointPipeline(past_sweeps=0, pad_empty_sweeps=False))
     reach_m = float(np.abs(frame.boxes[:, :2]).max(initial=10.0)) + 4.0 if reach_m is None else reach_m
     axes.scatter(points[:, 0], points[:, 1], s=0.4, c="#9a9a9a", linewidths=0, rasterized=True)
-    outline(axes, frame.boxes, TRUTH, "ground truth")
+    draw_boxes_bev(axes, frame.boxes, GROUND_TRUTH_COLOUR, "ground truth")
     axes.set(aspect="equal", xlim=(-reach_m, reach_m), ylim=(-reach_m, reach_m), xlabel="x in m", ylabel="y in m")
 
 
-def outline(axes: Axes, boxes: Boxes, colour: str, label: str) -> None:
+def draw_boxes_bev(axes: Axes, boxes: Boxes, colour: str, label: str) -> None:
     """Boxes from above; a line leads from each centre to its front."""
     for index, corners in enumerate(corners_m(boxes)[:, :4, :2]):
         loop = np.concatenate([corners, corners[:1]])
@@ -71,22 +71,22 @@ def outline(axes: Axes, boxes: Boxes, colour: str, label: str) -> None:
         axes.plot(*nose.T, color=colour, linewidth=1.3)
 
 
-def in_cameras(frame: Frame, boxes: Boxes, name: str) -> Figure:
+def plot_cameras(frame: Frame, boxes: Boxes, name: str) -> Figure:
     """The six images with the ground truth and a detector's boxes.
 
     Raises:
         DataError: an image cannot be read.
     """
     figure = Figure(figsize=(15, 5.8), layout="constrained")
-    draw_in_cameras(figure, frame, boxes, name)
+    draw_cameras(figure, frame, boxes, name)
     return figure
 
 
-def draw_in_cameras(figure: FigureBase, frame: Frame, boxes: Boxes, name: str) -> None:
+def draw_cameras(figure: FigureBase, frame: Frame, boxes: Boxes, name: str) -> None:
     """The same into a figure or a part of one."""
     for axes, camera in zip(figure.subplots(2, 3).flat, frame.cameras, strict=True):
         axes.imshow(read_image(camera, scale=1.0)[0])
-        _wireframes(axes, camera, frame.boxes, TRUTH)
+        _wireframes(axes, camera, frame.boxes, GROUND_TRUTH_COLOUR)
         _wireframes(axes, camera, boxes, COLOURS[2])
         height, width = camera.size
         axes.set(xlim=(0, width), ylim=(height, 0), title=camera.name)
@@ -94,14 +94,14 @@ def draw_in_cameras(figure: FigureBase, frame: Frame, boxes: Boxes, name: str) -
     figure.suptitle(f"green: ground truth; red: {name}")
 
 
-def beside_cameras(frame: Frame, boxes: Boxes, name: str) -> Figure:
+def plot_bev_and_cameras(frame: Frame, boxes: Boxes, name: str) -> Figure:
     """A frame from above, and its six images beside it."""
     figure = Figure(figsize=(17, 5.4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 2.4), squeeze=False)[0]
     axes = left.subplots()
-    draw_from_above(axes, frame)
-    outline(axes, boxes, COLOURS[2], name)
-    draw_in_cameras(right, frame, boxes, name)
+    draw_bev(axes, frame)
+    draw_boxes_bev(axes, boxes, COLOURS[2], name)
+    draw_cameras(right, frame, boxes, name)
     return figure
 
 

@@ -4,11 +4,12 @@ from pydantic import ValidationError
 from cache.errors import MismatchError
 from cache.geometry.views import DrawnViews
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, PointPipeline
+from tests.factories.stores import make_spec, make_tokens
 
 
 @pytest.fixture
-def spec(kit) -> CacheSpec:
-    return kit.make_spec(kit.make_tokens(3))
+def spec() -> CacheSpec:
+    return make_spec(make_tokens(3))
 
 
 def test_the_fingerprint_of_a_known_spec(spec):
@@ -19,15 +20,15 @@ def test_the_fingerprint_survives_json(spec):
     assert CacheSpec.model_validate_json(spec.model_dump_json()).fingerprint == spec.fingerprint
 
 
-def test_everything_that_decides_the_content_changes_the_fingerprint(kit, spec):
+def test_everything_that_decides_the_content_changes_the_fingerprint(spec):
     identity = spec.teacher
     others = [
         spec.model_copy(update={"teacher": identity.model_copy(update={"weights_sha256": "c" * 64})}),
         spec.model_copy(update={"teacher": identity.model_copy(update={"config_sha256": "c" * 64})}),
         spec.model_copy(update={"teacher": identity.model_copy(update={"tasks": (("car",),)})}),
         spec.model_copy(update={"points": PointPipeline(past_sweeps=0)}),
-        spec.model_copy(update={"data": DataIdentity.of("v1.0-mini", ("mini_val",), kit.make_tokens(3))}),
-        spec.model_copy(update={"data": DataIdentity.of("v1.0-mini", ("mini_train",), kit.make_tokens(3)[::-1])}),
+        spec.model_copy(update={"data": DataIdentity.of("v1.0-mini", ("mini_val",), make_tokens(3))}),
+        spec.model_copy(update={"data": DataIdentity.of("v1.0-mini", ("mini_train",), make_tokens(3)[::-1])}),
         spec.model_copy(update={"canvas_grid": spec.canvas_grid.model_copy(update={"frame": "ego"})}),
         spec.model_copy(update={"layers": spec.layers[:1]}),
         spec.model_copy(update={"layers": (spec.layers[0].model_copy(update={"codec": CodecSpec(bits=7)}),)}),

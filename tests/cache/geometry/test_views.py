@@ -12,11 +12,11 @@ from cache.geometry.views import (
     DrawnViews,
     ViewsConfig,
     bev_matrix,
-    move_boxes,
-    move_points,
     nearest_view,
-    remaining_m,
     require_views,
+    residual_displacement_m,
+    transform_boxes,
+    transform_points,
     view_matrices,
 )
 
@@ -90,7 +90,7 @@ def test_impossible_ranges_are_refused(ranges: dict) -> None:
 def test_boxes_move_with_their_corners(seed: int) -> None:
     matrix = drawn(seed, PUBLIC_AUGMENT.model_copy(update={"translation_std_m": (1.0, 2.0, 0.5)}))
     box = np.array([[10.0, -4.0, -1.0, 4.0, 2.0, 1.5, 0.3, 3.0, 1.0]], np.float32)
-    moved = move_boxes(box, matrix)
+    moved = transform_boxes(box, matrix)
     corners = lambda b: {tuple(np.round(c, 3)) for c in footprint(b[0])}  # noqa: E731
     expected = footprint(box[0]) @ matrix[:2, :2].T + matrix[:2, 3]
     assert corners(moved) == {tuple(np.round(c, 3)) for c in expected}
@@ -111,7 +111,7 @@ def footprint(box: np.ndarray) -> np.ndarray:
 
 def test_points_keep_what_follows_z() -> None:
     points = np.array([[1, 2, 3, 77, 0.25], [-4, 0, 1, 5, 0]], np.float32)
-    moved = move_points(points, drawn(0, BevAugmentConfig(rotation_deg=(90, 90), scale=(2, 2))))
+    moved = transform_points(points, drawn(0, BevAugmentConfig(rotation_deg=(90, 90), scale=(2, 2))))
     assert moved.dtype == np.float32
     np.testing.assert_allclose(moved, [[-4, 2, 6, 77, 0.25], [0, -8, 2, 5, 0]], atol=1e-6)
 
@@ -121,7 +121,7 @@ def test_reflections_move_points_exactly() -> None:
     for name, signs in {"canonical": (1, 1), "flip_x": (-1, 1), "flip_y": (1, -1), "flip_xy": (-1, -1)}.items():
         (matrix,) = view_matrices((name,), None, "a token")
         expected = points * np.array([*signs, 1, 1, 1], np.float32)
-        np.testing.assert_array_equal(move_points(points, matrix), expected)
+        np.testing.assert_array_equal(transform_points(points, matrix), expected)
 
 
 # The views of a store
@@ -202,8 +202,8 @@ def test_remaining_metres_by_hand() -> None:
     offset[:3, 3] = 3, 4, 99  # what happens to z does not show in BEV
     # A chord of 60 degrees is a radius; 5 % of 30 m; a 3-4-5 triangle.
     matrices = np.stack([np.eye(4), turn(60), np.diag([1.05, 1.05, 1.05, 1]), offset])[None]
-    np.testing.assert_allclose(remaining_m(matrices), [[0, 30, 1.5, 5]], atol=1e-12)
-    np.testing.assert_allclose(remaining_m(matrices, radius_m=10), [[0, 10, 0.5, 5]], atol=1e-12)
+    np.testing.assert_allclose(residual_displacement_m(matrices), [[0, 30, 1.5, 5]], atol=1e-12)
+    np.testing.assert_allclose(residual_displacement_m(matrices, radius_m=10), [[0, 10, 0.5, 5]], atol=1e-12)
 
 
 def test_remaining_metres_are_the_mean_displacement() -> None:
@@ -212,7 +212,9 @@ def test_remaining_metres_are_the_mean_displacement() -> None:
     moving = BevAugmentConfig(**{**PUBLIC_AUGMENT.model_dump(), "translation_std_m": (2.0, 2.0, 0.0)})
     matrices = np.stack([drawn(seed, moving) for seed in range(5)])
     moved = [np.linalg.norm(rim @ m[:2, :2].T + m[:2, 3] - rim, axis=1) for m in matrices]
-    np.testing.assert_allclose(remaining_m(matrices[None]), [np.sqrt(np.square(moved).mean(axis=1))], rtol=1e-6)
+    np.testing.assert_allclose(
+        residual_displacement_m(matrices[None]), [np.sqrt(np.square(moved).mean(axis=1))], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("degrees", [-22.5, 0.0, 11.0])

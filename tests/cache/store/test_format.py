@@ -9,6 +9,7 @@ import pytest
 
 from cache.geometry.views import DrawnViews
 from cache.store.reader import TeacherCache
+from tests.factories.stores import make_store
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "data" / "store-v1"
@@ -32,9 +33,9 @@ def test_the_reader_in_the_documentation(documented, layer):
 
 
 @pytest.mark.parametrize("drawn", [None, DrawnViews(seed=3)])
-def test_it_reads_every_view(kit, documented, tmp_path, drawn):
+def test_it_reads_every_view(documented, tmp_path, drawn):
     views = ("canonical", "flip_y", *(["drawn0"] if drawn else []))
-    store = kit.make_store(tmp_path / "teacher.zarr", views=views, drawn=drawn)
+    store = make_store(tmp_path / "teacher.zarr", views=views, drawn=drawn)
     cache = TeacherCache(store)
     for token in cache.tokens:
         np.testing.assert_array_equal(documented["view_matrices"](store, token), cache.view_matrices([token])[0])

@@ -11,7 +11,7 @@ import pytest
 import torch
 import zarr
 
-from cache.dump.verify import verify
+from cache.dumping.verify import verify
 from cache.geometry.camera_points import DepthSpec
 from cache.geometry.views import DrawnViews, view_matrices
 from cache.store.reader import TeacherCache

@@ -6,22 +6,22 @@ import pytest
 import zarr
 
 from cache.errors import CorruptStoreError, MismatchError
+from cache.store.documents import parse_attributes, read_signed, sign
 from cache.store.format import (
     checked,
     pack_chunk,
     pack_index,
-    read_signed,
-    sign,
     unpack_chunk,
     unpack_index,
     with_checksum,
 )
-from cache.store.layout import parse_root, sample_arrays
+from cache.store.layout import sample_arrays
 from cache.store.reader import TeacherCache
+from tests.factories.stores import make_sample, make_spec, make_store, make_tokens
 
 
-def test_names_and_shapes_of_arrays(kit):
-    arrays = sample_arrays(kit.make_spec(kit.make_tokens(10)))
+def test_names_and_shapes_of_arrays():
+    arrays = sample_arrays(make_spec(make_tokens(10)))
     assert {name: (array.dtype, array.shape) for name, array in arrays.items()} == {
         "features/head": ("uint8", (6, 6, 8)),
         "features/head_scale": ("float32", (6,)),
@@ -37,14 +37,14 @@ def test_names_and_shapes_of_arrays(kit):
     assert arrays["features/head_scale"].key(0) == "features/head_scale/c.0.0.0"
 
 
-def test_plain_zarr_reads_what_was_written(kit, sealed_store):
+def test_plain_zarr_reads_what_was_written(sealed_store):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         group = zarr.open_group(sealed_store, mode="r")
         names = sorted(name for name, _ in group.members(max_depth=2))
-    assert names == sorted([*sample_arrays(kit.make_spec(kit.make_tokens(10))), "features", *WHOLE_ARRAYS])
+    assert names == sorted([*sample_arrays(make_spec(make_tokens(10))), "features", *WHOLE_ARRAYS])
     for position in range(10):
-        expected = kit.make_sample(kit.make_spec(kit.make_tokens(10)), position).arrays
+        expected = make_sample(make_spec(make_tokens(10)), position).arrays
         for name, values in expected.items():
             np.testing.assert_array_equal(group[name][position], values, err_msg=name)
 
@@ -52,12 +52,12 @@ def test_plain_zarr_reads_what_was_written(kit, sealed_store):
 WHOLE_ARRAYS = ("token", "token_order", "view_matrix")
 
 
-def test_small_arrays_read_by_zarr(kit, sealed_store):
+def test_small_arrays_read_by_zarr(sealed_store):
     group = zarr.open_group(sealed_store, mode="r")
     token = group["token"][:]
-    assert tuple(name.decode() for name in token.view(f"S{token.shape[1]}").ravel().tolist()) == kit.make_tokens(10)
-    ordered = [kit.make_tokens(10)[position] for position in group["token_order"][:]]
-    assert ordered == sorted(kit.make_tokens(10))
+    assert tuple(name.decode() for name in token.view(f"S{token.shape[1]}").ravel().tolist()) == make_tokens(10)
+    ordered = [make_tokens(10)[position] for position in group["token_order"][:]]
+    assert ordered == sorted(make_tokens(10))
     np.testing.assert_array_equal(group["view_matrix"][:], np.eye(4, dtype=np.float32)[None])
 
 
@@ -68,8 +68,8 @@ def test_arrays_open_one_by_one(sealed_store):
     assert array.shards == (4, 1, 6, 6, 8)
 
 
-def test_zarr_sees_the_checksum_of_data(kit, tmp_path):
-    store = kit.make_store(tmp_path / "teacher.zarr")
+def test_zarr_sees_the_checksum_of_data(tmp_path):
+    store = make_store(tmp_path / "teacher.zarr")
     path = store / "heatmap" / "c.0.0.0.0.0"
     data = bytearray(path.read_bytes())
     data[10] ^= 1
@@ -145,7 +145,7 @@ def test_every_bit_of_a_signed_document_counts():
 def test_another_format_version_is_refused():
     root = sign({"attributes": {"format_version": 2}})
     with pytest.raises(MismatchError) as caught:
-        parse_root(root, "store/zarr.json")
+        parse_attributes(root, "store/zarr.json")
     assert "another format version (store/zarr.json); got 2; expected 1" in str(caught.value)
 
 
@@ -153,11 +153,13 @@ def test_attributes_of_a_later_version_are_not_guessed_at(sealed_store):
     document = read_signed((sealed_store / "zarr.json").read_bytes(), "here")
     document["attributes"]["spec"]["views"] = ["canonical", "flipped"]
     with pytest.raises(MismatchError) as caught:
-        parse_root(sign(document), "store/zarr.json")
+        parse_attributes(sign(document), "store/zarr.json")
     assert "does not understand (store/zarr.json); got" in str(caught.value)
     assert "spec.views.1" in str(caught.value)
 
 
 def test_a_group_that_is_not_ours():
     with pytest.raises(CorruptStoreError):
-        parse_root(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode(), "store/zarr.json")
+        parse_attributes(
+            json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode(), "store/zarr.json"
+        )

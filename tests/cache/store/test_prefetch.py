@@ -7,6 +7,7 @@ import torch
 from cache.errors import NotCachedError
 from cache.store.prefetch import prefetched
 from cache.store.reader import TeacherCache
+from tests.factories.stores import make_store, make_tokens
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def batches_of(tokens: tuple[str, ...], size: int) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("size", [1, 3, 10])
-def test_the_same_batches_in_the_same_order(kit, cache, threads, size):
-    batches = batches_of(kit.make_tokens(10), size)
+def test_the_same_batches_in_the_same_order(cache, threads, size):
+    batches = batches_of(make_tokens(10), size)
     found = prefetched(cache, iter(batches), size, head_maps=True, threads=threads)
     for tokens, batch in zip(batches, found, strict=True):
         expected = cache.read(tokens, head_maps=True)
@@ -33,8 +34,8 @@ def test_the_same_batches_in_the_same_order(kit, cache, threads, size):
             assert torch.equal(batch.features[name].decode(), layer.decode())
 
 
-def test_of_each_token_the_view_that_is_asked_for(kit, tmp_path):
-    cache = TeacherCache(kit.make_store(tmp_path / "teacher.zarr", views=("canonical", "flip_y")))
+def test_of_each_token_the_view_that_is_asked_for(tmp_path):
+    cache = TeacherCache(make_store(tmp_path / "teacher.zarr", views=("canonical", "flip_y")))
     batches, views = batches_of(cache.tokens, 4), [(0, 1, 1, 0), (1, 0, 0, 1), (1, 1)]
     found = prefetched(cache, batches, 4, views=views)
     for tokens, chosen, batch in zip(batches, views, found, strict=True):
@@ -44,8 +45,8 @@ def test_of_each_token_the_view_that_is_asked_for(kit, tmp_path):
     )
 
 
-def test_a_batch_stays_until_two_more_were_asked_for(kit, cache):
-    batches = batches_of(kit.make_tokens(10), 1)
+def test_a_batch_stays_until_two_more_were_asked_for(cache):
+    batches = batches_of(make_tokens(10), 1)
     found = prefetched(cache, batches, 1, threads=2)
     first = next(found)
     next(found)
@@ -53,27 +54,27 @@ def test_a_batch_stays_until_two_more_were_asked_for(kit, cache):
     found.close()
 
 
-def test_an_error_of_a_thread_comes_through(kit, cache):
-    found = prefetched(cache, [kit.make_tokens(10)[:1], ("unknown",)], 1)
+def test_an_error_of_a_thread_comes_through(cache):
+    found = prefetched(cache, [make_tokens(10)[:1], ("unknown",)], 1)
     next(found)
     with pytest.raises(NotCachedError, match="got unknown"):
         next(found)
 
 
-def test_threads_end_with_the_iteration(kit, cache):
+def test_threads_end_with_the_iteration(cache):
     before = threading.active_count()
-    found = prefetched(cache, batches_of(kit.make_tokens(10), 1), 1, threads=3)
+    found = prefetched(cache, batches_of(make_tokens(10), 1), 1, threads=3)
     next(found)
     found.close()
     assert threading.active_count() == before
 
 
-def test_memory_stays_flat_over_three_epochs(kit, cache):
+def test_memory_stays_flat_over_three_epochs(cache):
     process = psutil.Process()
     used = []
     for _ in range(3):
         for _ in range(40):
-            for batch in prefetched(cache, batches_of(kit.make_tokens(10), 2), 2):
+            for batch in prefetched(cache, batches_of(make_tokens(10), 2), 2):
                 batch.features["head"].decode()
         used.append(process.memory_info().rss)
     assert used[2] - used[0] < 4e6

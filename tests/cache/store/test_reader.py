@@ -19,6 +19,7 @@ from cache.errors import (
 )
 from cache.store.batch import TeacherBatch
 from cache.store.reader import TeacherCache
+from tests.factories.stores import fill, make_sample, make_store, make_tokens, open_writer
 
 
 @pytest.fixture
@@ -38,9 +39,9 @@ def damage(path, offset: int = 10) -> None:
     path.write_bytes(data)
 
 
-def test_one_token_gives_all_that_was_written(kit, cache):
-    token = kit.make_tokens(10)[7]
-    sample, written = cache[token], kit.make_sample(cache.spec, 7).arrays
+def test_one_token_gives_all_that_was_written(cache):
+    token = make_tokens(10)[7]
+    sample, written = cache[token], make_sample(cache.spec, 7).arrays
     assert sample.token == token
     for name in ("head", "backbone0", "backbone1"):
         np.testing.assert_array_equal(sample.features[name].values.numpy(), written[f"features/{name}"])
@@ -53,33 +54,33 @@ def test_one_token_gives_all_that_was_written(kit, cache):
     assert torch.equal(sample.view_matrix, torch.eye(4)[None])
 
 
-def test_features_decode_to_values_times_scale(kit, cache):
-    written = kit.make_sample(cache.spec, 2).arrays
-    decoded = cache[kit.make_tokens(10)[2]].features["head"].decode()
+def test_features_decode_to_values_times_scale(cache):
+    written = make_sample(cache.spec, 2).arrays
+    decoded = cache[make_tokens(10)[2]].features["head"].decode()
     expected = written["features/head"].astype(np.float32) * written["features/head_scale"][..., None, None]
     np.testing.assert_allclose(decoded.numpy(), expected, rtol=1e-6)
 
 
-def test_a_batch_keeps_the_order_of_its_tokens(kit, cache):
-    tokens = kit.make_tokens(10)
+def test_a_batch_keeps_the_order_of_its_tokens(cache):
+    tokens = make_tokens(10)
     chosen = (9, 0, 5, 0)
     batch = cache.read([tokens[i] for i in chosen], layers=("backbone0",), head_maps=True)
     assert batch.tokens == tuple(tokens[i] for i in chosen)
     assert list(batch.features) == ["backbone0"]
     for row, position in enumerate(chosen):
-        written = kit.make_sample(cache.spec, position).arrays
+        written = make_sample(cache.spec, position).arrays
         np.testing.assert_array_equal(batch.features["backbone0"].values[row].numpy(), written["features/backbone0"][0])
         np.testing.assert_array_equal(batch.heatmap[row].numpy(), written["heatmap"][0])
         np.testing.assert_array_equal(batch.head_maps["vel"][row].numpy(), written["boxes_vel"][0])
     assert batch.view_matrix.shape == (4, 4, 4)
 
 
-def test_head_maps_are_left_out_unless_asked_for(kit, cache):
-    assert cache.read(kit.make_tokens(10)[:2]).head_maps == {}
+def test_head_maps_are_left_out_unless_asked_for(cache):
+    assert cache.read(make_tokens(10)[:2]).head_maps == {}
 
 
-def test_tokens_are_a_sequence_in_dump_order(kit, cache):
-    tokens = kit.make_tokens(10)
+def test_tokens_are_a_sequence_in_dump_order(cache):
+    tokens = make_tokens(10)
     assert len(cache) == 10
     assert tuple(cache.tokens) == tokens
     assert cache.tokens[2:4] == tokens[2:4]
@@ -99,16 +100,16 @@ def test_tokens_that_were_not_dumped(cache, sealed_store, token):
     assert isinstance(caught.value, KeyError)
 
 
-def test_a_layer_that_was_not_dumped(kit, cache, sealed_store):
+def test_a_layer_that_was_not_dumped(cache, sealed_store):
     with pytest.raises(NotCachedError) as caught:
-        cache.read(kit.make_tokens(10)[:1], layers=("neck",))
+        cache.read(make_tokens(10)[:1], layers=("neck",))
     assert f"this layer ({sealed_store}); got neck; expected head or backbone0 or backbone1" in str(caught.value)
 
 
 @pytest.mark.parametrize("view", [-1, 1])
-def test_a_view_that_was_not_dumped(kit, cache, view):
+def test_a_view_that_was_not_dumped(cache, view):
     with pytest.raises(NotCachedError, match="view"):
-        cache.read(kit.make_tokens(10)[:1], views=(view,))
+        cache.read(make_tokens(10)[:1], views=(view,))
 
 
 def test_no_store_there(tmp_path):
@@ -118,10 +119,10 @@ def test_no_store_there(tmp_path):
     assert "nothing.zarr" in str(caught.value)
 
 
-def test_an_unsealed_store_is_refused_unless_asked_for(kit, tmp_path):
-    path, tokens = tmp_path / "teacher.zarr", kit.make_tokens(10)
-    with kit.open_writer(path) as writer:
-        kit.fill(writer, [1])
+def test_an_unsealed_store_is_refused_unless_asked_for(tmp_path):
+    path, tokens = tmp_path / "teacher.zarr", make_tokens(10)
+    with open_writer(path) as writer:
+        fill(writer, [1])
     with pytest.raises(UnsealedError) as caught:
         TeacherCache(path)
     assert "allow_partial=True" in str(caught.value)
@@ -151,15 +152,15 @@ def test_head_weights(cache):
     assert torch.equal(cache.head_weights()["heatmap.weight"], torch.arange(6.0).reshape(2, 3))
 
 
-def test_damaged_head_weights(kit, store):
+def test_damaged_head_weights(store):
     damage(store / "teacher_head.safetensors")
     with pytest.raises(CorruptStoreError, match="SHA-256"):
         TeacherCache(store).head_weights()
 
 
 @pytest.mark.parametrize("array", ["features/head", "features/head_scale", "heatmap", "canvas_mask", "boxes_vel"])
-def test_a_damaged_chunk_names_store_array_and_token(kit, store, array):
-    tokens = kit.make_tokens(10)
+def test_a_damaged_chunk_names_store_array_and_token(store, array):
+    tokens = make_tokens(10)
     (file,) = (store / array).glob("c.1.*")
     damage(file)
     cache = TeacherCache(store)
@@ -170,36 +171,36 @@ def test_a_damaged_chunk_names_store_array_and_token(kit, store, array):
     assert "cli verify" in str(caught.value)
 
 
-def test_a_damaged_index(kit, store):
-    tokens = kit.make_tokens(10)
+def test_a_damaged_index(store):
+    tokens = make_tokens(10)
     damage(store / "heatmap" / "c.0.0.0.0.0", offset=-20)
     with pytest.raises(CorruptStoreError, match="heatmap, shard 0"):
         TeacherCache(store)[tokens[0]]
 
 
-def test_a_shard_cut_short(kit, store):
+def test_a_shard_cut_short(store):
     os.truncate(store / "heatmap" / "c.0.0.0.0.0", 100)
     with pytest.raises(CorruptStoreError, match="cut short"):
-        TeacherCache(store)[kit.make_tokens(10)[0]]
+        TeacherCache(store)[make_tokens(10)[0]]
 
 
 @pytest.mark.parametrize("key", ["heatmap/c.0.0.0.0.0", "manifest/0.json"])
-def test_a_missing_file_is_never_read_as_zeros(kit, store, key):
+def test_a_missing_file_is_never_read_as_zeros(store, key):
     (store / key).unlink()
     with pytest.raises(CorruptStoreError, match="cannot be read"):
-        TeacherCache(store)[kit.make_tokens(10)[0]]
+        TeacherCache(store)[make_tokens(10)[0]]
 
 
-def test_a_shard_of_another_store_is_not_taken(kit, tmp_path):
-    ours, other = kit.make_store(tmp_path / "ours.zarr"), kit.make_store(tmp_path / "other.zarr", count=11)
+def test_a_shard_of_another_store_is_not_taken(tmp_path):
+    ours, other = make_store(tmp_path / "ours.zarr"), make_store(tmp_path / "other.zarr", count=11)
     name = "heatmap/c.2.0.0.0.0"
     (ours / name).write_bytes((other / name).read_bytes())
     with pytest.raises(CorruptStoreError):
-        TeacherCache(ours)[kit.make_tokens(10)[9]]
+        TeacherCache(ours)[make_tokens(10)[9]]
 
 
 @pytest.mark.parametrize("key", ["zarr.json", "token/c.0.0", "token_order/c.0", "view_matrix/c.0.0.0"])
-def test_damage_is_seen_when_the_store_is_opened(kit, store, key):
+def test_damage_is_seen_when_the_store_is_opened(store, key):
     damage(store / key)
     with pytest.raises(CorruptStoreError, match=key):
         TeacherCache(store)
@@ -208,9 +209,9 @@ def test_damage_is_seen_when_the_store_is_opened(kit, store, key):
         TeacherCache(store)
 
 
-def test_pickling_opens_the_store_again(kit, cache):
+def test_pickling_opens_the_store_again(cache):
     again = pickle.loads(pickle.dumps(cache))
-    assert torch.equal(again[kit.make_tokens(10)[3]].heatmap, cache[kit.make_tokens(10)[3]].heatmap)
+    assert torch.equal(again[make_tokens(10)[3]].heatmap, cache[make_tokens(10)[3]].heatmap)
 
 
 def read_all(cache: TeacherCache, tokens: tuple[str, ...], results) -> None:
@@ -219,8 +220,8 @@ def read_all(cache: TeacherCache, tokens: tuple[str, ...], results) -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_other_processes_read_after_the_parent_has(kit, cache, method):
-    tokens = kit.make_tokens(10)
+def test_other_processes_read_after_the_parent_has(cache, method):
+    tokens = make_tokens(10)
     expected = [int(cache[token].heatmap.sum()) for token in tokens]
     context = multiprocessing.get_context(method)
     results = context.Queue()
@@ -249,7 +250,7 @@ class Batches(Dataset):
         return batch, all(tensor.is_shared() for tensor in tensors)
 
 
-def test_a_loaders_worker_reads_into_memory_of_the_parent(kit, cache):
+def test_a_loaders_worker_reads_into_memory_of_the_parent(cache):
     ((batch, shared),) = DataLoader(Batches(cache), batch_size=None, num_workers=1)
     assert shared
     expected = cache.read(cache.tokens, head_maps=True)
@@ -260,8 +261,8 @@ def test_a_loaders_worker_reads_into_memory_of_the_parent(kit, cache):
     assert not Batches(cache)[0][1]
 
 
-def test_threads_read_the_same(kit, cache):
-    tokens = kit.make_tokens(10)
+def test_threads_read_the_same(cache):
+    tokens = make_tokens(10)
     expected = cache.read(tokens).heatmap
     found: list[torch.Tensor] = []
     threads = [threading.Thread(target=lambda: found.append(cache.read(tokens).heatmap)) for _ in range(4)]
@@ -273,8 +274,8 @@ def test_threads_read_the_same(kit, cache):
     assert all(torch.equal(each, expected) for each in found)
 
 
-def test_no_file_stays_open(kit, cache):
-    tokens = kit.make_tokens(10)
+def test_no_file_stays_open(cache):
+    tokens = make_tokens(10)
     cache.read(tokens)
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
@@ -282,24 +283,24 @@ def test_no_file_stays_open(kit, cache):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_to_moves_everything(kit, cache):
-    batch = cache.read(kit.make_tokens(10)[:2], head_maps=True).to("meta")
+def test_to_moves_everything(cache):
+    batch = cache.read(make_tokens(10)[:2], head_maps=True).to("meta")
     tensors = [batch.heatmap, batch.canvas_mask, batch.view_matrix, *batch.head_maps.values()]
     assert {t.device.type for t in tensors + [f.values for f in batch.features.values()]} == {"meta"}
 
 
 @pytest.mark.gpu
-def test_pinned_batch_decodes_the_same_on_a_gpu(kit, cache):
+def test_pinned_batch_decodes_the_same_on_a_gpu(cache):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    batch = cache.read(kit.make_tokens(10))
+    batch = cache.read(make_tokens(10))
     moved = batch.pin_memory().to("cuda", non_blocking=True)
     for name, layer in batch.features.items():
         assert torch.allclose(moved.features[name].decode().cpu(), layer.decode(), rtol=1e-6)
 
 
-def test_reading_into_buffers(kit, cache):
-    tokens = kit.make_tokens(10)
+def test_reading_into_buffers(cache):
+    tokens = make_tokens(10)
     out = cache.buffers(4, layers=("head", "backbone1"), head_maps=True)
     for chosen in (tokens[:4], tokens[7:]):
         batch = cache.read(chosen, out=out)

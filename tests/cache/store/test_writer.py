@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.crash import contents
 from cache.errors import (
     ConfigError,
     CorruptStoreError,
@@ -18,8 +19,11 @@ from cache.errors import (
     UnsealedError,
 )
 from cache.spec import PointPipeline
+from cache.store.layout import Layout
 from cache.store.partition import Part
 from cache.store.reader import TeacherCache
+from cache.store.writer import StoreWriter
+from tests.factories.stores import fill, make_sample, make_spec, make_store, make_tokens, open_writer
 
 
 @pytest.fixture
@@ -27,81 +31,81 @@ def path(tmp_path) -> Path:
     return tmp_path / "teacher.zarr"
 
 
-def test_shards_are_committed_one_by_one_and_sealed_at_the_end(kit, path):
-    with kit.open_writer(path) as writer:
+def test_shards_are_committed_one_by_one_and_sealed_at_the_end(path):
+    with open_writer(path) as writer:
         assert writer.missing_shards() == [0, 1, 2]
         assert [list(writer.positions(shard)) for shard in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-        kit.fill(writer, [1])
+        fill(writer, [1])
         assert writer.missing_shards() == [0, 2]
         assert not writer.seal()
         assert not writer.sealed
-        kit.fill(writer)
+        fill(writer)
         assert writer.seal()
         assert writer.sealed
         assert writer.seal()
 
 
-def test_a_finished_store_is_left_alone(kit, path):
-    kit.make_store(path)
-    before = kit.contents(path)
-    with kit.open_writer(path) as writer:
+def test_a_finished_store_is_left_alone(path):
+    make_store(path)
+    before = contents(path)
+    with open_writer(path) as writer:
         assert writer.sealed
         assert writer.missing_shards() == []
         assert writer.seal()
-    assert kit.contents(path) == before
+    assert contents(path) == before
 
 
-def test_two_dumps_of_the_same_are_the_same_bytes(kit, tmp_path):
-    ours, theirs = (kit.make_store(tmp_path / name) for name in ("a.zarr", "b.zarr"))
-    assert kit.contents(ours) == kit.contents(theirs)
+def test_two_dumps_of_the_same_are_the_same_bytes(tmp_path):
+    ours, theirs = (make_store(tmp_path / name) for name in ("a.zarr", "b.zarr"))
+    assert contents(ours) == contents(theirs)
 
 
-def test_resume_redoes_only_what_is_missing(kit, path, tmp_path):
-    with kit.open_writer(path) as writer:
-        kit.fill(writer, [0])
+def test_resume_redoes_only_what_is_missing(path, tmp_path):
+    with open_writer(path) as writer:
+        fill(writer, [0])
     committed = (path / "heatmap" / "c.0.0.0.0.0").stat().st_mtime_ns
-    with kit.open_writer(path) as writer:
+    with open_writer(path) as writer:
         assert writer.missing_shards() == [1, 2]
-        kit.fill(writer)
+        fill(writer)
         writer.seal()
     assert (path / "heatmap" / "c.0.0.0.0.0").stat().st_mtime_ns == committed
-    assert kit.contents(path) == kit.contents(kit.make_store(tmp_path / "whole.zarr"))
+    assert contents(path) == contents(make_store(tmp_path / "whole.zarr"))
 
 
-def test_an_uncommitted_shard_leaves_nothing(kit, path):
-    with kit.open_writer(path) as writer:
-        before = kit.contents(path)
+def test_an_uncommitted_shard_leaves_nothing(path):
+    with open_writer(path) as writer:
+        before = contents(path)
         shard = writer.shard(0)
-        shard.add([kit.make_sample(writer.spec, 0)])
+        shard.add([make_sample(writer.spec, 0)])
         assert list(path.rglob("*.partial"))
-    assert kit.contents(path) == before
+    assert contents(path) == before
 
 
-def test_leftovers_of_a_killed_process_are_cleaned(kit, path, tmp_path):
-    with kit.open_writer(path) as writer:
-        kit.fill(writer, [0])
+def test_leftovers_of_a_killed_process_are_cleaned(path, tmp_path):
+    with open_writer(path) as writer:
+        fill(writer, [0])
     leftovers = ("heatmap/c.1.0.0.0.0.77.partial", "manifest/1.json.77.partial", "zarr.json.77.partial")
     leftovers += ("token/c.0.0.77.partial", "features/head/zarr.json.77.partial")
     for name in leftovers:
         (path / name).write_bytes(b"half")
     (path / "heatmap" / "c.1.0.0.0.0").write_bytes(b"renamed, but never named by the manifest")
-    with kit.open_writer(path) as writer:
+    with open_writer(path) as writer:
         assert not list(path.rglob("*.partial"))
-        kit.fill(writer)
+        fill(writer)
         writer.seal()
-    assert kit.contents(path) == kit.contents(kit.make_store(tmp_path / "whole.zarr"))
+    assert contents(path) == contents(make_store(tmp_path / "whole.zarr"))
 
 
-def test_a_killed_creation_is_finished(kit, path, tmp_path):
-    whole = kit.make_store(tmp_path / "whole.zarr")
+def test_a_killed_creation_is_finished(path, tmp_path):
+    whole = make_store(tmp_path / "whole.zarr")
     (path / "manifest").mkdir(parents=True)
     (path / "token").mkdir()
     (path / "token" / "c.0.0").write_bytes(b"half")
-    kit.make_store(path)
-    assert kit.contents(path) == kit.contents(whole)
+    make_store(path)
+    assert contents(path) == contents(whole)
 
 
-def test_data_is_durable_before_the_manifest_names_it(kit, path, monkeypatch):
+def test_data_is_durable_before_the_manifest_names_it(path, monkeypatch):
     events: list[tuple[str, str]] = []
     rename = Path.rename
 
@@ -112,9 +116,9 @@ def test_data_is_durable_before_the_manifest_names_it(kit, path, monkeypatch):
     def record_fsync(descriptor: int) -> None:
         events.append(("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(path))))
 
-    with kit.open_writer(path) as writer:
+    with open_writer(path) as writer:
         shard = writer.shard(0)
-        shard.add([kit.make_sample(writer.spec, position) for position in range(4)])
+        shard.add([make_sample(writer.spec, position) for position in range(4)])
         monkeypatch.setattr(os, "fsync", record_fsync)
         monkeypatch.setattr(Path, "rename", record_rename)
         shard.commit()
@@ -129,49 +133,49 @@ def test_data_is_durable_before_the_manifest_names_it(kit, path, monkeypatch):
     assert events[-1] == ("fsync", "manifest")
 
 
-def test_another_spec_is_refused_with_a_diff_and_nothing_is_touched(kit, path):
-    kit.make_store(path)
-    before = kit.contents(path)
+def test_another_spec_is_refused_with_a_diff_and_nothing_is_touched(path):
+    make_store(path)
+    before = contents(path)
     with pytest.raises(MismatchError) as caught:
-        kit.open_writer(path, points=PointPipeline(past_sweeps=4))
+        open_writer(path, points=PointPipeline(past_sweeps=4))
     assert "points.past_sweeps: stored 9, expected 4" in str(caught.value)
     assert str(path) in str(caught.value)
-    assert kit.contents(path) == before
+    assert contents(path) == before
 
 
-def test_another_layout_is_refused(kit, path):
-    kit.make_store(path)
+def test_another_layout_is_refused(path):
+    make_store(path)
     with pytest.raises(MismatchError, match=r"samples_per_shard=4.*samples_per_shard=5"):
-        kit.open_writer(path, size=5)
+        open_writer(path, size=5)
 
 
 @pytest.mark.parametrize("make", [lambda p: p.write_text("a file"), lambda p: (p.mkdir(), (p / "x").write_text("y"))])
-def test_a_folder_of_something_else_is_not_mixed_with(kit, path, make):
+def test_a_folder_of_something_else_is_not_mixed_with(path, make):
     make(path)
     with pytest.raises(StoreError, match="taken by something else"):
-        kit.open_writer(path)
+        open_writer(path)
 
 
-def test_an_empty_folder_will_do(kit, path):
+def test_an_empty_folder_will_do(path):
     path.mkdir()
-    kit.make_store(path)
+    make_store(path)
     assert len(TeacherCache(path)) == 10
 
 
-def test_a_damaged_root_is_not_written_over(kit, path):
-    kit.make_store(path)
+def test_a_damaged_root_is_not_written_over(path):
+    make_store(path)
     (path / "zarr.json").write_text("{}")
     with pytest.raises(CorruptStoreError):
-        kit.open_writer(path)
+        open_writer(path)
     assert (path / "zarr.json").read_text() == "{}"
 
 
 @pytest.fixture
-def holder(kit, path):
+def holder(path):
     """Another process that holds the first half of the shards until it is killed."""
 
     def hold(pipe) -> None:
-        with kit.open_writer(path, part=Part(index=0, count=2)):
+        with open_writer(path, part=Part(index=0, count=2)):
             pipe.send("ready")
             time.sleep(60)
 
@@ -186,38 +190,38 @@ def holder(kit, path):
 
 
 @pytest.mark.timeout(120)
-def test_a_second_process_on_the_same_shards_is_refused(kit, path, holder):
+def test_a_second_process_on_the_same_shards_is_refused(path, holder):
     with pytest.raises(StoreBusyError) as caught:
-        kit.open_writer(path)
+        open_writer(path)
     assert f"another process is writing there ({path})" in str(caught.value)
     assert "shards 0 .. 2" in str(caught.value)
-    with kit.open_writer(path, part=Part(index=1, count=2)) as writer:
+    with open_writer(path, part=Part(index=1, count=2)) as writer:
         assert writer.missing_shards() == [1, 2]
 
 
 @pytest.mark.timeout(120)
-def test_a_refused_process_holds_nothing(kit, path, holder):
+def test_a_refused_process_holds_nothing(path, holder):
     with pytest.raises(StoreBusyError):
-        kit.open_writer(path)
+        open_writer(path)
     held = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
     assert str(path / "manifest" / "lock") not in held
 
 
 @pytest.mark.timeout(120)
-def test_a_killed_process_holds_nothing(kit, path, holder):
+def test_a_killed_process_holds_nothing(path, holder):
     holder.kill()
     holder.join(60)
-    with kit.open_writer(path) as writer:
+    with open_writer(path) as writer:
         assert writer.missing_shards() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_any_number_of_parts_gives_the_same_bytes(kit, path, tmp_path, count):
+def test_any_number_of_parts_gives_the_same_bytes(path, tmp_path, count):
     for index in range(count):
-        with kit.open_writer(path, part=Part(index=index, count=count)) as writer:
-            kit.fill(writer)
+        with open_writer(path, part=Part(index=index, count=count)) as writer:
+            fill(writer)
             assert writer.seal() == (index == count - 1)
-    assert kit.contents(path) == kit.contents(kit.make_store(tmp_path / "whole.zarr"))
+    assert contents(path) == contents(make_store(tmp_path / "whole.zarr"))
 
 
 @pytest.mark.parametrize("total", [0, 1, 7, 100])
@@ -242,51 +246,51 @@ def test_parts_as_they_are_written():
             Part.parse(text)
 
 
-def test_a_full_disk_is_said_and_resumed_from(kit, path, tmp_path):
+def test_a_full_disk_is_said_and_resumed_from(path, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with kit.open_writer(path) as writer:
-        kit.fill(writer, [0])
+    with open_writer(path) as writer:
+        fill(writer, [0])
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
         try:
             with pytest.raises(StoreError) as caught:
-                kit.fill(writer)
+                fill(writer)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "the store cannot be written" in str(caught.value)
     assert "File too large" in str(caught.value)
     with pytest.raises(UnsealedError):
         TeacherCache(path)
-    assert kit.contents(kit.make_store(path)) == kit.contents(kit.make_store(tmp_path / "whole.zarr"))
+    assert contents(make_store(path)) == contents(make_store(tmp_path / "whole.zarr"))
 
 
-def test_no_space_left_names_the_cure(kit, path, monkeypatch):
+def test_no_space_left_names_the_cure(path, monkeypatch):
     def refuse(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StoreError) as caught:
-        kit.open_writer(path)
+        open_writer(path)
     assert "No space left on device. Free some space and run this again to resume." in str(caught.value)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder(kit, tmp_path):
+def test_a_read_only_folder(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match="cannot be written"):
-        kit.open_writer(tmp_path / "teacher.zarr")
+        open_writer(tmp_path / "teacher.zarr")
 
 
-def test_a_sealed_store_needs_no_right_to_write(kit, path, monkeypatch):
-    kit.make_store(path)
+def test_a_sealed_store_needs_no_right_to_write(path, monkeypatch):
+    make_store(path)
     monkeypatch.setattr("cache.store.writer.Leases", None)
-    with kit.open_writer(path) as writer:
+    with open_writer(path) as writer:
         assert writer.sealed
 
 
-def test_samples_must_fit_and_be_all_there(kit, path):
-    with kit.open_writer(path) as writer:
+def test_samples_must_fit_and_be_all_there(path):
+    with open_writer(path) as writer:
         shard = writer.shard(0)
-        sample = kit.make_sample(writer.spec, 0)
+        sample = make_sample(writer.spec, 0)
         shard.add([sample])
         with pytest.raises(StoreError, match="before all its samples were added"):
             shard.commit()
@@ -295,28 +299,26 @@ def test_samples_must_fit_and_be_all_there(kit, path):
             shard.add([sample])
 
 
-def test_tokens_must_be_those_of_the_spec(kit, path):
-    tokens = kit.make_tokens(10)
-    spec = kit.make_spec(tokens)
+def test_tokens_must_be_those_of_the_spec(path):
+    tokens = make_tokens(10)
+    spec = make_spec(tokens)
     with pytest.raises(DataError, match="not those of the spec"):
-        kit.StoreWriter(path, spec, tokens[:9], head_weights={}, software={}, layout=kit.Layout())
+        StoreWriter(path, spec, tokens[:9], head_weights={}, software={}, layout=Layout())
     with pytest.raises(DataError, match="2 tokens, 1 different"):
-        kit.StoreWriter(path, spec, ("a", "a"), head_weights={}, software={}, layout=kit.Layout())
+        StoreWriter(path, spec, ("a", "a"), head_weights={}, software={}, layout=Layout())
 
 
-def test_clocks_do_not_matter(kit, path, monkeypatch):
-    with kit.open_writer(path) as writer:
-        kit.fill(writer, [0])
+def test_clocks_do_not_matter(path, monkeypatch):
+    with open_writer(path) as writer:
+        fill(writer, [0])
     for file in path.rglob("*"):
         os.utime(file, (2**31, 2**31))  # 2038: from the future
-    with kit.open_writer(path) as writer:
+    with open_writer(path) as writer:
         assert writer.missing_shards() == [1, 2]
 
 
-def test_nothing_is_pickled_and_metadata_is_json(kit, path):
-    kit.make_store(path)
+def test_nothing_is_pickled_and_metadata_is_json(path):
+    make_store(path)
     for file in path.rglob("*.json"):
         json.loads(file.read_text())
-    assert not [
-        name for name, data in kit.contents(path).items() if b"pickle" in data or name.endswith((".pt", ".pkl"))
-    ]
+    assert not [name for name, data in contents(path).items() if b"pickle" in data or name.endswith((".pt", ".pkl"))]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cache.dump.run import DumpConfig, dump
+from cache.dumping.run import DumpConfig, dump
 from cache.errors import TeacherError
 from cache.geometry.grid import BevGrid
-from cache.geometry.views import ViewsConfig, move_boxes
+from cache.geometry.views import ViewsConfig, transform_boxes
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import load_points
 from cache.spec import CodecSpec, PointPipeline
@@ -201,7 +201,7 @@ def test_a_flipped_view_in_the_store(teacher: Mmdet3dTeacher, made_frames: Frame
         assert torch.equal(sample.canvas_mask[1], output.canvas_mask[0])
         differing = (sample.canvas_mask[1] ^ sample.canvas_mask[0].flip(-2)).sum() / sample.canvas_mask[0].sum()
         assert differing < 0.01  # points on the edge of two pillars
-        boxes = [move_boxes(frame.boxes, matrix) for matrix in sample.view_matrix.numpy()]
+        boxes = [transform_boxes(frame.boxes, matrix) for matrix in sample.view_matrix.numpy()]
         held = [[occupied(sample.canvas_mask[view], box) for box in boxes[view]] for view in (0, 1)]
         assert held[0] == pytest.approx(held[1], abs=1)
         assert sum(held[0]) > 10

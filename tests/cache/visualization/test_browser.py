@@ -8,6 +8,7 @@ pytest.importorskip("ipywidgets", reason="the extra `notebook` is not installed"
 
 from cache.visualization.browser import CacheBrowser
 from cache.visualization.pictures import energy, picture_uri
+from tests.factories.stores import make_tokens
 
 
 @pytest.fixture
@@ -20,14 +21,14 @@ def shown(browser: CacheBrowser) -> str:
     return source
 
 
-def test_it_begins_with_the_first_layers_energy(kit, sealed_store, browser) -> None:
-    first = TeacherCache(sealed_store)[kit.make_tokens(10)[0]]
+def test_it_begins_with_the_first_layers_energy(sealed_store, browser) -> None:
+    first = TeacherCache(sealed_store)[make_tokens(10)[0]]
     assert shown(browser) == picture_uri(energy(first.features["head"].decode()[0]), cells=512)
-    assert kit.make_tokens(10)[0] in browser.picture.value
+    assert make_tokens(10)[0] in browser.picture.value
 
 
-def test_tokens_maps_and_channels(kit, sealed_store, browser) -> None:
-    sample = TeacherCache(sealed_store)[kit.make_tokens(10)[7]]
+def test_tokens_maps_and_channels(sealed_store, browser) -> None:
+    sample = TeacherCache(sealed_store)[make_tokens(10)[7]]
     browser.token.value = 7
     browser.channel.value = 4
     assert shown(browser) == picture_uri(sample.features["head"].decode()[0, 4], cells=512)

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cache.store.reader import TeacherCache
-from cache.visualization.pictures import draw_maps, energy, picture_uri, thumbnails
+from cache.visualization.pictures import energy, figure_uri, histogram, picture_uri, plot, plot_maps
+from tests.factories.stores import make_sample, make_tokens
 
 
 def picture(uri: str) -> Image.Image:
@@ -47,19 +49,13 @@ def test_an_empty_map_is_dark() -> None:
     assert not np.asarray(picture(picture_uri(torch.zeros(3, 3)))).any()
 
 
-def test_names_of_thumbnails_are_escaped() -> None:
-    shown = thumbnails({"<script>": torch.ones(2, 2)})
-    assert "<script" not in shown
-    assert shown.count("<img") == 1
-
-
 @pytest.fixture
 def cache(sealed_store) -> TeacherCache:
     return TeacherCache(sealed_store)
 
 
-def test_a_figure_shows_every_map_of_a_sample(kit, cache) -> None:
-    figure = cache[kit.make_tokens(10)[0]].plot()
+def test_a_figure_shows_every_map_of_a_sample(cache) -> None:
+    figure = plot(cache[make_tokens(10)[0]])
     FigureCanvasAgg(figure).draw()
     assert [axes.get_title() for axes in figure.axes] == [
         "head: 6 x 6 x 8",
@@ -68,19 +64,46 @@ def test_a_figure_shows_every_map_of_a_sample(kit, cache) -> None:
         "heatmap, max over classes",
         "canvas mask",
     ]
-    assert kit.make_tokens(10)[0] in figure.get_suptitle()
+    assert make_tokens(10)[0] in figure.get_suptitle()
     shown = figure.axes[0].images[0]
     assert shown.origin == "lower"
-    sample = kit.make_sample(cache.spec, 0).arrays
+    sample = make_sample(cache.spec, 0).arrays
     head = sample["features/head"][0] * sample["features/head_scale"][0, :, None, None]
     np.testing.assert_allclose(shown.get_array(), np.abs(head).mean(axis=0), rtol=1e-5)
 
 
 def test_maps_can_be_drawn_in_gray() -> None:
-    figure = draw_maps({"a": torch.ones(2, 2)}, "title", palette="gray")
+    figure = plot_maps({"a": torch.ones(2, 2)}, "title", palette="gray")
     assert figure.axes[0].images[0].get_cmap().name == "gray"
 
 
 def test_many_maps_are_drawn_in_rows() -> None:
-    figure = draw_maps({str(number): torch.ones(2, 2) for number in range(7)}, "title", columns=3)
+    figure = plot_maps({str(number): torch.ones(2, 2) for number in range(7)}, "title", columns=3)
     assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == (3, 3)
+
+
+def bar_heights(figure: Figure) -> np.ndarray:
+    """Heights of a histogram's bars in pixels."""
+    (axes,) = figure.axes
+    FigureCanvasAgg(figure).draw()
+    counts = axes.patches[0].get_data().values
+    pixels = axes.transData.transform(np.column_stack([np.zeros(len(counts)), counts]))
+    return pixels[:, 1] - axes.transData.transform((0, 0))[1]
+
+
+def test_heights_of_a_histogram_are_logarithms_of_counts() -> None:
+    figure = histogram(np.array([0, 1, 99]), np.array([-1.0, 0.0, 1.0, 2.0]))
+    heights = bar_heights(figure)
+    np.testing.assert_allclose(heights / heights[2], [0, np.log(2) / np.log(100), 1], atol=1e-6)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["99"]
+    assert figure.axes[0].get_xlim() == (-1, 2)
+
+
+def test_a_histogram_without_a_count_is_empty() -> None:
+    assert not bar_heights(histogram(np.zeros(4, int), np.arange(5.0))).any()
+
+
+def test_figures_become_the_same_bytes_each_time() -> None:
+    first, second = (figure_uri(histogram(np.array([3, 5]), np.arange(3.0))) for _ in range(2))
+    assert first == second
+    assert picture(first).width > 400

@@ -3,6 +3,7 @@ import pytest
 
 from cache.store.reader import TeacherCache
 from cache.visualization.statistics import spread, survey
+from tests.factories.stores import make_sample
 
 
 @pytest.fixture
@@ -10,10 +11,10 @@ def cache(sealed_store) -> TeacherCache:
     return TeacherCache(sealed_store)
 
 
-def test_statistics_by_an_independent_way(kit, cache) -> None:
+def test_statistics_by_an_independent_way(cache) -> None:
     found = survey(cache, samples=100)
     head = found.statistics["head"]
-    samples = [kit.make_sample(cache.spec, position).arrays for position in range(10)]
+    samples = [make_sample(cache.spec, position).arrays for position in range(10)]
     values = np.stack([s["features/head"] * s["features/head_scale"][..., None, None] for s in samples])
     assert head.mean == pytest.approx(values.mean(), rel=1e-5)
     assert head.std == pytest.approx(values.std(ddof=1), rel=1e-5)
@@ -23,9 +24,9 @@ def test_statistics_by_an_independent_way(kit, cache) -> None:
     np.testing.assert_allclose(np.sort(kept), np.sort(values.ravel()), rtol=1e-6)
 
 
-def test_codes_are_counted_from_the_least_on(kit, cache) -> None:
+def test_codes_are_counted_from_the_least_on(cache) -> None:
     found = survey(cache, samples=100).layers
-    samples = [kit.make_sample(cache.spec, position).arrays for position in range(10)]
+    samples = [make_sample(cache.spec, position).arrays for position in range(10)]
     for name, first in (("head", 0), ("backbone0", -128)):
         codes = np.stack([s[f"features/{name}"] for s in samples])
         assert found[name].codes.tolist() == [(codes == code).sum() for code in range(first, first + 256)]

@@ -2,6 +2,7 @@ from rich.console import Console
 
 from cache.store.reader import TeacherCache
 from cache.visualization.summary import statistics_table, summarise
+from tests.factories.stores import open_writer
 
 
 def test_a_summary_says_what_the_tables_say(sealed_store) -> None:
@@ -15,7 +16,7 @@ def test_a_summary_says_what_the_tables_say(sealed_store) -> None:
     assert f"{summary.statistics['head'].zeros:.1%}" in console.export_text()
 
 
-def test_a_store_without_a_sample_has_a_summary(kit, tmp_path) -> None:
-    kit.open_writer(tmp_path / "teacher.zarr").close()
+def test_a_store_without_a_sample_has_a_summary(tmp_path) -> None:
+    open_writer(tmp_path / "teacher.zarr").close()
     summary = summarise(TeacherCache(tmp_path / "teacher.zarr", allow_partial=True))
     assert (summary.samples, summary.sealed, summary.statistics) == (0, False, {})

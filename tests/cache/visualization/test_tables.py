@@ -1,6 +1,7 @@
 from rich.console import Console
 
-from cache.visualization.tables import Table, card
+from cache.visualization.html import card, to_html
+from cache.visualization.tables import Table
 
 EVIL = "<script>[bold red]"
 
@@ -17,13 +18,18 @@ def test_a_table_on_a_terminal_takes_text_as_it_is() -> None:
 
 def test_a_table_on_a_page_is_escaped() -> None:
     table = Table(title=EVIL, columns=(EVIL, "value"), rows=((EVIL, "1"),))
-    page = card(EVIL, table.html())
+    page = card(EVIL, [table])
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 4
-    assert table._repr_html_() == table.html()
+    assert to_html(table).strip() in page
 
 
 def test_without_columns_the_first_cell_is_the_rows_name() -> None:
-    html = Table(title="", rows=(("a", "b"),)).html()
+    html = to_html(Table(title="", rows=(("a", "b"),)))
     assert html.count("<th") == 1
     assert html.count("<td") == 1
+
+
+def test_markdown_aligns_numbers_right() -> None:
+    table = Table(title="facts", columns=("name", "value"), rows=(("a", "1"),))
+    assert table.markdown() == "### facts\n\n| name | value |\n| --- | ---: |\n| a | 1 |"

@@ -1,23 +1,23 @@
 """The fifteen golden cases, through the whole objective: every term, and the gradient where there is one."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cache.grid import BevGrid
-from student.distill.answers import TeacherMaps
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cache.geometry.grid import BevGrid
 from cache.spec import CacheSpec
 from student.distill.adapters import FeatureLayer
 from student.distill.boxes import draw_heatmaps, pad_boxes
 from student.distill.config import DistillConfig
 from student.distill.objective import DistillObjective
+from student.distill.predictions import TeacherMaps
+from tests.factories.distill import make_spec
 
 GOLDENS = Path(__file__).parents[2] / "data" / "goldens"
 CASES = {case["name"]: case for case in json.loads((GOLDENS / "manifest.json").read_text())}
@@ -139,7 +139,7 @@ def _run(case: dict[str, Any], arrays: dict[str, Tensor], spec: CacheSpec) -> tu
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_golden(name: str, make_spec: Callable[..., CacheSpec]) -> None:
+def test_golden(name: str) -> None:
     case = CASES[name]
     with np.load(GOLDENS / f"{name}.npz") as stored:
         arrays = {key: torch.from_numpy(stored[key]) for key in stored.files}

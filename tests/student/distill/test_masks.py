@@ -1,12 +1,10 @@
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from cache.errors import ConfigError
 from cache.geometry.grid import BevGrid
@@ -15,6 +13,7 @@ from student.distill.fgd import weigh_cells
 from student.distill.masks import background, bg_scale, box_masks, extension, foreground, region_share, scales
 from student.distill.regions import false_positives
 from student.distill.term_configs import FgdTerm
+from tests.factories.distill import make_box
 
 GOLDENS = Path(__file__).parents[2] / "data" / "goldens"
 GRID = BevGrid(x_range_m=(0.0, 8.0), y_range_m=(0.0, 6.0), cell_m=(1.0, 1.0))
@@ -32,8 +31,8 @@ def test_masks_are_the_golden_ones(name: str) -> None:
         np.testing.assert_allclose(scale.numpy(), arrays["bg_scale_mask"][:, 0], rtol=1e-6)
 
 
-def test_scale_is_the_root_of_the_area_ratio_of_the_first_box(box: Callable[..., Tensor]) -> None:
-    boxes = torch.cat([box(2.0, 3.0, 4.0, 2.2), box(4.0, 3.0, 4.0, 2.2), box(7.5, 5.5, 0.9, 0.9)])
+def test_scale_is_the_root_of_the_area_ratio_of_the_first_box() -> None:
+    boxes = torch.cat([make_box(2.0, 3.0, 4.0, 2.2), make_box(4.0, 3.0, 4.0, 2.2), make_box(7.5, 5.5, 0.9, 0.9)])
     masks = box_masks(pad_boxes((boxes,)), GRID)
     large, small = math.sqrt(1 / 8.8), math.sqrt(1 / 0.81)
     row = torch.tensor([large] * 6 + [0.0, 0.0])
@@ -43,9 +42,9 @@ def test_scale_is_the_root_of_the_area_ratio_of_the_first_box(box: Callable[...,
     assert masks.foreground.sum() == 13
 
 
-def test_context_ring(box: Callable[..., Tensor]) -> None:
+def test_context_ring() -> None:
     # 2.2 x 2.2 covers 2 x 2 centres; two cells longer and wider, 4 x 4.
-    masks = box_masks(pad_boxes((box(4.0, 3.0, 2.2, 2.2),)), GRID, context_cells=2.0, context_weight=0.25)
+    masks = box_masks(pad_boxes((make_box(4.0, 3.0, 2.2, 2.2),)), GRID, context_cells=2.0, context_weight=0.25)
     expected = torch.zeros(6, 8)
     expected[1:5, 2:6] = 0.25
     expected[2:4, 3:5] = 1.0
@@ -55,30 +54,30 @@ def test_context_ring(box: Callable[..., Tensor]) -> None:
     assert torch.allclose(masks.fg_scale[0], (expected > 0) * torch.tensor(scale))
 
 
-def test_context_does_not_take_cells_from_other_boxes(box: Callable[..., Tensor]) -> None:
-    boxes = torch.cat([box(2.0, 3.0, 2.2, 2.2), box(4.0, 3.0, 2.2, 4.2)])
+def test_context_does_not_take_cells_from_other_boxes() -> None:
+    boxes = torch.cat([make_box(2.0, 3.0, 2.2, 2.2), make_box(4.0, 3.0, 2.2, 4.2)])
     masks = box_masks(pad_boxes((boxes,)), GRID, context_cells=2.0, context_weight=0.5)
     assert masks.foreground[0, 2, 3] == 1.0
     assert masks.fg_scale[0, 2, 3].item() == pytest.approx(math.sqrt(1 / (2.2 * 4.2)))
 
 
-def test_context_grows_with_the_cells_of_each_axis(box: Callable[..., Tensor]) -> None:
+def test_context_grows_with_the_cells_of_each_axis() -> None:
     grid = BevGrid(x_range_m=(0.0, 8.0), y_range_m=(0.0, 6.0), cell_m=(1.0, 0.5))
-    masks = box_masks(pad_boxes((box(4.0, 3.0, 2.2, 1.1),)), grid, context_cells=2.0, context_weight=0.5)
+    masks = box_masks(pad_boxes((make_box(4.0, 3.0, 2.2, 1.1),)), grid, context_cells=2.0, context_weight=0.5)
     ring = masks.foreground[0] == 0.5
     assert ring.any(dim=1).sum() == 4
     assert ring.any(dim=0).sum() == 4
 
 
-def test_no_context_around_padding(box: Callable[..., Tensor]) -> None:
-    boxes = pad_boxes((box(4.0, 3.0, 2.2, 2.2), torch.zeros(0, 9)))
+def test_no_context_around_padding() -> None:
+    boxes = pad_boxes((make_box(4.0, 3.0, 2.2, 2.2), torch.zeros(0, 9)))
     masks = box_masks(boxes, GRID, context_cells=4.0, context_weight=0.5)
     assert not masks.foreground[1].any()
 
 
-def test_extension_by_hand(box: Callable[..., Tensor]) -> None:
+def test_extension_by_hand() -> None:
     # maxwh: radius 3 around cell (row 3, column 4); sigma = 7/6; share 1 / ceil(3 * 2).
-    wide = extension(pad_boxes((box(4.5, 3.5, 3.0, 2.0),)), GRID, "maxwh")
+    wide = extension(pad_boxes((make_box(4.5, 3.5, 3.0, 2.0),)), GRID, "maxwh")
     assert wide.gaussian[0, 3, 4] == 1.0
     assert wide.gaussian[0, 2, 6].item() == pytest.approx(math.exp(-5 / (2 * (7 / 6) ** 2)), rel=1e-6)
     assert wide.gaussian[0, 3, 0] == 0.0
@@ -86,17 +85,17 @@ def test_extension_by_hand(box: Callable[..., Tensor]) -> None:
     assert not wide.scale[0, :, 0].any()
 
 
-def test_extension_takes_the_larger_scale_where_squares_overlap(box: Callable[..., Tensor]) -> None:
-    boxes = torch.cat([box(2.5, 2.5, 4.0, 2.0), box(3.5, 2.5, 1.0, 1.0)])
+def test_extension_takes_the_larger_scale_where_squares_overlap() -> None:
+    boxes = torch.cat([make_box(2.5, 2.5, 4.0, 2.0), make_box(3.5, 2.5, 1.0, 1.0)])
     wide = extension(pad_boxes((boxes,)), GRID, "maxwh")
     assert wide.scale[0, 2, 3] == 1.0
     assert wide.scale[0, 2, 0].item() == pytest.approx(1 / 8)
 
 
-def test_extension_of_small_boxes_has_radius_2_and_maxwh_can_be_scaled(box: Callable[..., Tensor]) -> None:
-    small = extension(pad_boxes((box(4.5, 3.5, 0.5, 0.5),)), GRID, "centerpoint3")
+def test_extension_of_small_boxes_has_radius_2_and_maxwh_can_be_scaled() -> None:
+    small = extension(pad_boxes((make_box(4.5, 3.5, 0.5, 0.5),)), GRID, "centerpoint3")
     assert (small.gaussian[0] > 0).sum() == 25
-    scaled = extension(pad_boxes((box(4.5, 3.5, 1.6, 1.0),)), GRID, "maxwh", scale=2.0)
+    scaled = extension(pad_boxes((make_box(4.5, 3.5, 1.6, 1.0),)), GRID, "maxwh", scale=2.0)
     assert (scaled.gaussian[0, 3] > 0).sum() == 7
 
 

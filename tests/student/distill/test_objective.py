@@ -1,5 +1,4 @@
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from subprocess import run
 from typing import Any
@@ -10,15 +9,15 @@ from torch import Tensor
 
 from cache.errors import ConfigError, MismatchError
 from cache.geometry.grid import BevGrid
-from cache.spec import CLASSES, CacheSpec, CodecSpec
+from cache.spec import CLASSES, CodecSpec
 from cache.store.batch import TeacherBatch
 from cache.store.codec import encode
+from student.config.student import TASKS
 from student.distill.adapters import FeatureLayer
 from student.distill.config import DistillConfig
 from student.distill.objective import DistillObjective
 from student.distill.predictions import TeacherAnswer, TeacherMaps
-
-Tasks = tuple[tuple[str, ...], ...]
+from tests.factories.distill import make_spec
 
 # H != W, and not centred at 0.
 GRID = BevGrid(x_range_m=(-6.4, 19.2), y_range_m=(0.0, 12.8), cell_m=(0.8, 0.8))
@@ -78,19 +77,15 @@ class Batch:
         return objective(self.features, self.logits, self.teacher, self.boxes, self.labels, epoch)
 
 
-@pytest.fixture
-def build(make_spec: Callable[..., CacheSpec], tasks: Tasks) -> Callable[..., DistillObjective]:
-    def make(
-        terms: list[dict[str, Any]], pairs: list[dict[str, Any]] = PAIRS, specs: Any = None, **config: Any
-    ) -> DistillObjective:
-        torch.manual_seed(0)
-        parsed = DistillConfig.parse({"pairs": pairs, "terms": terms, **config}, "test")
-        return DistillObjective(parsed, STUDENT, GRID, tasks, specs or [make_spec(TEACHER, heatmap_grid=GRID)])
-
-    return make
+def build(
+    terms: list[dict[str, Any]], pairs: list[dict[str, Any]] = PAIRS, specs: Any = None, **config: Any
+) -> DistillObjective:
+    torch.manual_seed(0)
+    parsed = DistillConfig.parse({"pairs": pairs, "terms": terms, **config}, "test")
+    return DistillObjective(parsed, STUDENT, GRID, TASKS, specs or [make_spec(TEACHER, heatmap_grid=GRID)])
 
 
-def test_the_papers_recipe(build: Callable[..., DistillObjective]) -> None:
+def test_the_papers_recipe() -> None:
     terms = Batch().terms(build([RECIPE]))
     parts = ("foreground", "background", "spatial")
     expected = [f"distill/fgd/{pair}/{part}" for pair in ("backbone1", "backbone2", "head") for part in parts]
@@ -98,7 +93,7 @@ def test_the_papers_recipe(build: Callable[..., DistillObjective]) -> None:
     assert all(value.dim() == 0 and value.isfinite() and value > 0 for value in terms.values())
 
 
-def test_every_term_together_with_weights(build: Callable[..., DistillObjective], tasks: Tasks) -> None:
+def test_every_term_together_with_weights() -> None:
     kinds = (
         "all",
         "fitnet",
@@ -125,7 +120,7 @@ def test_every_term_together_with_weights(build: Callable[..., DistillObjective]
         *(f"distill/fgd/head/{part}" for part in ("foreground", "background", "channel", "spatial")),
         *(f"distill/linfengzhang/head/{part}" for part in ("feature", "channel", "spatial")),
         *(f"distill/s2m2_ssd_heatmap/{part}" for part in ("tp", "fpfn")),
-        *(f"distill/gauss_focal_heatmap/task{task}" for task in range(len(tasks))),
+        *(f"distill/gauss_focal_heatmap/task{task}" for task in range(len(TASKS))),
         "distill/heatmap_temperature/classes",
     }
 
@@ -147,7 +142,7 @@ def test_every_term_together_with_weights(build: Callable[..., DistillObjective]
         ({"kind": "heatmap_temperature"}, ["weight"]),
     ],
 )
-def test_weights_multiply(build: Callable[..., DistillObjective], term: dict[str, Any], weights: list[str]) -> None:
+def test_weights_multiply(term: dict[str, Any], weights: list[str]) -> None:
     pairs = [PAIRS[2]]
     once = Batch().terms(build([term | dict.fromkeys(weights, 1.0)], pairs))
     thrice = Batch().terms(build([term | dict.fromkeys(weights, 3.0)], pairs))
@@ -156,7 +151,7 @@ def test_weights_multiply(build: Callable[..., DistillObjective], term: dict[str
         assert thrice[name].item() == pytest.approx(3 * value.item(), rel=1e-5)
 
 
-def test_s2m2_by_its_definition(build: Callable[..., DistillObjective]) -> None:
+def test_s2m2_by_its_definition() -> None:
     one, threshold = Batch(), 0.45
     terms = [
         {"kind": "s2m2_ssd_feature", "mode": mode, "name": mode, "threshold": threshold} for mode in ("old", "new")
@@ -175,7 +170,7 @@ def test_s2m2_by_its_definition(build: Callable[..., DistillObjective]) -> None:
         assert found[f"{name}/head/{part}"] == pytest.approx(torch.stack(means).mean().item(), rel=1e-5), part
 
 
-def test_foreground_background_without_scale_counts_every_cell_once(build: Callable[..., DistillObjective]) -> None:
+def test_foreground_background_without_scale_counts_every_cell_once() -> None:
     one, pair = Batch(), [PAIRS[2]]
     plain = {"kind": "foreground_background", "scale": False, "fg_weight": 1.0, "bg_weight": 1.0}
     parts = one.terms(build([plain], pair))
@@ -183,7 +178,7 @@ def test_foreground_background_without_scale_counts_every_cell_once(build: Calla
     assert sum(parts.values()).item() == pytest.approx(whole["distill/fitnet/head/feature"].item(), rel=1e-5)
 
 
-def test_per_pair_weights_and_names(build: Callable[..., DistillObjective]) -> None:
+def test_per_pair_weights_and_names() -> None:
     one = Batch()
     equal = one.terms(build([{"kind": "all", "name": "mse"}]))
     scaled = one.terms(build([{"kind": "all", "name": "mse", "weight": [1.0, 2.0, 0.0]}]))
@@ -194,7 +189,7 @@ def test_per_pair_weights_and_names(build: Callable[..., DistillObjective]) -> N
     assert scaled["distill/mse/head/feature"] == 0
 
 
-def test_epochs(build: Callable[..., DistillObjective]) -> None:
+def test_epochs() -> None:
     objective = build([{**RECIPE, "fp_epoch": 5}], multi_scale_epoch=2, two_stage_epoch=3)
     pairs = lambda epoch: {name.split("/")[2] for name in Batch().terms(objective, epoch)}  # noqa: E731
     assert pairs(1) == {"head"}
@@ -204,7 +199,7 @@ def test_epochs(build: Callable[..., DistillObjective]) -> None:
     assert [objective.detection_weight(epoch) for epoch in (0, 2, 3, 4)] == [0.0, 0.0, 1.0, 1.0]
 
 
-def test_stored_and_decoded_teachers_teach_the_same(build: Callable[..., DistillObjective]) -> None:
+def test_stored_and_decoded_teachers_teach_the_same() -> None:
     one, objective = Batch(), build([RECIPE, {"kind": "heatmap_temperature"}])
     stored = one.terms(objective)
     features = {name: layer.decode() for name, layer in one.teacher.features.items()}
@@ -214,7 +209,7 @@ def test_stored_and_decoded_teachers_teach_the_same(build: Callable[..., Distill
         assert decoded[name].item() == pytest.approx(value.item(), rel=1e-5), name
 
 
-def test_teacher_adapters_that_learn_get_a_gradient(build: Callable[..., DistillObjective]) -> None:
+def test_teacher_adapters_that_learn_get_a_gradient() -> None:
     pair = {"student": "backbone1", "teacher": "head", "teacher_adapter": {"kind": "downsample_3layer", "factor": 4}}
     objective = build([{"kind": "fgd"}], [pair])
     sum(Batch().terms(objective).values()).backward()
@@ -222,7 +217,7 @@ def test_teacher_adapters_that_learn_get_a_gradient(build: Callable[..., Distill
     assert objective.pairs[0].channels == STUDENT["backbone1"].channels
 
 
-def test_several_teachers(build: Callable[..., DistillObjective], make_spec: Callable[..., CacheSpec]) -> None:
+def test_several_teachers() -> None:
     second = {"head": (9, GRID)}
     first_spec, second_spec = make_spec(TEACHER, heatmap_grid=GRID), make_spec(second)
     one, other = Batch(), Batch(second, seed=1)
@@ -235,9 +230,7 @@ def test_several_teachers(build: Callable[..., DistillObjective], make_spec: Cal
     assert found["distill/answers/classes"] == expected["distill/heatmap_temperature/classes"]
 
 
-def test_a_teacher_with_classes_in_another_order(
-    build: Callable[..., DistillObjective], make_spec: Callable[..., CacheSpec]
-) -> None:
+def test_a_teacher_with_classes_in_another_order() -> None:
     one = Batch()
     terms = [{"kind": "heatmap_temperature"}, {"kind": "gauss_focal_heatmap"}]
     expected = one.terms(build(terms, [PAIRS[2]]))
@@ -252,9 +245,7 @@ def test_a_teacher_with_classes_in_another_order(
     assert {name: value.item() for name, value in found.items()} == {n: v.item() for n, v in expected.items()}
 
 
-def test_a_teacher_with_finer_heatmaps(
-    build: Callable[..., DistillObjective], make_spec: Callable[..., CacheSpec]
-) -> None:
+def test_a_teacher_with_finer_heatmaps() -> None:
     one, fine = Batch(), GRID.resized((32, 64))
     terms = [{**RECIPE, "false_positives": "teacher"}, {"kind": "heatmap_temperature"}]
     expected = one.terms(build(terms))
@@ -265,7 +256,7 @@ def test_a_teacher_with_finer_heatmaps(
     assert {name: value.item() for name, value in found.items()} == {n: v.item() for n, v in expected.items()}
 
 
-def test_the_student_of_some_classes_ignores_the_others(make_spec: Callable[..., CacheSpec]) -> None:
+def test_the_student_of_some_classes_ignores_the_others() -> None:
     tasks = (("car",), ("bus",))
     spec = make_spec(TEACHER, heatmap_grid=GRID)
     spec = spec.model_copy(update={"teacher": spec.teacher.model_copy(update={"tasks": tasks})})
@@ -283,7 +274,7 @@ def test_the_student_of_some_classes_ignores_the_others(make_spec: Callable[...,
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_stays_finite_and_close(build: Callable[..., DistillObjective], dtype: torch.dtype) -> None:
+def test_autocast_stays_finite_and_close(dtype: torch.dtype) -> None:
     one, objective = Batch(), build([RECIPE])
     full = one.terms(objective)
     with torch.autocast("cpu", dtype=dtype):
@@ -295,7 +286,7 @@ def test_autocast_stays_finite_and_close(build: Callable[..., DistillObjective],
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_gives_the_same_terms_without_waiting_for_masks(build: Callable[..., DistillObjective]) -> None:
+def test_a_gpu_gives_the_same_terms_without_waiting_for_masks() -> None:
     one, objective = Batch(), build([RECIPE, {"kind": "heatmap_temperature"}])
     expected = one.terms(objective)
     objective.cuda()
@@ -313,7 +304,7 @@ def test_a_gpu_gives_the_same_terms_without_waiting_for_masks(build: Callable[..
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_gradients_reach_adapters_and_student(build: Callable[..., DistillObjective]) -> None:
+def test_gradients_reach_adapters_and_student() -> None:
     one, objective = Batch(), build([RECIPE])
     for features in one.features.values():
         features.requires_grad_()
@@ -337,23 +328,19 @@ def test_gradients_reach_adapters_and_student(build: Callable[..., DistillObject
         ({"cache": 1}, ConfigError, "cache that is not there .distill.; got cache 1; expected below 1"),
     ],
 )
-def test_pairs_that_are_refused(
-    build: Callable[..., DistillObjective], pair: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_pairs_that_are_refused(pair: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build([{"kind": "fgd"}], [{**PAIRS[2], **pair}])
 
 
-def test_linfengzhang_refuses_to_compare_cells_of_different_size(build: Callable[..., DistillObjective]) -> None:
+def test_linfengzhang_refuses_to_compare_cells_of_different_size() -> None:
     with pytest.raises(ConfigError, match=r"before its adapter .*factor 4.*Set spatial_weight to 0"):
         build([{"kind": "linfengzhang"}], PAIRS[:1])
     terms = Batch().terms(build([{"kind": "linfengzhang", "spatial_weight": 0.0}], PAIRS[:1]))
     assert sorted(name.split("/")[-1] for name in terms) == ["channel", "feature"]
 
 
-def test_caches_that_are_refused(
-    build: Callable[..., DistillObjective], make_spec: Callable[..., CacheSpec], tasks: Tasks
-) -> None:
+def test_caches_that_are_refused() -> None:
     away = GRID.model_copy(update={"x_range_m": (200.0, 225.6)})
     with pytest.raises(MismatchError, match=r"no ground in common .heatmaps of cache 0.*x 200 .. 225.6 m"):
         build([{"kind": "gauss_focal_heatmap"}], [], [make_spec(TEACHER, heatmap_grid=away)])
@@ -365,9 +352,7 @@ def test_caches_that_are_refused(
         build([RECIPE], specs=[spec.model_copy(update={"teacher": cars})])
 
 
-def test_cells_that_do_not_fit_each_other_are_refused_before_training(
-    build: Callable[..., DistillObjective], make_spec: Callable[..., CacheSpec]
-) -> None:
+def test_cells_that_do_not_fit_each_other_are_refused_before_training() -> None:
     odd = GRID.resized((12, 24))
     with pytest.raises(ConfigError, match=r"heatmaps of teacher and student.*got 12 x 24 cells; expected 16 x 32"):
         build([RECIPE], specs=[make_spec(TEACHER, heatmap_grid=odd)])
@@ -377,7 +362,7 @@ def test_cells_that_do_not_fit_each_other_are_refused_before_training(
         build([{"kind": "fgd", "non_empty_weight": 0.1}], specs=specs)
 
 
-def test_batches_that_are_not_as_promised_are_refused(build: Callable[..., DistillObjective]) -> None:
+def test_batches_that_are_not_as_promised_are_refused() -> None:
     one, objective = Batch(), build([RECIPE])
 
     def run(features: dict[str, Tensor], teacher: Any) -> None:

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cache.geometry.grid import BevGrid
-from cache.spec import CacheSpec
 from student.distill.adapters import FeatureLayer
 from student.distill.boxes import first_box, pad_boxes
 from student.distill.config import DistillConfig
 from student.distill.masks import box_masks, extension
 from student.distill.objective import DistillObjective
 from student.distill.predictions import TeacherMaps
+from tests.factories.distill import make_spec
 
 GRID = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-4.8, 4.8), cell_m=(0.8, 0.8))
 EASY = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -71,7 +71,7 @@ class Maps:
 
 
 @pytest.fixture
-def objective(make_spec: Callable[..., CacheSpec]) -> DistillObjective:
+def objective() -> DistillObjective:
     torch.manual_seed(0)
     config = DistillConfig.parse(
         {"pairs": [{"student": "head", "teacher": "head", "student_adapter": "1x1conv"}], "terms": TERMS}, "test"
@@ -188,7 +188,7 @@ def test_half_precision_stays_finite(
 
 
 @pytest.mark.parametrize("kind", [*(term["kind"] for term in TERMS[2:]), "fgd", "fitnet", "non_local", "affinity"])
-def test_gradients_are_those_of_finite_differences(kind: str, make_spec: Callable[..., CacheSpec]) -> None:
+def test_gradients_are_those_of_finite_differences(kind: str) -> None:
     # fgd's attention takes no gradient; the student's share of it would make finite differences see one.
     more = {**FGD, "spatial_attention": "teacher", "affinity_mode": "foreground"} if kind == "fgd" else {}
     spec, layer = make_spec({"head": (6, GRID)}), FeatureLayer(channels=4, grid=GRID)

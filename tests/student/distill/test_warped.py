@@ -1,6 +1,5 @@
 """Teachers that know only a part of the student's ground: what they do not know leaves every term."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,12 +8,13 @@ from torch import Tensor
 
 from cache.errors import MismatchError
 from cache.geometry.grid import BevGrid
-from cache.spec import CacheSpec, CodecSpec
+from cache.spec import CodecSpec
 from cache.store.codec import encode
 from student.distill.adapters import FeatureLayer
 from student.distill.config import DistillConfig
 from student.distill.objective import DistillObjective
 from student.distill.predictions import TeacherMaps
+from tests.factories.distill import make_spec
 
 GRID = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-4.8, 4.8), cell_m=(0.8, 0.8))
 KNOWN = GRID.model_copy(update={"x_range_m": (-8.0, 1.6)})
@@ -78,29 +78,23 @@ class Batch:
         return objective({"head": student}, self.logits, self.teacher, BOXES, LABELS, 0, [to_teacher])
 
 
-@pytest.fixture
-def build(make_spec: Callable[..., CacheSpec]) -> Callable[..., DistillObjective]:
-    def make(student: BevGrid, teacher: BevGrid, terms: list[dict[str, Any]] = TERMS, **pair: Any) -> DistillObjective:
-        torch.manual_seed(0)
-        pair = {"student": "head", "teacher": "head", "student_adapter": "1x1conv", **pair}
-        config = DistillConfig.parse({"pairs": [pair], "terms": terms}, "test")
-        spec, layer = make_spec({"head": (6, teacher)}), FeatureLayer(channels=4, grid=student)
-        objective = DistillObjective(config, {"head": layer}, student, spec.teacher.tasks, [spec])
-        for norm in objective.modules():
-            if isinstance(norm, torch.nn.BatchNorm2d):
-                torch.nn.init.ones_(norm.weight)  # non-local blocks start as the identity, which would hide a fault
-        return objective.double()
-
-    return make
+def build(student: BevGrid, teacher: BevGrid, terms: list[dict[str, Any]] = TERMS, **pair: Any) -> DistillObjective:
+    torch.manual_seed(0)
+    pair = {"student": "head", "teacher": "head", "student_adapter": "1x1conv", **pair}
+    config = DistillConfig.parse({"pairs": [pair], "terms": terms}, "test")
+    spec, layer = make_spec({"head": (6, teacher)}), FeatureLayer(channels=4, grid=student)
+    objective = DistillObjective(config, {"head": layer}, student, spec.teacher.tasks, [spec])
+    for norm in objective.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(norm.weight)  # non-local blocks start as the identity, which would hide a fault
+    return objective.double()
 
 
 def values(terms: dict[str, Tensor]) -> dict[str, float]:
     return {name: value.item() for name, value in terms.items()}
 
 
-def test_cells_that_the_teacher_does_not_know_leave_all_terms_and_normalisers(
-    build: Callable[..., DistillObjective],
-) -> None:
+def test_cells_that_the_teacher_does_not_know_leave_all_terms_and_normalisers() -> None:
     """As if the ground ended there: every term is that of a student whose maps are cut off."""
     whole, cut = Batch(), Batch()
     cut.student, cut.logits = cut.student[..., :COLUMNS], cut.logits[..., :COLUMNS]
@@ -109,7 +103,7 @@ def test_cells_that_the_teacher_does_not_know_leave_all_terms_and_normalisers(
     assert [name for name, value in found.items() if value.item() == 0] == []
 
 
-def test_nothing_that_the_student_says_there_matters(build: Callable[..., DistillObjective]) -> None:
+def test_nothing_that_the_student_says_there_matters() -> None:
     one, objective = Batch(), build(GRID, KNOWN)
     expected = values(one.terms(objective))
     student = one.student.clone()
@@ -124,12 +118,12 @@ def test_nothing_that_the_student_says_there_matters(build: Callable[..., Distil
     assert student.grad[..., :COLUMNS].any()
 
 
-def test_a_matrix_that_moves_nothing_changes_nothing(build: Callable[..., DistillObjective]) -> None:
+def test_a_matrix_that_moves_nothing_changes_nothing() -> None:
     one, objective = Batch(GRID), build(GRID, GRID)
     assert values(one.terms(objective, HERE)) == pytest.approx(values(one.terms(objective)), rel=1e-6)
 
 
-def test_a_student_and_a_teacher_turned_alike_agree_as_before(build: Callable[..., DistillObjective]) -> None:
+def test_a_student_and_a_teacher_turned_alike_agree_as_before() -> None:
     """The student sees the world turned by 180 degrees; the cached teacher does not, and is turned for it."""
     one, objective = Batch(GRID), build(GRID, GRID, [{"kind": "all"}, {"kind": "fgd", **FGD, "spatial_weight": 0.0}])
     boxes = tuple(box * torch.tensor([-1, -1, 1, 1, 1, 1, 1, 1, 1]) for box in BOXES)
@@ -139,7 +133,7 @@ def test_a_student_and_a_teacher_turned_alike_agree_as_before(build: Callable[..
     assert values(found) == pytest.approx(values(one.terms(objective)), rel=1e-6)
 
 
-def test_a_stored_teacher_is_warped_as_it_is_stored(build: Callable[..., DistillObjective]) -> None:
+def test_a_stored_teacher_is_warped_as_it_is_stored() -> None:
     one, objective = Batch(), build(GRID, KNOWN, [{"kind": "all"}, {"kind": "fgd", **FGD}])
     stored = encode(one.teacher.features["head"], CodecSpec())
     one.teacher = TeacherMaps(
@@ -154,7 +148,7 @@ def test_a_stored_teacher_is_warped_as_it_is_stored(build: Callable[..., Distill
     assert values(one.terms(objective)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_adapters_see_a_warped_teacher_and_the_cells_that_count(build: Callable[..., DistillObjective]) -> None:
+def test_adapters_see_a_warped_teacher_and_the_cells_that_count() -> None:
     pair = {
         "student_adapter": {"kind": "avgpool_1x1conv", "factor": 2},
         "teacher_adapter": {"kind": "avgpool", "factor": 2},
@@ -166,9 +160,7 @@ def test_adapters_see_a_warped_teacher_and_the_cells_that_count(build: Callable[
     assert values(found) == pytest.approx(values(cut.terms(build(KNOWN, KNOWN, terms, **pair))), rel=1e-6)
 
 
-def test_a_sample_of_which_the_teacher_knows_nothing_gives_zeros_and_not_nan(
-    build: Callable[..., DistillObjective],
-) -> None:
+def test_a_sample_of_which_the_teacher_knows_nothing_gives_zeros_and_not_nan() -> None:
     away = torch.eye(4).repeat(2, 1, 1)
     away[:, 0, 3] = 100.0
     one, objective = Batch(), build(GRID, KNOWN)
@@ -180,7 +172,7 @@ def test_a_sample_of_which_the_teacher_knows_nothing_gives_zeros_and_not_nan(
     assert not student.grad.any()
 
 
-def test_a_teacher_of_another_frame_needs_its_matrix(build: Callable[..., DistillObjective]) -> None:
+def test_a_teacher_of_another_frame_needs_its_matrix() -> None:
     ego = GRID.model_copy(update={"frame": "ego"})
     one, objective = Batch(GRID), build(GRID, ego, [{"kind": "all"}])
     with pytest.raises(MismatchError, match=r"different frames, and the calibration .*Hand over `to_teacher`"):

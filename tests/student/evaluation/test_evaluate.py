@@ -7,9 +7,8 @@ import torch
 
 from cache.errors import DataError
 from cache.nuscenes.frames import Frames
-from cache.spec import CLASSES
-from student.evaluation.evaluate import attribute, evaluate
-from student.models.center_head import Detections
+from student.evaluation.evaluate import evaluate
+from student.models.decoding import Detections
 
 
 def truths(frames: Frames) -> list[tuple[str, Detections]]:
@@ -62,24 +61,6 @@ def test_a_detection_that_is_not_finite_is_refused(made_frames: Frames, tmp_path
     found[1][1].boxes[3, 2] = np.nan
     with pytest.raises(DataError, match=f"a detection is not finite .token {made_frames.tokens[1]}"):
         evaluate(found, made_frames, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "speed_mps", "expected"),
-    [
-        ("car", 3.0, "vehicle.moving"),
-        ("car", 0.1, "vehicle.parked"),
-        ("bus", 0.1, "vehicle.stopped"),
-        ("bicycle", 3.0, "cycle.with_rider"),
-        ("motorcycle", 0.0, "cycle.without_rider"),
-        ("pedestrian", 1.0, "pedestrian.moving"),
-        ("pedestrian", 0.0, "pedestrian.standing"),
-        ("barrier", 0.0, ""),
-    ],
-)
-def test_attributes(name: str, speed_mps: float, expected: str) -> None:
-    assert name in CLASSES
-    assert attribute(name, speed_mps) == expected
 
 
 def test_the_real_frames_own_boxes_are_found(real_frames: Frames, tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -8,12 +7,13 @@ from cache.errors import MismatchError
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from student.evaluation.teacher_boxes import require_lidar_rows, teacher_detections
-from student.models.center_head import decode
+from student.models.decoding import decode
+from tests.factories.students import GRID, dump_views
 
 
-def test_boxes_of_a_view_come_back_to_the_lidar(tiny: ModuleType, made_frames: Frames, tmp_path: Path) -> None:
+def test_boxes_of_a_view_come_back_to_the_lidar(made_frames: Frames, tmp_path: Path) -> None:
     """The same teacher in the view that a store of drawn views begins with: each box moved, then moved back."""
-    store = tiny.make_store(tmp_path / "drawn.zarr", made_frames, canonical=False, drawn=1)
+    store = dump_views(tmp_path / "drawn.zarr", made_frames, canonical=False, drawn=1)
     cache, token = TeacherCache(store), made_frames.tokens[0]
     ((_, found),) = teacher_detections(cache, [token])
     batch = cache.read((token,), head_maps=True)
@@ -28,7 +28,7 @@ def test_boxes_of_a_view_come_back_to_the_lidar(tiny: ModuleType, made_frames: F
 
 
 @pytest.mark.parametrize("change", [{"frame": "ego"}, {"axes": "xy"}])
-def test_maps_of_another_frame_are_not_decoded(change: dict[str, str], tiny: ModuleType) -> None:
-    require_lidar_rows(tiny.GRID, Path("teacher.zarr"))
+def test_maps_of_another_frame_are_not_decoded(change: dict[str, str]) -> None:
+    require_lidar_rows(GRID, Path("teacher.zarr"))
     with pytest.raises(MismatchError, match="boxes cannot be decoded from maps of another frame or other axes"):
-        require_lidar_rows(tiny.GRID.model_copy(update=change), Path("teacher.zarr"))
+        require_lidar_rows(GRID.model_copy(update=change), Path("teacher.zarr"))

@@ -2,24 +2,24 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from cache.errors import MismatchError, TeacherError
-from cache.geometry.views import BevAugmentConfig, move_points
+from cache.geometry.views import BevAugmentConfig, transform_points
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import load_points
 from cache.store.reader import TeacherCache
 from student.fidelity.closeness import REGIONS, Closeness, total
 from student.fidelity.measure import Choice, Comparison, FidelityReport, FidelityStudy, choices_of
 from student.fidelity.report import tables, write
+from tests.factories.students import make_teacher
 
 
 @pytest.fixture(scope="module")
-def study(tiny: ModuleType, views_store: Path) -> FidelityStudy:
-    return FidelityStudy(TeacherCache(views_store), tiny.TinyTeacher(), draws=1)
+def study(views_store: Path) -> FidelityStudy:
+    return FidelityStudy(TeacherCache(views_store), make_teacher(), draws=1)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def pooled(comparisons: list[Comparison], layer: str = "head") -> Closeness:
 def under(study: FidelityStudy, frames: Frames, matrix: np.ndarray, name: str = "canonical") -> Comparison:
     """The first frame under a matrix, by a choice."""
     (choice,) = (each for each in study.choices if each.name == name)
-    points = move_points(load_points(frames[0], study.teacher.points), matrix)
+    points = transform_points(load_points(frames[0], study.teacher.points), matrix)
     return study._compare(frames[0], choice, matrix, study.teacher([study.teacher.prepare(points)]))[0]
 
 
@@ -78,7 +78,7 @@ def test_a_warp_is_nearer_than_none(study: FidelityStudy, made_frames: Frames, m
     assert warped.relative_error < 0.75 * unwarped.relative_error
 
 
-def test_choices_follow_from_the_views(study: FidelityStudy, tiny: ModuleType) -> None:
+def test_choices_follow_from_the_views(study: FidelityStudy) -> None:
     names = [choice.name for choice in study.choices]
     assert names == [
         "no augmentation",
@@ -107,17 +107,15 @@ def test_tables_and_files(report: FidelityReport, tmp_path: Path) -> None:
     assert by_rotation.rows[0][1].endswith("(2)")
 
 
-def test_another_teacher_is_refused(tiny: ModuleType, views_store: Path) -> None:
-    teacher = tiny.TinyTeacher()
+def test_another_teacher_is_refused(views_store: Path) -> None:
+    teacher = make_teacher()
     teacher.identity = teacher.identity.model_copy(update={"weights_sha256": "c" * 64})
     with pytest.raises(MismatchError, match=r"teacher.weights_sha256: stored 'aaa"):
         FidelityStudy(TeacherCache(views_store), teacher)
 
 
-def test_a_head_that_is_built_otherwise_is_noticed(
-    tiny: ModuleType, views_store: Path, made_frames: Frames, tmp_path: Path
-) -> None:
-    teacher = tiny.TinyTeacher()
+def test_a_head_that_is_built_otherwise_is_noticed(views_store: Path, made_frames: Frames, tmp_path: Path) -> None:
+    teacher = make_teacher()
     study = FidelityStudy(TeacherCache(views_store), teacher, draws=1)
     teacher.head.task_heads[0].heatmap[-1].bias += 1.0
     with pytest.raises(TeacherError, match="does not repeat the teacher's heatmap"):

@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor
 
 from cache.errors import ConfigError
-from student.models.backbones import Fpn, ImageEncoder, image_backbone
+from student.models.backbones import image_backbone
 
 State = dict[str, Tensor]
 
@@ -90,33 +90,6 @@ def test_other_trunks_compute_what_torchvision_computes(name: str, tmp_path: Pat
     torch.testing.assert_close(theirs(x), expected)
 
 
-def test_images_are_normalised_by_imagenet() -> None:
-    encoder = ImageEncoder("resnet18", None, channels=8, stride=16)
-    seen: list[Tensor] = []
-    encoder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    images = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 64)
-    assert encoder(images).shape == (1, 8, 2, 4)
-    red, green, blue = seen[0][0, :, 0, 0].tolist()
-    assert red == pytest.approx((0 - 123.675) / 58.395)
-    assert green == pytest.approx((128 - 116.28) / 57.12)
-    assert blue == pytest.approx((255 - 103.53) / 57.375)
-
-
-def test_the_pyramid_adds_the_coarse_map_to_the_fine_one() -> None:
-    neck = Fpn((1, 1), 1)
-    for conv, factor in ((neck.lateral_convs[0], 1.0), (neck.lateral_convs[1], 10.0)):
-        torch.nn.init.constant_(conv.weight, factor)
-    torch.nn.init.dirac_(neck.fpn_conv.weight)
-    fine, coarse = torch.arange(8.0).view(1, 1, 2, 4), torch.tensor([[[[1.0, 2.0]]]])
-    expected = [[0 + 10, 1 + 10, 2 + 20, 3 + 20], [4 + 10, 5 + 10, 6 + 20, 7 + 20]]
-    assert neck([fine, coarse])[0, 0].tolist() == expected
-
-
-def test_image_size_must_fit_the_stride() -> None:
-    with pytest.raises(ConfigError, match=r"got 40 x 64; expected multiples of 16"):
-        ImageEncoder("resnet18", None, channels=8, stride=16)(torch.zeros(1, 3, 40, 64, dtype=torch.uint8))
-
-
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown image backbone .*got resnet51; expected one of .*resnet50"):
         image_backbone("resnet51", None, finest_stride=16)
@@ -147,9 +120,9 @@ def _of_one_channel(state: State) -> State:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_without_stem, r"got no conv1.weight \(1 keys\)"),
-        (_with_a_prefix, r"got no conv1.weight; no bn1.weight; .*\(\d+ keys\)"),
-        (_of_one_channel, r"conv1.weight is \(64, 1, 7, 7\), not \(64, 3, 7, 7\)"),
+        (_without_stem, r"got 1 missing: conv1\.weight; expected"),
+        (_with_a_prefix, r"got \d+ missing: conv1\.weight, bn1\.weight, .*; \d+ unexpected: module\.conv1\.weight"),
+        (_of_one_channel, r"1 of another shape: conv1\.weight \(64, 1, 7, 7\) for \(64, 3, 7, 7\)"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(weights: Path, damage: Callable[[State], State], message: str) -> None:
@@ -160,7 +133,7 @@ def test_weights_that_do_not_fit_are_refused(weights: Path, damage: Callable[[St
 
 
 def test_weights_of_another_network_are_refused(weights: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no layer1.2.conv1.weight"):
+    with pytest.raises(ConfigError, match=r"missing: layer1\.2\.conv1\.weight"):
         image_backbone("resnet34", weights, finest_stride=16)
 
 
@@ -175,10 +148,10 @@ def test_a_file_that_is_not_weights_is_refused(tmp_path: Path, content: bytes) -
 def test_a_training_checkpoint_is_not_taken_for_a_state_dict(tmp_path: Path) -> None:
     path = tmp_path / "epoch.pth"
     torch.save({"epoch": 3, "state_dict": {}}, path)
-    with pytest.raises(ConfigError, match="got something else; expected a state dict"):
+    with pytest.raises(ConfigError, match="got epoch, state_dict; expected a state dict"):
         image_backbone("resnet18", path, finest_stride=16)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.pth\); got no such file"):
+    with pytest.raises(ConfigError, match=r"none\.pth\); got No such file"):
         image_backbone("resnet18", tmp_path / "none.pth", finest_stride=16)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.geometry.views import PUBLIC_AUGMENT, move_boxes
+from cache.geometry.views import PUBLIC_AUGMENT, transform_boxes
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from student.config.student import StudentBevAugmentConfig, StudentConfig
@@ -93,7 +93,7 @@ def test_velocities_turn_and_grow_with_the_boxes(made_frames: Frames, augmented:
     later = boxes.copy()
     later[:, :2] += 2 * boxes[:, 7:9]
     for matrix in augmented.bev_matrix.double().numpy():
-        now, then = move_boxes(boxes, matrix), move_boxes(later, matrix)
+        now, then = transform_boxes(boxes, matrix), transform_boxes(later, matrix)
         np.testing.assert_allclose(now[:, :2] + 2 * now[:, 7:9], then[:, :2], atol=1e-4)
 
 
@@ -130,7 +130,7 @@ def test_a_teachers_peak_lies_on_the_augmented_box(augmented: Batch, plain: Batc
     assert way is not None
     boxes = plain.boxes[0]
     for sample in SEEDS:
-        seen = torch.from_numpy(move_boxes(boxes.numpy(), teacher.view_matrix[sample].double().numpy()))
+        seen = torch.from_numpy(transform_boxes(boxes.numpy(), teacher.view_matrix[sample].double().numpy()))
         cells, inside = cells_of_points(seen[:, :3], GRID, (-50.0, 50.0))
         maps = torch.zeros(1, len(boxes), *GRID.shape)
         maps[0].flatten(1)[torch.arange(len(boxes))[inside], cells[inside]] = 1.0

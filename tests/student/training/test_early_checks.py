@@ -1,20 +1,15 @@
 """Typical mistakes, each with the message that names it."""
 
-import math
 import warnings
 from pathlib import Path
 
 import pytest
-import torch
 
 from cache.errors import ConfigError, MismatchError, OfflineDistillWarning
 from cache.geometry.grid import BevGrid
-from cache.nuscenes.frames import Frames
 from cache.spec import CacheSpec, DataIdentity, PointPipeline, TeacherIdentity
 from student.config.student import TASKS, DataConfig, StudentConfig
-from student.evaluation.evaluate import Metrics, evaluate
-from student.models.center_head import Detections
-from student.training.early_checks import remarks_on, require_fitting, require_sound, warn_of_rehearsal
+from student.training.early_checks import require_fitting, require_sound, warn_of_rehearsal
 
 GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
 STORE = Path("teacher.zarr")
@@ -79,38 +74,3 @@ def test_a_head_of_another_order_is_not_inherited() -> None:
 def test_random_weights_are_warned_of() -> None:
     with pytest.warns(OfflineDistillWarning, match=r"teacher\.zarr holds .* random weights: a rehearsal"):
         warn_of_rehearsal(spec(weights="random"), STORE)
-
-
-@pytest.mark.parametrize(
-    ("scale_error", "orientation_error_rad", "said"),
-    [
-        (0.7, 1.57, True),
-        (0.66, 1.49, True),
-        (0.28, 1.57, False),  # a detector that does not know its headings
-        (0.7, 0.5, False),
-        (math.nan, math.nan, False),  # nothing was found
-    ],
-)
-def test_the_signature_of_old_boxes(scale_error: float, orientation_error_rad: float, said: bool) -> None:
-    remarks = remarks_on(scale_error, orientation_error_rad)
-    assert len(remarks) == said
-    assert all("mmdet3d < 1.0" in remark and "yaw = -yaw - pi/2" in remark for remark in remarks)
-
-
-def evaluated(frames: Frames, out: Path, old: bool) -> Metrics:
-    """Ground truth, as mmdet3d 1.x or as an earlier one would say it."""
-    found = []
-    for frame in frames:
-        boxes = torch.from_numpy(frame.boxes.copy())
-        if old:
-            boxes[:, 3:5] = boxes[:, [4, 3]]
-            boxes[:, 6] = -boxes[:, 6] - math.pi / 2
-        scores, labels = torch.full((len(boxes),), 0.9), torch.from_numpy(frame.labels)
-        found.append((frame.token, Detections(boxes=boxes, scores=scores, labels=labels)))
-    return evaluate(found, frames, out)
-
-
-def test_boxes_of_old_mmdet3d_are_recognised_by_their_errors(real_frames: Frames, tmp_path: Path) -> None:
-    assert evaluated(real_frames, tmp_path / "now", old=False).remarks == ()
-    (remark,) = evaluated(real_frames, tmp_path / "before", old=True).remarks
-    assert "signature of boxes of mmdet3d < 1.0" in remark

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,18 +15,19 @@ from student.config.student import StudentConfig
 from student.data.dataset import Batch, Draw, StudentDataset, TeacherSource, collate
 from student.training.module import StudentModule
 from student.training.trainer import train_student
+from tests.factories.students import GRID, dump_views
 
 FGD = {"kind": "fgd", "spatial_attention": "teacher_student", "false_positives": "teacher", "non_empty_weight": 0.1}
 
 
 @pytest.fixture
-def config(tiny: ModuleType) -> StudentConfig:
+def config() -> StudentConfig:
     """A student small enough for a step in a test, over the tiny teacher's range."""
     detector = {
         "name": "bevdet4d",
         "image_backbone": "resnet18",
         "image_neck_channels": 8,
-        "grid": tiny.GRID.model_dump(),
+        "grid": GRID.model_dump(),
         "depth_m": (1.0, 17.0, 4.0),
         "lift_channels": 4,
         "bev_channels": (4, 4, 4),
@@ -108,10 +108,8 @@ def test_a_warped_teacher_is_told_apart_from_one_that_is_not(
     assert right != other
 
 
-def test_replay_needs_drawn_views(
-    config: StudentConfig, tiny: ModuleType, made_frames: Frames, made_root: Path, tmp_path: Path
-) -> None:
-    store = tiny.make_store(tmp_path / "two.zarr", made_frames, reflections=2)
+def test_replay_needs_drawn_views(config: StudentConfig, made_frames: Frames, made_root: Path, tmp_path: Path) -> None:
+    store = dump_views(tmp_path / "two.zarr", made_frames, reflections=2)
     with pytest.raises(NotCachedError) as caught:
         train_student(augmented(config, replay=True), made_root, [store], tmp_path / "run")
     message = str(caught.value)

@@ -8,13 +8,11 @@ from torch import nn
 
 from cache.errors import ConfigError, DataError
 from cache.nuscenes.frames import Frames
-from student.config.student import StudentConfig
 from student.training import preflight
 from student.training.loaders import training_sampler
 from student.training.preflight import checkpoint_bytes, require_room, resolve_devices, validation_frames
 from student.training.trainer import train_student
-
-TinyStudent = Callable[..., StudentConfig]
+from tests.factories.students import tiny_student
 
 
 @pytest.fixture
@@ -23,7 +21,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda count: monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 
-def test_auto_is_every_gpu_or_one_cpu(tiny_student: TinyStudent, gpus: Callable[[int], None]) -> None:
+def test_auto_is_every_gpu_or_one_cpu(gpus: Callable[[int], None]) -> None:
     config = tiny_student(devices="auto")
     for count, devices in ((0, 1), (1, 1), (4, 4)):
         gpus(count)
@@ -32,16 +30,14 @@ def test_auto_is_every_gpu_or_one_cpu(tiny_student: TinyStudent, gpus: Callable[
     assert resolve_devices(tiny_student(devices=3)).training.devices == 3
 
 
-def test_more_devices_than_gpus_are_refused(tiny_student: TinyStudent, gpus: Callable[[int], None]) -> None:
+def test_more_devices_than_gpus_are_refused(gpus: Callable[[int], None]) -> None:
     gpus(2)
     with pytest.raises(ConfigError, match=r"more devices than GPUs \(training.devices\); got 4; expected at most 2"):
         resolve_devices(tiny_student(devices=4))
 
 
 @pytest.mark.parametrize(("key", "value"), [("precision", "16-mixed"), ("sync_batchnorm", True)])
-def test_what_needs_a_gpu_is_refused_without(
-    tiny_student: TinyStudent, gpus: Callable[[int], None], key: str, value: object
-) -> None:
+def test_what_needs_a_gpu_is_refused_without(gpus: Callable[[int], None], key: str, value: object) -> None:
     config = tiny_student(**{key: value})
     gpus(1)
     resolve_devices(config)
@@ -50,7 +46,7 @@ def test_what_needs_a_gpu_is_refused_without(
         resolve_devices(config)
 
 
-def test_compiling_needs_a_compiler(tiny_student: TinyStudent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "")
     monkeypatch.setenv("PATH", "")
     resolve_devices(tiny_student())
@@ -58,7 +54,7 @@ def test_compiling_needs_a_compiler(tiny_student: TinyStudent, monkeypatch: pyte
         resolve_devices(tiny_student(compile=True))
 
 
-def test_validation_needs_annotations(tiny_student: TinyStudent, made_frames: Frames) -> None:
+def test_validation_needs_annotations(made_frames: Frames) -> None:
     assert validation_frames(tiny_student(), made_frames) is None
     frames = validation_frames(tiny_student(validate_every=1), made_frames)
     assert frames is not None
@@ -70,7 +66,7 @@ def test_validation_needs_annotations(tiny_student: TinyStudent, made_frames: Fr
         validation_frames(tiny_student(validate_every=1), bare)
 
 
-def test_a_step_must_fit_an_epoch(tiny_student: TinyStudent, made_frames: Frames) -> None:
+def test_a_step_must_fit_an_epoch(made_frames: Frames) -> None:
     with pytest.raises(ConfigError) as caught:
         training_sampler(made_frames, tiny_student(batch_size=1, accumulate=2), rank=0, ranks=2)
     assert str(caught.value) == (
@@ -79,7 +75,7 @@ def test_a_step_must_fit_an_epoch(tiny_student: TinyStudent, made_frames: Frames
     )
 
 
-def test_a_folder_that_cannot_be_written(tiny_student: TinyStudent, made_root: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(made_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"the run's folder cannot be written \(.*file/run\); got .*Give another"):
         train_student(tiny_student(), made_root, [], tmp_path / "file" / "run")
@@ -104,7 +100,7 @@ def test_checkpoints_must_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
     require_room(tmp_path, layer, files, average=False)
 
 
-def test_missing_image_weights(tiny_student: TinyStudent, made_root: Path, tmp_path: Path) -> None:
+def test_missing_image_weights(made_root: Path, tmp_path: Path) -> None:
     config = tiny_student()
     detector = config.detector.model_copy(update={"image_weights": tmp_path / "gone.pth"})
     with pytest.raises(ConfigError, match=r"weights cannot be read \(.*gone.pth\); got no such file"):

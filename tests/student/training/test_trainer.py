@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +22,9 @@ from student.config.student import StudentConfig
 from student.models.checkpoint import load_student
 from student.models.detectors import BevDetector
 from student.training.trainer import train_student
+from tests.factories.students import tiny_student
 
 ROOT = Path(__file__).parents[3]
-
-TinyStudent = Callable[..., StudentConfig]
 
 
 def train(config: StudentConfig, world: Path, out: Path, resume: bool = False) -> Path:
@@ -49,9 +47,7 @@ def saved(checkpoint: Path) -> dict:
 # In this process.
 
 
-def test_an_average_of_the_weights_is_kept_resumed_and_handed_on(
-    tiny_student: TinyStudent, made_root: Path, tmp_path: Path
-) -> None:
+def test_an_average_of_the_weights_is_kept_resumed_and_handed_on(made_root: Path, tmp_path: Path) -> None:
     # One step an epoch: after the first the average is the weights, after the second decay * average + ...
     settings = {"batch_size": 2, "ema": {"decay": 0.75}, "learning_rate": 1e-2}
     first = saved(train(tiny_student(**settings), made_root, tmp_path))
@@ -67,7 +63,7 @@ def test_an_average_of_the_weights_is_kept_resumed_and_handed_on(
     assert all(torch.equal(value, second["state_dict"][f"detector.{name}"]) for name, value in handed_on.items())
 
 
-def test_recomputed_activations_change_nothing(tiny_student: TinyStudent, made_root: Path, tmp_path: Path) -> None:
+def test_recomputed_activations_change_nothing(made_root: Path, tmp_path: Path) -> None:
     plain, recomputed = (
         saved(train(tiny_student(epochs=2, activation_checkpointing=on), made_root, tmp_path / str(on)))["state_dict"]
         for on in (False, True)
@@ -77,25 +73,21 @@ def test_recomputed_activations_change_nothing(tiny_student: TinyStudent, made_r
         torch.testing.assert_close(recomputed[name], value, msg=name)
 
 
-def test_half_precision_trains(tiny_student: TinyStudent, made_root: Path, tmp_path: Path) -> None:
+def test_half_precision_trains(made_root: Path, tmp_path: Path) -> None:
     train(tiny_student(precision="bf16-mixed"), made_root, tmp_path)
     assert all(map(math.isfinite, losses(tmp_path).values()))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_half_precision_trains_on_a_gpu(
-    tiny_student: TinyStudent, made_root: Path, tmp_path: Path, precision: str
-) -> None:
+def test_half_precision_trains_on_a_gpu(made_root: Path, tmp_path: Path, precision: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     train(tiny_student(precision=precision), made_root, tmp_path)
     assert all(map(math.isfinite, losses(tmp_path).values()))
 
 
-def test_the_detector_is_compiled_if_asked(
-    tiny_student: TinyStudent, made_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_detector_is_compiled_if_asked(made_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
     train(tiny_student(), made_root, tmp_path / "plain")
@@ -105,14 +97,14 @@ def test_the_detector_is_compiled_if_asked(
 
 
 @pytest.mark.long
-def test_a_compiled_detector_trains_alike(tiny_student: TinyStudent, made_root: Path, tmp_path: Path) -> None:
+def test_a_compiled_detector_trains_alike(made_root: Path, tmp_path: Path) -> None:
     for on in (False, True):
         train(tiny_student(compile=on), made_root, tmp_path / str(on))
     plain, compiled = losses(tmp_path / "False"), losses(tmp_path / "True")
     assert compiled == pytest.approx(plain, rel=1e-3)
 
 
-def test_validation_keeps_the_best(tiny_student: TinyStudent, made_root: Path, tmp_path: Path) -> None:
+def test_validation_keeps_the_best(made_root: Path, tmp_path: Path) -> None:
     summary = train_student(tiny_student(epochs=3, validate_every=2, ema={"decay": 0.5}), made_root, [], tmp_path)
     assert summary is not None
     rows = list(csv.DictReader((tmp_path / "csv" / "metrics.csv").read_text().splitlines()))
@@ -128,7 +120,7 @@ def test_validation_keeps_the_best(tiny_student: TinyStudent, made_root: Path, t
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(
-    tiny_student: TinyStudent, made_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = BevDetector.losses, []
 
@@ -144,9 +136,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(
     assert saved(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 2
 
 
-def test_the_rate_falls_at_milestones_counted_in_epochs(
-    tiny_student: TinyStudent, made_root: Path, tmp_path: Path
-) -> None:
+def test_the_rate_falls_at_milestones_counted_in_epochs(made_root: Path, tmp_path: Path) -> None:
     config = tiny_student(epochs=3, schedule="step", milestones=(1, 2), gamma=0.5, learning_rate=4e-4, accumulate=2)
     optimizer = saved(train(config, made_root, tmp_path))["optimizer_states"][0]
     # One step an epoch. After the last step the schedule says what a fourth would have.
@@ -154,7 +144,7 @@ def test_the_rate_falls_at_milestones_counted_in_epochs(
     assert len(losses(tmp_path)) == 3
 
 
-def test_another_configuration_is_not_resumed(tiny_student: TinyStudent, made_root: Path, tmp_path: Path) -> None:
+def test_another_configuration_is_not_resumed(made_root: Path, tmp_path: Path) -> None:
     train(tiny_student(), made_root, tmp_path)
     with pytest.raises(ConfigError) as caught:
         train(tiny_student(seed=1, epochs=2, accumulate=2), made_root, tmp_path, resume=True)
@@ -185,7 +175,7 @@ class Straight:
 
 
 @pytest.fixture(scope="module")
-def straight(tiny_student: TinyStudent, made_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+def straight(made_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Straight:
     config = tiny_student(
         epochs=3,
         class_balanced=True,

@@ -4,12 +4,12 @@ from matplotlib.figure import Figure
 
 from student.evaluation.results import Losses
 from student.visualization.plots import (
-    draw_evaluation,
-    error_histograms,
-    precision_recall,
-    side_by_side,
+    plot_error_histograms,
+    plot_losses,
+    plot_metrics,
+    plot_precision_recall,
+    save_evaluation_plots,
     smooth,
-    training_curves,
 )
 
 
@@ -24,7 +24,7 @@ def labels(axes) -> list[str]:
 
 def test_precision_over_recall_of_several(evaluations) -> None:
     results = [found for found, _ in evaluations.values()]
-    figure = drawn(precision_recall(results))
+    figure = drawn(plot_precision_recall(results))
     axes = {axes.get_title(): axes for axes in figure.axes}
     assert len(axes) == 10
     assert labels(axes["car"]) == [f"{each.name}: {each.class_ap['car']:.3f}" for each in results]
@@ -36,13 +36,13 @@ def test_precision_over_recall_of_several(evaluations) -> None:
 
 def test_one_evaluation_shows_all_distances(evaluations) -> None:
     (found, _), *_ = evaluations.values()
-    axes = next(axes for axes in precision_recall([found]).axes if axes.get_title() == "car")
+    axes = next(axes for axes in plot_precision_recall([found]).axes if axes.get_title() == "car")
     assert len(axes.lines) == 4
 
 
 def test_histograms_of_errors(evaluations) -> None:
     results = [found for found, _ in evaluations.values()]
-    translation = drawn(error_histograms(results)).axes[0]
+    translation = drawn(plot_error_histograms(results)).axes[0]
     assert labels(translation) == ["good: median 0.10", "poor: median 1.00"]
     heights = [patch.get_xy()[:, 1].max() for patch in translation.patches]
     assert all(0 < height <= 1 + 1e-9 for height in heights)
@@ -50,7 +50,7 @@ def test_histograms_of_errors(evaluations) -> None:
 
 def test_metrics_side_by_side(evaluations) -> None:
     results = [found for found, _ in evaluations.values()]
-    scores, errors, classes = drawn(side_by_side(results)).axes
+    scores, errors, classes = drawn(plot_metrics(results)).axes
     heights = [bar.get_height() for bar in scores.patches]
     assert heights == [value for each in results for value in (each.mean_ap, each.nds)]
     assert len(errors.patches) == 2 * 5
@@ -66,12 +66,12 @@ def test_training_curves_by_step() -> None:
             "distill/fgd": Losses(steps=steps, values=steps + 1),
         },
     }
-    own, terms = drawn(training_curves(runs)).axes
+    own, terms = drawn(plot_losses(runs)).axes
     assert labels(own) == ["alone, boxes", "distilled, boxes"]
     assert labels(terms) == ["distilled, fgd"]
     shown_steps, values = terms.lines[0].get_data()
     np.testing.assert_allclose(values, shown_steps + 0.5, err_msg="a mean of two, at the later one's step")
-    assert len(drawn(training_curves({"alone": runs["alone"]})).axes) == 1
+    assert len(drawn(plot_losses({"alone": runs["alone"]})).axes) == 1
 
 
 def test_a_running_mean_by_hand() -> None:
@@ -80,7 +80,7 @@ def test_a_running_mean_by_hand() -> None:
 
 def test_an_evaluation_is_drawn_into_its_folder(evaluations, made_frames) -> None:
     found, _ = evaluations["good"]
-    written = draw_evaluation(found.folder, made_frames)
+    written = save_evaluation_plots(found.folder, made_frames)
     names = {"precision_recall", "errors", *(f"boxes_{token}" for token in made_frames.tokens)}
     assert {path.stem for path in written} == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)

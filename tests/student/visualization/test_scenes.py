@@ -3,7 +3,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cache.nuscenes.frames import Frames
-from student.visualization.scenes import TRUTH, beside_cameras, corners_m, from_above, in_cameras, outline
+from student.visualization.scenes import (
+    GROUND_TRUTH_COLOUR,
+    corners_m,
+    draw_boxes_bev,
+    plot_bev,
+    plot_bev_and_cameras,
+    plot_cameras,
+)
 
 
 def test_corners_of_a_turned_box() -> None:
@@ -17,7 +24,7 @@ def test_corners_of_a_turned_box() -> None:
 
 def test_an_outline_has_a_nose() -> None:
     axes = Figure().subplots()
-    outline(axes, np.array([[1.0, 2.0, 0.0, 4.0, 2.0, 1.5, 0.0]]), TRUTH, "name")
+    draw_boxes_bev(axes, np.array([[1.0, 2.0, 0.0, 4.0, 2.0, 1.5, 0.0]]), GROUND_TRUTH_COLOUR, "name")
     loop, nose = (np.stack(line.get_data(), axis=1) for line in axes.lines)
     assert {tuple(corner) for corner in loop.tolist()} == {(3.0, 3.0), (3.0, 1.0), (-1.0, 1.0), (-1.0, 3.0)}
     np.testing.assert_allclose(nose, [[1, 2], [3, 2]])
@@ -26,7 +33,7 @@ def test_an_outline_has_a_nose() -> None:
 
 def test_a_frame_from_above_has_one_axis_for_each_detector(made_frames: Frames) -> None:
     frame = made_frames[0]
-    figure = from_above(frame, {"a": frame.boxes, "b": frame.boxes[:0]}, reach_m=20)
+    figure = plot_bev(frame, {"a": frame.boxes, "b": frame.boxes[:0]}, reach_m=20)
     FigureCanvasAgg(figure).draw()
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     counts = [len(axes.lines) for axes in figure.axes]
@@ -37,12 +44,12 @@ def test_a_frame_from_above_has_one_axis_for_each_detector(made_frames: Frames) 
 def test_the_view_holds_all_ground_truth_unless_told(made_frames: Frames) -> None:
     frame = made_frames[0]
     farthest = np.abs(frame.boxes[:, :2]).max()
-    assert from_above(frame, {"a": frame.boxes[:0]}).axes[0].get_xlim()[1] >= farthest
+    assert plot_bev(frame, {"a": frame.boxes[:0]}).axes[0].get_xlim()[1] >= farthest
 
 
 def test_cameras_show_boxes_where_they_are_seen(made_frames: Frames) -> None:
     frame = made_frames[0]
-    figure = in_cameras(frame, frame.boxes[:0], "nothing")
+    figure = plot_cameras(frame, frame.boxes[:0], "nothing")
     FigureCanvasAgg(figure).draw()
     assert [axes.get_title() for axes in figure.axes] == [camera.name for camera in frame.cameras]
     assert "nothing" in figure.get_suptitle()
@@ -50,7 +57,7 @@ def test_cameras_show_boxes_where_they_are_seen(made_frames: Frames) -> None:
     # A box straight ahead of the front camera, 10 m away, is drawn around the image's centre there.
     ahead = camera.to_lidar @ np.array([0.0, 0.0, 10.0, 1.0])
     box = np.array([[ahead[0], ahead[1], ahead[2] - 0.5, 1.0, 1.0, 1.0, 0.0]])
-    drawn = in_cameras(frame, box, "ahead").axes
+    drawn = plot_cameras(frame, box, "ahead").axes
     more = [len(axes.lines) - len(plain.lines) for axes, plain in zip(drawn, figure.axes, strict=True)]
     assert more == [6, 6, 6, 0, 0, 0], "it is in front of three image planes; axes clip what is beside the image"
     u, v = np.concatenate([np.stack(line.get_data(), axis=1) for line in drawn[1].lines[-6:]]).mean(axis=0)
@@ -59,6 +66,6 @@ def test_cameras_show_boxes_where_they_are_seen(made_frames: Frames) -> None:
 
 def test_cameras_stand_beside_the_frame_from_above(made_frames: Frames) -> None:
     frame = made_frames[0]
-    figure = beside_cameras(frame, frame.boxes, "a")
+    figure = plot_bev_and_cameras(frame, frame.boxes, "a")
     FigureCanvasAgg(figure).draw()
     assert [axes.get_xlabel() for axes in figure.axes] == ["x in m"] + [""] * 6

@@ -1,0 +1,101 @@
+"""What a teacher says -> what is stored of it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8, UInt16
+from torch import Tensor
+
+from cache.errors import TeacherError
+from cache.spec import CacheSpec
+from cache.store.codec import Distortion, encode, measure
+from cache.store.layout import (
+    CANVAS_MASK,
+    DEPTH_POINTS,
+    HEATMAP,
+    StoredSample,
+    feature_array,
+    head_map_array,
+    scale_array,
+)
+from cache.teacher.base import TeacherOutput
+
+
+def stored_samples(output: TeacherOutput, tokens: tuple[str, ...], spec: CacheSpec) -> list[StoredSample]:
+    """The teacher's output, of one view, as it is stored: encoded where it lies, then brought to the CPU.
+
+    Args:
+        tokens: what to call the samples where something is amiss.
+
+    Raises:
+        TeacherError, ConfigError: see `cache.store.codec.encode`; the heatmap is no probability.
+    """
+    maps: dict[str, Tensor] = {}
+    distortions = {}
+    for layer in spec.layers:
+        features = output.layers[layer.name]
+        encoded = encode(features, layer.codec, layer=layer.name, tokens=tokens)
+        distortions[layer.name] = measure(features, encoded)
+        maps[feature_array(layer.name)] = encoded.values
+        if layer.codec.kind != "float16":
+            maps[scale_array(layer.name)] = encoded.scale
+    maps[HEATMAP] = _probabilities(output.heatmap, tokens)
+    for name in spec.head_maps:
+        maps[head_map_array(name)] = _half(output.head_maps[name], name, tokens)
+    arrays = {name: values.cpu().numpy() for name, values in maps.items()}
+    arrays[CANVAS_MASK] = np.packbits(output.canvas_mask.cpu().numpy(), axis=-1)
+    return [
+        StoredSample(
+            arrays={name: values[row][None] for name, values in arrays.items()},
+            distortion={name: samples[row] for name, samples in distortions.items()},
+        )
+        for row in range(len(tokens))
+    ]
+
+
+def joined_views(
+    views: Sequence[list[StoredSample]], depth: Sequence[UInt16[np.ndarray, "N 3 P"] | None]
+) -> list[StoredSample]:
+    """The same samples, with the views that come one after another in one; what the codec did to them adds up.
+
+    Args:
+        depth: what is kept of each sample's points in the cameras, if it is.
+    """
+    return [
+        StoredSample(
+            arrays={name: np.concatenate([one.arrays[name] for one in sample]) for name in sample[0].arrays}
+            | ({} if codes is None else {DEPTH_POINTS: codes}),
+            distortion={
+                name: sum((one.distortion[name] for one in sample), start=Distortion()) for name in sample[0].distortion
+            },
+        )
+        for *sample, codes in zip(*views, depth, strict=True)
+    ]
+
+
+def _probabilities(heatmap: Float[Tensor, "B K H W"], tokens: tuple[str, ...]) -> UInt8[Tensor, "B K H W"]:
+    for row, token in enumerate(tokens):
+        if not ((heatmap[row] >= 0) & (heatmap[row] <= 1)).all():  # NaN fails both
+            raise TeacherError(
+                "the teacher's heatmap is no probability",
+                where=f"token {token}",
+                got=f"{heatmap[row].min().item():.4g} .. {heatmap[row].max().item():.4g}",
+                expected="0 .. 1",
+                cure="Check the teacher's checkpoint and this frame's points",
+            )
+    return (heatmap.float() * 255).round().to(torch.uint8)
+
+
+def _half(maps: Float[Tensor, "B T D H W"], name: str, tokens: tuple[str, ...]) -> Float[Tensor, "B T D H W"]:
+    half = maps.half()
+    for row, token in enumerate(tokens):
+        if not half[row].isfinite().all():
+            raise TeacherError(
+                "a map of the teacher's head does not fit float16",
+                where=f"head map {name}, token {token}",
+                got=f"{maps[row].min().item():.4g} .. {maps[row].max().item():.4g}",
+                expected="finite values within 65504",
+                cure="Check the teacher's checkpoint, or leave these maps out with head_maps: false",
+            )
+    return half

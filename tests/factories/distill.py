@@ -1,0 +1,30 @@
+"""Small layouts for the distillation objective."""
+
+import torch
+from torch import Tensor
+
+from cache.geometry.grid import BevGrid
+from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
+from student.config.student import TASKS
+
+
+def make_spec(layers: dict[str, tuple[int, BevGrid]], **changes: object) -> CacheSpec:
+    """A spec of layers with these channels and grids; heatmap and canvas lie on the first grid."""
+    grid = next(iter(layers.values()))[1]
+    spec = CacheSpec(
+        teacher=TeacherIdentity(name="t", weights_sha256="0", config_sha256="0", tasks=TASKS),
+        data=DataIdentity(version="v1.0-mini", splits=("mini_train",), samples=1, tokens_sha256="0"),
+        points=PointPipeline(),
+        layers=tuple(
+            LayerSpec(name=name, channels=channels, grid=grid, codec=CodecSpec())
+            for name, (channels, grid) in layers.items()
+        ),
+        heatmap_grid=grid,
+        canvas_grid=grid.resized((grid.shape[0] * 4, grid.shape[1] * 4)),
+    )
+    return spec.model_copy(update=changes)
+
+
+def make_box(x: float, y: float, dx: float, dy: float, yaw_rad: float = 0.0) -> Tensor:
+    """One box, (1, 9), from its centre, sides and yaw."""
+    return torch.tensor([[x, y, 0.0, dx, dy, 1.5, yaw_rad, 0.0, 0.0]])
