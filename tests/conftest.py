@@ -1,9 +1,10 @@
 """What several rooms' tests share."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import matplotlib
 import pytest
 import typer
 from jaxtyping import install_import_hook
@@ -17,6 +18,15 @@ from demo.world.config import WorldConfig  # noqa: E402
 from demo.world.make import make_world  # noqa: E402
 
 ONE_FRAME = Path(__file__).parent.parent.parent / "shared" / "nuscenes-one-frame"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indexes of the tests' tables do not stay in the user's cache; matplotlib's list of fonts, slow to make, does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

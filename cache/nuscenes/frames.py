@@ -108,7 +108,8 @@ class Frames(Sequence[Frame]):
     def __getitem__(self, key: int | str) -> Frame:  # type: ignore[override]
         token = self.tokens[key] if isinstance(key, int) else key
         row, columns = self._row(token), self.index.columns
-        sweeps, cameras = self._sweep_files(token, row), self._camera_files(token, row)
+        sweeps = self._sweep_files(token, row)
+        cameras = [self.file_row(token, row, name) for name in self.cameras]
         files = np.array(sweeps + cameras)
         sensor_to_ego = pose_matrices(columns.calibration[columns.file_calibration[files]])
         ego_to_global = pose_matrices(columns.pose[columns.file_pose[files]])
@@ -140,12 +141,23 @@ class Frames(Sequence[Frame]):
 
     def label_counts(self) -> Int[np.ndarray, "N classes"]:
         """The boxes of each class in each frame, without building the frames."""
-        columns, rows = self.index.columns, self.rows()
-        label = np.where(self._holds_points, self._label_of_category[columns.box_category], NONE)
-        sample = np.repeat(np.arange(len(columns.sample_token)), np.diff(columns.sample_boxes))
-        cells = sample[label >= 0] * len(CLASSES) + label[label >= 0]
-        counts = np.bincount(cells, minlength=len(columns.sample_token) * len(CLASSES))
-        return counts.reshape(-1, len(CLASSES))[rows]
+        boxes, of_frame = self.box_rows()
+        labels, kept = self.box_labels(boxes)
+        counts = np.bincount(of_frame[kept] * len(CLASSES) + labels[kept], minlength=len(self) * len(CLASSES))
+        return counts.reshape(len(self), len(CLASSES))
+
+    def box_rows(self) -> tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B"]]:
+        """The rows of all annotations of the frames in the index's columns, and the number of the frame of each."""
+        starts, rows = self.index.columns.sample_boxes.astype(np.int64), self.rows()
+        counts = starts[rows + 1] - starts[rows]
+        of_frame = np.repeat(np.arange(len(rows)), counts)
+        return np.arange(counts.sum()) + (starts[rows] + counts - np.cumsum(counts))[of_frame], of_frame
+
+    def box_labels(self, boxes: Int[np.ndarray, "B"]) -> tuple[Int[np.ndarray, "B"], Bool[np.ndarray, "B"]]:
+        """The labels of annotations, -1 where they are of no class, and which of them are a frame's boxes."""
+        columns = self.index.columns
+        labels = self._label_of_category[columns.box_category[boxes]]
+        return labels, (labels >= 0) & (columns.box_points[boxes].sum(axis=1) > 0)
 
     def rows(self) -> Int[np.ndarray, "N"]:
         """The frames' rows in the index's columns."""
@@ -187,31 +199,31 @@ class Frames(Sequence[Frame]):
             )
         return row
 
-    def _file(self, token: str, row: int, channel: str) -> int:
-        """The row of a key frame's file."""
+    def file_row(self, token: str, row: int, channel: str) -> int:
+        """The row of a key frame's file in the index's columns.
+
+        Raises:
+            DataError: the tables have none.
+        """
         channels, of_frame = self.index.names.channels, self.index.columns.sample_files[row]
         file = int(of_frame[channels.index(channel)]) if channel in channels else NONE
         if file == NONE:
-            there = [name for name, found in zip(channels, of_frame, strict=True) if found != NONE]
+            there = (name for name, found in zip(channels, of_frame, strict=True) if found != NONE)
+            kind = "LiDAR rotation" if channel == self.lidar else "image of a camera"
             raise DataError(
-                "the key frame has no file of a sensor"
-                if channel == self.lidar
-                else "the key frame has no image of a camera",
+                f"the key frame has no {kind}",
                 where=f"token {token}",
-                got=", ".join(sorted(there)),
+                got=", ".join(sorted(there)) or "no file",
                 expected=channel,
-                cure=f"Check that sample_data.json lists {self.lidar} and all of {', '.join(self.cameras)}",
+                cure=f"Check that sample_data.json lists {self.lidar} and {', '.join(self.cameras)}",
             )
         return file
 
     def _sweep_files(self, token: str, row: int) -> list[int]:
-        files = [self._file(token, row, self.lidar)]
+        files = [self.file_row(token, row, self.lidar)]
         while len(files) <= self.max_sweeps and (before := int(self.index.columns.file_previous[files[-1]])) != NONE:
             files.append(before)
         return files
-
-    def _camera_files(self, token: str, row: int) -> list[int]:
-        return [self._file(token, row, name) for name in self.cameras]
 
     def _sweeps(self, files: list[int], to_key: Float[np.ndarray, "S 4 4"]) -> tuple[Sweep, ...]:
         columns = self.index.columns
@@ -252,16 +264,10 @@ class Frames(Sequence[Frame]):
         return boxes.astype(np.float32), labels
 
     def _labels(self, row: int) -> tuple[Int[np.ndarray, "M"], Int[np.ndarray, "M"]]:
-        """The rows of the ten classes' boxes that hold a point, and their labels."""
-        columns = self.index.columns
-        first, end = columns.sample_boxes[row : row + 2].tolist()
-        labels = self._label_of_category[columns.box_category[first:end]]
-        kept = (labels >= 0) & (columns.box_points[first:end].sum(axis=1) > 0)
-        return first + np.flatnonzero(kept), labels[kept]
-
-    @property
-    def _holds_points(self) -> Bool[np.ndarray, "B"]:
-        return self.index.columns.box_points.sum(axis=1) > 0
+        """The rows of a frame's boxes, and their labels."""
+        boxes = np.arange(*self.index.columns.sample_boxes[row : row + 2].tolist())
+        labels, kept = self.box_labels(boxes)
+        return boxes[kept], labels[kept]
 
     @cached_property
     def _label_of_category(self) -> Int[np.ndarray, "categories"]:

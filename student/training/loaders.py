@@ -75,9 +75,7 @@ def training_sampler(frames: Frames, config: StudentConfig, rank: int = 0, ranks
     """
     training = config.training
     order = (
-        ClassBalanced.of(
-            map(frames.labels, frames.tokens), [name for task in config.detector.head.tasks for name in task]
-        )
+        ClassBalanced.of(frames.label_counts(), [name for task in config.detector.head.tasks for name in task])
         if training.class_balanced
         else Shuffled(frames=len(frames))
     )

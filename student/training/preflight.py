@@ -74,7 +74,7 @@ def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:
     if not config.training.validate_every:
         return None
     frames = train.of_splits(config.data.val_split)
-    if not any(len(frames.labels(token)) for token in frames.tokens):
+    if not frames.label_counts().any():
         raise DataError(
             "the validation split has no annotations",
             where=f"{frames.version}, {config.data.val_split}",

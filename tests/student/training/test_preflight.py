@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,14 +55,14 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_devices(tiny_student(compile=True))
 
 
-def test_validation_needs_annotations(made_frames: Frames) -> None:
+def test_validation_needs_annotations(made_frames: Frames, made_root: Path, tmp_path: Path) -> None:
     assert validation_frames(tiny_student(), made_frames) is None
     frames = validation_frames(tiny_student(validate_every=1), made_frames)
     assert frames is not None
     assert not set(frames.tokens) & set(made_frames.tokens)
-    bare = made_frames.of_splits("mini_train")
-    for token in frames.tokens:
-        bare.tables.get("sample", token)["anns"] = []
+    shutil.copytree(made_root / "v1.0-mini", tmp_path / "v1.0-mini")
+    (tmp_path / "v1.0-mini" / "sample_annotation.json").write_text("[]")
+    bare = Frames(root=tmp_path, version="v1.0-mini", splits=("mini_train",))
     with pytest.raises(DataError, match=r"the validation split has no annotations \(v1.0-mini, mini_val\)"):
         validation_frames(tiny_student(validate_every=1), bare)
 
