@@ -10,13 +10,14 @@ demo: setup
 	@$(python) -m demo.pipeline demo-output
 
 test: setup
-	@$(python) -m pytest -q --durations=10
+	@$(python) -m pytest -q --numprocesses=logical --maxprocesses=8 --durations=10
 
 check: setup
 	@$(python) -m ruff format --check .
 	@$(python) -m ruff check .
+	@.venv/bin/lint-imports --no-logo
 	@$(python) -m mypy
-	@$(python) -m pytest -q tests/test_arrows.py tests/test_docs.py tests/test_docstrings.py
+	@$(python) -m pytest -q tests/test_docs.py tests/test_tensor_shapes.py
 	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --quiet --strict --site-dir build/site
 
 clean:

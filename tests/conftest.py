@@ -1,18 +1,22 @@
-"""What several rooms' tests share."""
+"""Shapes and types checked while testing, one thread a process, and two small data sets."""
 
-import shlex
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
 import pytest
-import typer
+import torch
 from jaxtyping import install_import_hook
+
+# Tests run side by side, one on each core; processes that they start inherit this. Sums of floats depend on how many
+# threads share them, and stores are compared byte by byte.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 # Shapes and types in signatures are checked while testing; an int is accepted as a float (PEP 484).
 install_import_hook(["cache", "student", "demo"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-import cli  # noqa: E402
 from cache.nuscenes.frames import Frames  # noqa: E402
 from demo.world.config import WorldConfig  # noqa: E402
 from demo.world.make import make_world  # noqa: E402
@@ -58,24 +62,3 @@ def made_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made_frames(made_root: Path) -> Frames:
     """The two frames of mini_train of the made-up world."""
     return Frames(root=made_root, version="v1.0-mini", splits=("mini_train",))
-
-
-@pytest.fixture(scope="session")
-def parse_cli() -> Callable[[str], None]:
-    """Parse a line of a shell as a call of the `cli`, and run nothing; what does not parse raises."""
-    commands = typer.main.get_command(cli.app)
-
-    def parse(line: str) -> None:
-        program, *arguments = shlex.split(line, comments=True)
-        assert program == "cli"
-        options = {name for option in commands.params for name in option.opts} | {"--help"}
-        while arguments and arguments[0].startswith("-"):
-            assert arguments[0] in options, f"unknown option {arguments[0]}"
-            arguments = arguments[1:]
-        if arguments:
-            name, *rest = arguments
-            assert name in commands.commands, f"unknown command {name}"
-            if "--help" not in rest:
-                commands.commands[name].make_context(name, rest)
-
-    return parse

@@ -14,11 +14,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-import typer
 import yaml
 
 from cache.versions import PROJECT
-from cli import app, main
+from cli import main
+from tests.factories.command_line import COMMANDS, parse_cli
 
 ROOT = Path(__file__).parent.parent
 TEACHER = ROOT / "configs" / "demo" / "teacher_model.py"
@@ -143,7 +143,6 @@ def trained(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-COMMANDS = sorted(typer.main.get_command(app).commands)
 REPORTS = ("plan", "dump-teacher", "inspect", "verify", "train-student", "evaluate", "fidelity")
 
 
@@ -162,7 +161,7 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_examples_that_parse(command: str, parse_cli: Callable[[str], None]) -> None:
+def test_help_has_examples_that_parse(command: str) -> None:
     run = cli(command, "--help")
     assert run.code == 0
     calls = [line.strip() for line in run.stdout.partition("Examples:")[2].splitlines() if line.strip()]

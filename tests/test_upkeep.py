@@ -10,18 +10,26 @@ from pathlib import Path
 
 import pytest
 import yaml
+from setuptools import find_packages
 
 ROOT = Path(__file__).parent.parent
+TOP = ("cache", "student", "demo")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_every_package_is_listed_and_typed() -> None:
-    packages = [path.parent for path in ROOT.glob("[!.]*/**/__init__.py")]
-    assert packages
-    listed = PROJECT["tool"]["setuptools"]
-    assert sorted(".".join(path.relative_to(ROOT).parts) for path in packages) == sorted(listed["packages"])
-    assert all((path / "py.typed").is_file() for path in packages)
-    assert "py.typed" in listed["package-data"]["*"]
+def test_every_package_is_found_and_typed() -> None:
+    folders = [path.parent for path in ROOT.glob("[!.]*/**/*.py") if path.relative_to(ROOT).parts[0] in TOP]
+    found = find_packages(str(ROOT), include=PROJECT["tool"]["setuptools"]["packages"]["find"]["include"])
+    assert sorted({".".join(folder.relative_to(ROOT).parts) for folder in folders}) == sorted(found)
+    assert all((ROOT / name / "py.typed").is_file() for name in TOP)
+    assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"]["*"]
+
+
+def test_files_beside_the_code_are_packaged() -> None:
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    for path in (path for name in TOP for path in (ROOT / name).rglob("*.*") if path.suffix not in (".py", ".pyc")):
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        assert any(path.match(pattern) for key in ("*", package) for pattern in data.get(key, ())), path
 
 
 def test_licence_and_citation_agree_with_the_package() -> None:

@@ -117,25 +117,28 @@ SMALL_HEAD = partial(PointwiseHead, tasks=TASKS, maps={"reg": 2})
 class SmallTeacher(nn.Module):
     """A convolution on a canvas of point counts, a neck, and a centre head with random weights; a `Teacher` in small.
 
-    The neck divides the canvas's resolution by `stride`. `make_head` makes the head for a number of channels.
+    The neck divides the canvas's resolution by `stride`; there is none for a stride of 1. `make_head` makes the head
+    for a number of channels.
     """
 
     def __init__(
         self,
         *,
         grid: BevGrid = CANVAS,
+        channels: int = 4,
         stride: int = 2,
         tasks: Tasks = TASKS,
         make_head: Callable[[int], nn.Module] = SMALL_HEAD,
         past_sweeps: int = 1,
+        log_counts: bool = False,
         decoding: Decoding | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.backbone = nn.Conv2d(1, 4, 3, padding=1)
-        self.neck = nn.Conv2d(4, 6, stride, stride=stride)
-        self.head = make_head(6)
+        self.backbone = nn.Conv2d(1, channels, 3, padding=1)
+        self.neck = nn.Conv2d(channels, 6, stride, stride=stride) if stride > 1 else nn.Identity()
+        self.head = make_head(6 if stride > 1 else channels)
         self.eval().requires_grad_(False)
         self.identity = TeacherIdentity(
             name="small",
@@ -145,6 +148,7 @@ class SmallTeacher(nn.Module):
             decoding=decoding or Decoding(),
         )
         self.points = PointPipeline(past_sweeps=past_sweeps)
+        self.log_counts = log_counts
         self.canvas_grid, self.heatmap_grid = grid, grid.coarser(stride)
         self.layer_grids = {"backbone0": grid, "head": self.heatmap_grid}
 
@@ -158,7 +162,7 @@ class SmallTeacher(nn.Module):
 
     def forward(self, prepared: list[Tensor]) -> TeacherOutput:
         counts = torch.stack(prepared)[:, None]
-        backbone = self.backbone(counts.log1p()).relu()
+        backbone = self.backbone(counts.log1p() if self.log_counts else counts).relu()
         features = self.neck(backbone).relu()
         heatmap, head_maps = self.head(features)
         return TeacherOutput(
@@ -206,7 +210,6 @@ def make_config(**changes: object) -> DumpConfig:
 
 def dump_in_process(frames: Frames, path: Path, part: Part = WHOLE, **changes: object) -> multiprocessing.Process:
     """Start a dump of SmallTeacher in a process of its own."""
-
     arguments = (make_config(**changes), frames, SmallTeacher(), path)
     process = multiprocessing.get_context("fork").Process(target=dump, args=arguments, kwargs={"part": part})
     process.start()

@@ -19,10 +19,12 @@ def make_teacher() -> SmallTeacher:
     """A teacher of nuScenes' six tasks that keeps the canvas's resolution."""
     return SmallTeacher(
         grid=GRID,
+        channels=6,
         stride=1,
         tasks=TASKS,
         make_head=lambda channels: CenterHead(channels, HeadConfig(shared_channels=4)),
         past_sweeps=0,
+        log_counts=True,
         decoding=Decoding(max_per_frame=30, score_threshold=0.05, nms_thr=0.2),
     )
 

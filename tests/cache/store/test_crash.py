@@ -13,7 +13,7 @@ import pytest
 from benchmarks.crash import cli_dump, committed, contents, kill_dumps
 from cache.dumping.run import dump
 from cache.store.partition import Part
-from tests.factories.stores import SmallFrames, SmallTeacher, __file__, dump_in_process, make_config
+from tests.factories.stores import SmallFrames, SmallTeacher, dump_in_process, make_config
 
 pytestmark = pytest.mark.timeout(240)
 
