@@ -131,11 +131,13 @@ def tables_folder(root: Path, version: str) -> Path:
     """
     folder = Path(root) / version
     if not folder.is_dir():
-        found = sorted(p.parent.name for p in Path(root).glob("*/sample.json")) if Path(root).is_dir() else None
+        found = sorted(
+            {p.parent.name for p in Path(root).glob("*/sample.json")} | {p.name for p in Path(root).glob("v1.0-*")}
+        )
         raise DataError(
             "the nuScenes tables are missing",
             where=root,
-            got="no such folder" if found is None else found or "a folder without tables",
+            got=found or ("a folder without tables" if Path(root).is_dir() else "no such folder"),
             expected=f"{version}/",
             cure="Name the folder of samples/, sweeps/ and the tables with --data, and its version in the config",
         )

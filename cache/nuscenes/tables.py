@@ -151,11 +151,10 @@ def _decode_prefix(
     for cut in reversed(cuts[-_MOST_CUTS:]):
         try:
             return decoder.decode(text[: cut.start() + 1] + b"]"), b"[" + text[cut.end() - 1 :]
-        except msgspec.ValidationError:
-            raise
         except msgspec.DecodeError as error:
-            last = error
-    raise last
+            if "truncated" not in str(error):
+                raise
+    return [], text
 
 
 def _unreadable(path: Path, got: str) -> DataError:

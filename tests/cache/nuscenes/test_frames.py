@@ -1,6 +1,9 @@
 """nuScenes' tables -> frames: tiny tables with known numbers, and the real frame against mmdet3d's own converter."""
 
 import importlib.util
+import json
+import pickle
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -79,6 +82,118 @@ def test_lidar_to_global(frame: Frame) -> None:
     np.testing.assert_allclose(frame.lidar_to_global @ [9, 0, -1, 1], [100, 212, 1, 1], atol=1e-9)
 
 
+def require_equal(ours: object, theirs: object, name: str = "frame") -> None:
+    """Check two frames value by value, to the last digit."""
+    if is_dataclass(ours):
+        assert type(ours) is type(theirs)
+        for field in fields(ours):
+            require_equal(getattr(ours, field.name), getattr(theirs, field.name), f"{name}.{field.name}")
+    elif isinstance(ours, np.ndarray):
+        assert isinstance(theirs, np.ndarray)
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), name
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+    elif isinstance(ours, tuple):
+        assert isinstance(theirs, tuple)
+        assert len(ours) == len(theirs), name
+        for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+            require_equal(our, their, f"{name}[{i}]")
+    else:
+        assert (type(ours), ours) == (type(theirs), theirs), name
+
+
+def require_devkits_frames(root: Path, version: str, *splits: str) -> None:
+    nusc = NuScenes(version, str(root), verbose=False)
+    frames = Frames(root=root, version=version, splits=splits)
+    assert len(frames)
+    for frame in frames:
+        require_equal(frame, devkit_frame(nusc, frame.token))
+
+
+def test_frames_are_the_devkits_to_the_last_digit(made_root: Path) -> None:
+    require_devkits_frames(made_root, "v1.0-mini", "mini_train", "mini_val")
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "splits"),
+    [
+        ("nuscenes-one-frame", "v1.0-mini", ("mini_train",)),
+        ("nuscenes-two-frames", "v1.0-trainval", ("train", "val")),
+        ("ddad-six-frames", "v1.0-mini", ("mini_train", "mini_val")),
+    ],
+)
+def test_real_frames_are_the_devkits_to_the_last_digit(name: str, version: str, splits: tuple[str, ...]) -> None:
+    root = Path(__file__).parents[4] / "shared" / name
+    if not root.is_dir():
+        pytest.skip(f"{name} is not here: it is not part of the project")
+    require_devkits_frames(root, version, *splits)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_rotation_is_the_devkits_to_the_last_digit(tmp_path: Path, tables: Tables, seed: int) -> None:
+    """Quaternions that are and are not of unit length, tracks in every order, gaps around the 1.5 s of the devkit."""
+    rng = np.random.default_rng(seed)
+    for record in (*tables["ego_pose"], *tables["calibrated_sensor"], *tables["sample_annotation"]):
+        turn = rng.normal(size=4)
+        record["rotation"] = (turn / (np.linalg.norm(turn) if rng.random() < 0.7 else 1.0)).tolist()
+        record["translation"] = rng.normal(scale=1000, size=3).tolist()
+    step_us = (499_999, 1_500_000, 1_500_001)[seed]
+    tables["sample"][1]["timestamp"] = step_us
+    root = write_tables(tmp_path, tables)
+    require_devkits_frames(root, "v1.0-mini", "mini_train")
+    moving = mini_train(root)[1].boxes[0, 7:]
+    assert moving.any() == (step_us <= 1_500_000)
+
+
+def test_counts_are_those_of_the_frames(made_frames: Frames, tmp_path: Path, tables: Tables) -> None:
+    for frames in (made_frames, mini_train(write_tables(tmp_path, tables))):
+        expected = [np.bincount(frame.labels, minlength=len(CLASSES)) for frame in frames]
+        np.testing.assert_array_equal(frames.label_counts(), expected)
+        for frame in frames:
+            np.testing.assert_array_equal(frames.labels(frame.token), frame.labels)
+
+
+def test_frames_travel_as_a_path(made_frames: Frames) -> None:
+    sent = pickle.dumps(made_frames)
+    assert len(sent) < 2000
+    for ours, theirs in zip(pickle.loads(sent), made_frames, strict=True):
+        require_equal(ours, theirs)
+
+
+def test_a_scene_of_ones_own(tmp_path: Path, tables: Tables) -> None:
+    """Another version, another scene, one camera, a LiDAR of another name, no map."""
+    tables["scene"][0]["name"] = "parking lot"
+    for record in tables["sensor"]:
+        record["channel"] = {"LIDAR_TOP": "roof", "CAM_FRONT": "front"}.get(record["channel"], record["channel"])
+    root = write_tables(tmp_path, tables, version="mine")
+    (root / "mine" / "map.json").unlink()
+    (root / "mine" / "splits.json").write_text(json.dumps({"cars": ["parking lot"], "none": []}))
+    for splits in (("cars",), ("all",), ("parking lot",), ("none", "cars")):
+        frames = Frames(root=root, version="mine", splits=splits, cameras=("front",), lidar="roof")
+        assert frames.tokens == ("first", "second")
+        assert [camera.name for camera in frames[1].cameras] == ["front"]
+        assert len(frames[1].sweeps) == 3
+    with pytest.raises(DataError, match=r"the split holds no key frame .*mine, none\).*got scenes parking lot"):
+        Frames(root=root, version="mine", splits=("none",))
+    with pytest.raises(DataError, match=r"no image of a camera \(token first\).*got CAM_BACK.*expected CAM_FRONT;?"):
+        Frames(root=root, version="mine", splits=("all",), lidar="roof")[0]
+    with pytest.raises(DataError, match=r"no LiDAR rotation \(token first\).*expected LIDAR_TOP"):
+        Frames(root=root, version="mine", splits=("all",))[0]
+
+
+@pytest.mark.parametrize("content", ["[", "[]", '{"cars": "scene"}', '{"cars": [1]}'])
+def test_broken_splits_are_named(tmp_path: Path, tables: Tables, content: str) -> None:
+    root = write_tables(tmp_path, tables)
+    (root / "v1.0-mini" / "splits.json").write_text(content)
+    with pytest.raises(DataError, match=r"the splits cannot be read .*splits\.json.*expected .*Correct the file"):
+        mini_train(root)
+
+
+def test_a_camera_without_intrinsics_is_named(tmp_path: Path, tables: Tables) -> None:
+    tables["calibrated_sensor"][2]["camera_intrinsic"] = []
+    with pytest.raises(DataError, match=r"a camera has no intrinsics \(token first, CAM_FRONT\); expected .*3 x 3"):
+        mini_train(write_tables(tmp_path, tables))[0]
+
+
 def test_missing_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tables are missing .*got no such folder; expected v1\.0-mini/"):
         mini_train(tmp_path / "nowhere")
@@ -146,7 +261,8 @@ def test_a_past_rotation_is_placed_as_by_mmdet3d(tmp_path: Path, tables: Tables,
     frames = mini_train(write_tables(tmp_path, tables))
     frame = frames[1]
     theirs = converter.obtain_sensor2top(
-        NuScenes("v1.0-mini", str(tmp_path), verbose=False), "lidar0", frame.lidar_to_ego[:3, 3], frame.lidar_to_ego[:3, :3],
+        NuScenes("v1.0-mini", str(tmp_path), verbose=False), "lidar0",
+        frame.lidar_to_ego[:3, 3], frame.lidar_to_ego[:3, :3],
         frame.ego_to_global[:3, 3], frame.ego_to_global[:3, :3],
     )  # fmt: skip
     ours = frame.sweeps[2].to_key
