@@ -1,4 +1,7 @@
-"""The command line: one command for each stage; the work itself is in cache/, student/ and demo/."""
+"""The command line: one command for each stage; the work is done in cache/, student/ and demo/.
+
+Commands import torch, mmdet3d and Lightning themselves: --help stays fast, and training never imports mmdet3d.
+"""
 
 import os
 import warnings
@@ -11,28 +14,24 @@ import typer
 from typer.core import TyperGroup
 
 from cache.config import load_yaml
-from cache.errors import OfflineDistillWarning
-from cache.terminal.console import answering, examples, progress, say
-from cache.terminal.errors import ending_well
+from cache.errors import ConfigError, OfflineDistillWarning
+from cache.terminal.console import examples, print_report, progress, report_writer
+from cache.terminal.errors import exit_codes
 from cache.versions import installed_versions
 
 if TYPE_CHECKING:
-    from cache.dumping.run import DumpConfig, DumpProgress
-    from cache.nuscenes.frames import Frames
-    from cache.teacher.base import Teacher
-
-# Everything heavy (torch, mmdet3d, Lightning) is imported by the command that needs it: --help stays quick, and a
-# training of the student never sees mmdet3d.
+    from cache import DumpConfig, Frames, Teacher
+    from cache.dumping.run import DumpProgress
 
 TEACHER = "configs/centerpoint_pillar02.yaml --data nuscenes --checkpoint teacher.pth"
-"""As the examples name it."""
+"""The teacher of the examples."""
 
 
 class Commands(TyperGroup):
-    """The commands, each of which ends with one message and one of the documented exit codes."""
+    """The group of commands, which maps exceptions to one message and the documented exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
-        with ending_well(ctx.params["debug"]):
+        with exit_codes(ctx.params["debug"]):
             return super().invoke(ctx)
 
 
@@ -40,365 +39,322 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 fine; 1 an error, or damage found; 2 wrong usage; 130 interrupted; 143 terminated.",
+    epilog="Exit codes: 0 success; 1 an error, or damage found; 2 wrong usage; 130 interrupted; 143 terminated.",
 )
 
 Data = Annotated[Path, typer.Option("--data", help="nuScenes root: the folder of samples/, sweeps/ and v1.0-*/.")]
-DumpFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML of a DumpConfig.")]
+DumpFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a DumpConfig.")]
+StudentFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a StudentConfig.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="The teacher's weights.")]
-RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Random weights instead; the store says so.")]
-StudentFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML of a StudentConfig.")]
-Caches = Annotated[
-    list[Path] | None,
-    typer.Option("--cache", help="A teacher's store; several for several teachers, none without distill."),
-]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Lay dotted.key=value over the configuration.")]
-Depth = Annotated[bool, typer.Option("--depth", help="Keep the depth in the cameras too: --set depth=true in short.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Random weights, recorded in the store.")]
+Caches = Annotated[list[Path] | None, typer.Option("--cache", help="A teacher's store; repeat for several teachers.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: dotted.key=value.")]
+Depth = Annotated[bool, typer.Option("--depth", help="Store LiDAR depth in the cameras; short for --set depth=true.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.")]
 
 
-def _versions(wanted: bool) -> None:
+def command(*lines: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command, with examples at the end of its help."""
+    return app.command(epilog=examples(*lines))
+
+
+def _print_versions(wanted: bool) -> None:
     if wanted:
         for name, version in installed_versions().items():
-            say(f"{name} {version or '(not installed)'}")
+            print_report(f"{name} {version or '(not installed)'}")
         raise typer.Exit
 
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, too.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_versions, is_eager=True, help="Print the versions that matter.")
+        bool, typer.Option("--version", callback=_print_versions, is_eager=True, help="Print versions and exit.")
     ] = False,
 ) -> None:
-    """Distil a LiDAR teacher that ran once into a camera student."""
+    """Distil a LiDAR teacher into a camera student; the teacher runs once."""
 
 
-@app.command(epilog=examples("cli make-world world --config configs/demo/world.yaml"))
+@command("cli make-world world --config configs/demo/world.yaml")
 def make_world(
-    out: Annotated[Path, typer.Argument(help="Folder to make; must not exist yet.")],
-    config: Annotated[Path | None, typer.Option(help="YAML of a WorldConfig; the demo's size without it.")] = None,
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    config: Annotated[Path | None, typer.Option(help="YAML file of a WorldConfig; default values without it.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Make up a small world in nuScenes' format, with cameras and LiDAR."""
+    """Generate a small world in nuScenes' format, with cameras and LiDAR."""
     from demo.world.config import WorldConfig
     from demo.world.make import make_world
 
     world = load_yaml(config, WorldConfig, overrides or ())
     with progress("key frames") as advance:
         made = make_world(out, world, progress=advance)
-    say(f"{out}: {'made' if made else 'was there already, made by the same configuration; nothing done'}")
+    print_report(f"{out}: {'made' if made else 'exists already, made by the same configuration'}")
 
 
-@app.command(
-    epilog=examples(
-        "cli train-teacher configs/demo/teacher_model.py --data world --version v1.0-mini --split mini_train --out run"
-    )
+@command(
+    "cli train-teacher configs/demo/teacher_model.py --data world --version v1.0-mini --split mini_train --out run"
 )
 def train_teacher(
-    config: Annotated[str, typer.Argument(help="mmdet3d configuration: a file, or a model-zoo configuration's name.")],
+    config: Annotated[str, typer.Argument(help="mmdet3d configuration: a file, or a name in its model zoo.")],
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and mmengine's logs.")],
     version: Annotated[str, typer.Option(help="nuScenes version.")] = "v1.0-trainval",
     split: Annotated[str, typer.Option(help="nuScenes split.")] = "train",
 ) -> None:
-    """Train a LiDAR teacher with mmdet3d itself."""
-    from cache.nuscenes.frames import Frames
+    """Train a LiDAR teacher with mmdet3d."""
+    from cache import Frames
     from cache.teacher.training import train_teacher
 
     frames = Frames(root=data, version=version, splits=(split,))
-    say(f"checkpoint: {train_teacher(config, frames, out)}")
+    print_report(f"checkpoint: {train_teacher(config, frames, out)}")
 
 
-@app.command(epilog=examples(f"cli plan {TEACHER} --out teacher.zarr"))
+@command(f"cli plan {TEACHER} --out teacher.zarr")
 def plan(
     config: DumpFile,
     data: Data,
-    out: Annotated[Path, typer.Option(help="Where the store would be.")],
+    out: Annotated[Path, typer.Option(help="Path of the planned store.")],
     checkpoint: Checkpoint = None,
     random_weights: RandomWeights = False,
-    probes: Annotated[int, typer.Option(min=1, help="Frames to try.")] = 4,
+    probes: Annotated[int, typer.Option(min=1, help="Number of frames to measure.")] = 4,
     depth: Depth = False,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """What a dump would take, measured on a handful of frames, before anything is written."""
+    """Estimate size, error and duration of a dump from a few frames; nothing is written."""
     from cache.dumping.estimate import plan
     from cache.visualization.summary import plan_tables
 
-    with answering(json) as answer:
-        settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, _with_depth(overrides, depth))
+    with report_writer(json) as write_report:
+        settings, frames, teacher = _dump_inputs(config, data, checkpoint, random_weights, overrides, depth)
         costs = plan(settings, frames, teacher, out, probes)
-        answer(costs, *plan_tables(costs))
+        write_report(costs, *plan_tables(costs))
     costs.require_room()
 
 
-@app.command(
-    epilog=examples(
-        f"cli dump-teacher {TEACHER} --out teacher.zarr",
-        "cli dump-teacher configs/demo/dump.yaml --data world --random-weights --out teacher.zarr --part 0/4",
-    )
+@command(
+    f"cli dump-teacher {TEACHER} --out teacher.zarr",
+    "cli dump-teacher configs/demo/dump.yaml --data world --random-weights --out teacher.zarr --part 0/4",
 )
 def dump_teacher(
     config: DumpFile,
     data: Data,
-    out: Annotated[Path, typer.Option(help="The store to make or to continue.")],
+    out: Annotated[Path, typer.Option(help="The store to create or resume.")],
     checkpoint: Checkpoint = None,
     random_weights: RandomWeights = False,
-    part: Annotated[
-        str | None, typer.Option(help="i/n: write only this part; torchrun's ranks need no option.")
-    ] = None,
+    part: Annotated[str | None, typer.Option(help="i/n: write only part i of n; not needed with torchrun.")] = None,
     depth: Depth = False,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
     """Run the teacher once over the data set and write its features to a store."""
-    from cache.dumping.run import dump
+    from cache import dump
     from cache.store.partition import Part
 
     chosen = Part.of_rank(os.environ) if part is None else Part.parse(part)
-    with answering(json) as answer:
-        settings, frames, teacher = _stage_one(config, data, checkpoint, random_weights, _with_depth(overrides, depth))
+    with report_writer(json) as write_report:
+        settings, frames, teacher = _dump_inputs(config, data, checkpoint, random_weights, overrides, depth)
         with _dump_progress() as advance:
-            answer(dump(settings, frames, teacher, out, advance, chosen))
+            write_report(dump(settings, frames, teacher, out, advance, chosen))
 
 
-@app.command(epilog=examples("cli inspect teacher.zarr", "cli inspect teacher.zarr --html report.html"))
+@command("cli inspect teacher.zarr", "cli inspect teacher.zarr --html report.html")
 def inspect(
-    store: Annotated[Path, typer.Argument(help="A store; one that is not complete yet will do.")],
-    token: Annotated[str | None, typer.Argument(help="A sample, to be drawn.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The picture's file; TOKEN.png without it.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page for a browser: one file, no network.")] = None,
-    view: Annotated[str | None, typer.Option(help="Which view to draw; the first without it.")] = None,
+    store: Annotated[Path, typer.Argument(help="A store, complete or not.")],
+    token: Annotated[str | None, typer.Argument(help="A sample to draw.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The picture's file, by default TOKEN.png.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page to this file.")] = None,
+    view: Annotated[str | None, typer.Option(help="The view to draw, by default the first.")] = None,
     json: Json = False,
 ) -> None:
-    """What a store holds: identity, layers, sizes, error report, statistics; with a token, its picture."""
-    from cache.store.reader import TeacherCache
-    from cache.visualization.pictures import plot
-    from cache.visualization.report import write_html
-    from cache.visualization.summary import statistics_table, store_tables, summarise
+    """Show a store's identity, layers, sizes, error report and statistics; with a token, draw the sample."""
+    from cache import TeacherCache
+    from cache.visualization import plot, store_tables, write_html
+    from cache.visualization.summary import statistics_table, summarise
 
-    with answering(json) as answer:
+    with report_writer(json) as write_report:
         cache = TeacherCache(store, allow_partial=True)
         if html is not None:
             with progress("samples") as advance:
                 write_html(cache, html, progress=advance)
-            answer({"page": html}, html)
+            write_report({"page": html}, html)
         elif token is not None:
             picture = out or Path(f"{token}.png")
             plot(cache[token], 0 if view is None else cache.view(view)).savefig(picture, dpi=110)
-            answer({"token": token, "picture": picture}, picture)
+            write_report({"token": token, "picture": picture}, picture)
         else:
             summary = summarise(cache)
-            answer(summary, *store_tables(cache), statistics_table(summary.statistics))
+            write_report(summary, *store_tables(cache), statistics_table(summary.statistics))
 
 
-@app.command(
-    epilog=examples(
-        "cli verify teacher.zarr --quick",
-        f"cli verify teacher.zarr --repair {TEACHER}",
-    )
-)
+@command("cli verify teacher.zarr --quick", f"cli verify teacher.zarr --repair {TEACHER}")
 def verify(
-    store: Annotated[Path, typer.Argument(help="The store to look through.")],
+    store: Annotated[Path, typer.Argument(help="The store to verify.")],
     full: Annotated[bool, typer.Option("--full/--quick", help="Every byte, or documents, sizes and indexes.")] = True,
-    repair: Annotated[
-        Path | None, typer.Option(help="YAML of the store's DumpConfig: run its teacher again on damaged shards.")
-    ] = None,
+    repair: Annotated[Path | None, typer.Option(help="The store's DumpConfig: dump damaged shards again.")] = None,
     data: Annotated[Path | None, typer.Option(help="nuScenes root, for --repair.")] = None,
     checkpoint: Checkpoint = None,
     random_weights: RandomWeights = False,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """Look for damage in a store; exit code 1 where there is some left."""
-    from cache.dumping.verify import repair as mend
+    """Find damage in a store, and repair it; exit code 1 if damage remains."""
+    from cache.dumping.verify import repair as repair_store
     from cache.dumping.verify import verify
-    from cache.errors import ConfigError
 
-    with answering(json) as answer:
+    with report_writer(json) as write_report:
         if repair is None:
             with progress("shards") as advance:
                 report = verify(store, full, advance)
         else:
             if data is None:
                 raise ConfigError("a repair runs the teacher again", expected="--data", cure="Give the nuScenes root")
-            settings, frames, teacher = _stage_one(repair, data, checkpoint, random_weights, overrides)
+            settings, frames, teacher = _dump_inputs(repair, data, checkpoint, random_weights, overrides)
             with _dump_progress() as advance:
-                report = mend(store, settings, frames, teacher, advance)
-        answer(report)
+                report = repair_store(store, settings, frames, teacher, advance)
+        write_report(report)
     if report.damage:
         raise typer.Exit(1)
 
 
-@app.command(
-    epilog=examples(
-        "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --out runs/distilled",
-        "cli train-student configs/bevdepth_r50.yaml --data nuscenes --set distill=null --out runs/alone",
-        "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --resume",
-        "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --profile",
-    )
+@command(
+    "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --out runs/distilled",
+    "cli train-student configs/bevdepth_r50.yaml --data nuscenes --set distill=null --out runs/alone",
+    "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --resume",
+    "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --profile",
 )
 def train_student(
     config: StudentFile,
     data: Data,
     cache: Caches = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<config's name> without it.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Say where the time of some steps goes; nothing is written.")
-    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run, by default runs/<name of CONFIG>.")] = None,
+    resume: Annotated[bool, typer.Option(help="Resume from the run's last checkpoint.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Time the parts of some steps; write nothing.")] = False,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """Train a camera student, distilling from the store (switch that off with --set distill=null)."""
+    """Train a camera student, distilling from the store (without distillation: --set distill=null)."""
     from student.config.student import StudentConfig
     from student.training.profile import profile_student
     from student.training.trainer import train_student
     from student.visualization.training import profile_advice, profile_table
 
     settings = load_yaml(config, StudentConfig, overrides or ())
-    # With training.devices=N this command runs N times over; the first of them speaks.
+    # With training.devices=N, Lightning starts this command N times; only the first process shows progress.
     bar = progress("steps") if os.environ.get("LOCAL_RANK", "0") == "0" else nullcontext(lambda *_: None)
-    with answering(json) as answer, bar as advance:
+    with report_writer(json) as write_report, bar as advance:
         if profile:
             times = profile_student(settings, data, cache or [], progress=advance)
-            answer(times, profile_table(times), profile_advice(times))
+            write_report(times, profile_table(times), profile_advice(times))
             return
         run = out or Path("runs") / config.stem
         summary = train_student(settings, data, cache or [], run, resume, progress=advance)
     if summary is not None:
-        answer(summary)
+        write_report(summary)
 
 
-@app.command(
-    epilog=examples(
-        "cli plan-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr",
-        "cli plan-student configs/bevdepth_r50.yaml --data nuscenes --set distill=null --set training.batch_size=4",
-    )
+@command(
+    "cli plan-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr",
+    "cli plan-student configs/bevdepth_r50.yaml --data nuscenes --set distill=null --set training.batch_size=4",
 )
 def plan_student(
-    config: StudentFile,
-    data: Data,
-    cache: Caches = None,
-    overrides: Overrides = None,
-    json: Json = False,
+    config: StudentFile, data: Data, cache: Caches = None, overrides: Overrides = None, json: Json = False
 ) -> None:
-    """What a training would take: memory, steps, bytes to read; measured on two frames, before anything is written."""
+    """Estimate memory, steps and bytes to read of a training from two frames; nothing is written."""
     from student.config.student import StudentConfig
     from student.training.plan import plan_training
     from student.visualization.training import plan_tables
 
-    with answering(json) as answer:
+    with report_writer(json) as write_report:
         costs = plan_training(load_yaml(config, StudentConfig, overrides or ()), data, cache or [])
-        answer(costs, *plan_tables(costs))
+        write_report(costs, *plan_tables(costs))
 
 
-@app.command(
-    epilog=examples(
-        "cli import-checkpoint configs/bevdepth4d_r50.yaml bevdepth4d-r50.pth --out bevdepth4d-r50.ckpt",
-        "cli import-checkpoint configs/bevdepth_r50.yaml resnet50.pth --out start.ckpt --allow-missing 'head.*'",
-    )
+@command(
+    "cli import-checkpoint configs/bevdepth4d_r50.yaml bevdepth4d-r50.pth --out bevdepth4d-r50.ckpt",
+    "cli import-checkpoint configs/bevdepth_r50.yaml resnet50.pth --out start.ckpt --allow-missing 'head.*'",
 )
 def import_checkpoint(
-    config: Annotated[Path, typer.Argument(help="YAML of the StudentConfig whose detector takes the weights.")],
+    config: StudentFile,
     checkpoint: Annotated[Path, typer.Argument(help="A public BEVDet or BEVDepth checkpoint, or torchvision weights.")],
-    out: Annotated[Path, typer.Option(help="The student's checkpoint to make; must not exist yet.")],
-    allow_missing: Annotated[
-        list[str] | None, typer.Option(help="Tensors that may keep their initial values, as in 'lift.*'.")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="The student's checkpoint to create.")],
+    allow_missing: Annotated[list[str] | None, typer.Option(help="Tensors that may keep initial values.")] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """Turn a public checkpoint into a student's, for `evaluate` and training.init_from; every tensor is reported."""
+    """Convert a public checkpoint to a student's, for `evaluate` and training.init_from; list every tensor."""
     from student.config.student import StudentConfig
     from student.converters.convert import plan_import
     from student.visualization.tables import import_table
 
-    with answering(json) as answer:
+    with report_writer(json) as write_report:
         plan = plan_import(checkpoint, load_yaml(config, StudentConfig, overrides or ()))
-        answer(plan.report, import_table(plan.report), plan.report)
+        write_report(plan.report, import_table(plan.report), plan.report)
         plan.write(out, allow_missing or ())
 
 
-@app.command(
-    epilog=examples(
-        "cli evaluate --data nuscenes --checkpoint runs/distilled/checkpoints/last.ckpt",
-        "cli evaluate --data nuscenes --cache teacher.zarr --json",
-    )
+@command(
+    "cli evaluate --data nuscenes --checkpoint runs/distilled/checkpoints/last.ckpt",
+    "cli evaluate --data nuscenes --cache teacher.zarr --json",
 )
 def evaluate(
     data: Data,
     checkpoint: Annotated[Path | None, typer.Option(help="A student's checkpoint.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A store: evaluate the teacher from its cached maps.")] = None,
-    version: Annotated[str | None, typer.Option(help="nuScenes version; the student's or the store's own.")] = None,
-    split: Annotated[str | None, typer.Option(help="nuScenes split; the student's or the store's last.")] = None,
+    version: Annotated[str | None, typer.Option(help="nuScenes version, by default the detector's.")] = None,
+    split: Annotated[str | None, typer.Option(help="nuScenes split, by default the detector's last.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results and the devkit's files.")] = Path("evaluation"),
     plots: Annotated[bool, typer.Option("--plots", help="Draw curves, errors and boxes into OUT/plots.")] = False,
     json: Json = False,
 ) -> None:
-    """Official nuScenes detection metrics of a student, or of the teacher from the cache alone."""
-    from cache.errors import ConfigError
-    from cache.nuscenes.frames import Frames
-    from cache.store.reader import TeacherCache
+    """Compute the official nuScenes detection metrics of a student, or of the teacher from its store."""
+    from cache import Frames, TeacherCache
     from student.evaluation.evaluate import evaluate, student_detections
     from student.evaluation.teacher_boxes import teacher_detections
     from student.models.checkpoint import load_student
     from student.visualization.plots import save_evaluation_plots
     from student.visualization.tables import metrics_table
 
-    if (checkpoint is None) == (cache is None):
-        raise ConfigError(
-            "what is to be evaluated?", expected="--checkpoint or --cache", cure="Give exactly one of them"
-        )
-    with answering(json) as answer, progress("samples") as advance:
-        if checkpoint is not None:
+    def frames_of(default_version: str, default_split: str) -> Frames:
+        return Frames(root=data, version=version or default_version, splits=(split or default_split,), max_sweeps=0)
+
+    with report_writer(json) as write_report, progress("samples") as advance:
+        if checkpoint is not None and cache is None:
             detector, config = load_student(checkpoint)
-            version, split = version or config.data.version, split or config.data.val_split
-            frames = Frames(root=data, version=version, splits=(split,), max_sweeps=0)
+            frames = frames_of(config.data.version, config.data.val_split)
             metrics = evaluate(student_detections(detector, config, frames), frames, out, "camera", advance)
-        elif cache is not None:
+        elif cache is not None and checkpoint is None:
             teacher = TeacherCache(cache)
-            version, split = version or teacher.spec.data.version, split or teacher.spec.data.splits[-1]
-            frames = Frames(root=data, version=version, splits=(split,), max_sweeps=0)
+            frames = frames_of(teacher.spec.data.version, teacher.spec.data.splits[-1])
             metrics = evaluate(teacher_detections(teacher, frames.tokens), frames, out, "lidar", advance)
+        else:
+            raise _exactly_one("evaluate needs exactly one detector", checkpoint, "--checkpoint or --cache")
         if plots:
             save_evaluation_plots(out, frames)
-    answer(metrics, metrics_table(metrics), f"details: {out}")
+    write_report(metrics, metrics_table(metrics), f"details: {out}")
     for remark in metrics.remarks:
         warnings.warn(remark, OfflineDistillWarning, stacklevel=1)
 
 
-def _with_depth(overrides: list[str] | None, depth: bool) -> list[str]:
-    return [*(overrides or []), *(["depth=true"] if depth else [])]
-
-
-@app.command(
-    epilog=examples(
-        "cli fidelity teacher.zarr --teacher configs/demo/teacher_model.py --checkpoint teacher.pth --data world"
-    )
-)
+@command("cli fidelity teacher.zarr --teacher configs/demo/teacher_model.py --checkpoint teacher.pth --data world")
 def fidelity(
-    store: Annotated[Path, typer.Argument(help="A store; of its views, the choices that they allow are compared.")],
+    store: Annotated[Path, typer.Argument(help="A store; its views determine which choices are compared.")],
     teacher: Annotated[str, typer.Option(help="The teacher's mmdet3d configuration, as in its DumpConfig.")],
     data: Data,
     checkpoint: Checkpoint = None,
     random_weights: RandomWeights = False,
-    split: Annotated[str | None, typer.Option(help="nuScenes split; the store's last.")] = None,
+    split: Annotated[str | None, typer.Option(help="nuScenes split, by default the store's last.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="BEV matrices for each frame and choice.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of these matrices.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for table, JSON, picture and the devkit's files.")] = Path(
-        "fidelity"
-    ),
+    seed: Annotated[int, typer.Option(help="Seed of the BEV matrices.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for tables, pictures and the devkit's files.")] = Path("fidelity"),
     json: Json = False,
 ) -> None:
-    """How near the cached teacher, warped, is to the live one on augmented points."""
-    from cache.nuscenes.frames import Frames
-    from cache.store.reader import TeacherCache
+    """Compare the cached, warped teacher with the live teacher on augmented points."""
+    from cache import Frames, TeacherCache
     from student.fidelity.measure import FidelityStudy
     from student.fidelity.report import tables, write
 
-    with answering(json) as answer:
+    with report_writer(json) as write_report:
         cache = TeacherCache(store)
         identity = cache.spec.data
         frames = Frames(root=data, version=identity.version, splits=(split or identity.splits[-1],))
@@ -406,17 +362,16 @@ def fidelity(
         with progress("frames") as advance:
             report = study.run(frames, out, advance)
         paths = write(report, out)
-        answer({"tables": tables(report), "files": paths}, *tables(report), *paths)
+        write_report({"tables": tables(report), "files": paths}, *tables(report), *paths)
 
 
-def _stage_one(
-    config: Path, data: Path, checkpoint: Path | None, random_weights: bool, overrides: list[str] | None
+def _dump_inputs(
+    config: Path, data: Path, checkpoint: Checkpoint, random_weights: bool, overrides: Overrides, depth: bool = False
 ) -> "tuple[DumpConfig, Frames, Teacher]":
-    """What every command that runs the teacher starts from."""
-    from cache.dumping.run import DumpConfig
-    from cache.nuscenes.frames import Frames
+    """The configuration, frames and teacher of a dump."""
+    from cache import DumpConfig, Frames
 
-    settings = load_yaml(config, DumpConfig, overrides or ())
+    settings = load_yaml(config, DumpConfig, [*(overrides or ()), *(["depth=true"] if depth else ())])
     frames = Frames(root=data, version=settings.version, splits=settings.splits)
     return settings, frames, _live_teacher(settings.teacher, checkpoint, random_weights)
 
@@ -424,29 +379,29 @@ def _stage_one(
 def _live_teacher(config: str, checkpoint: Path | None, random_weights: bool) -> "Teacher":
     import torch
 
-    from cache.errors import ConfigError
     from cache.teacher.mmdet3d import load_teacher
 
     if (checkpoint is None) != random_weights:
-        raise ConfigError(
-            "the teacher needs weights",
-            got="both" if checkpoint else "neither",
-            expected="--checkpoint or --random-weights",
-            cure="Give exactly one of them",
-        )
+        raise _exactly_one("the teacher needs weights", checkpoint, "--checkpoint or --random-weights")
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"  # torchrun's ranks
     return load_teacher(config, checkpoint, device)
 
 
+def _exactly_one(what: str, first: Path | None, options: str) -> ConfigError:
+    got = "neither" if first is None else "both"
+    return ConfigError(what, got=got, expected=options, cure="Give exactly one of them")
+
+
 @contextmanager
 def _dump_progress() -> "Iterator[Callable[[DumpProgress], None]]":
-    """A bar that shows a dump's rate and size too."""
+    """A progress bar with a dump's rate and bytes a sample."""
     with progress("samples") as advance:
-        yield lambda state: advance(
-            state.done,
-            state.total,
-            f"{state.samples_per_s:.1f} samples/s, {state.bytes_per_sample / 1e6:.2f} MB/sample",
-        )
+
+        def show(state: "DumpProgress") -> None:
+            rates = f"{state.samples_per_s:.1f} samples/s, {state.bytes_per_sample / 1e6:.2f} MB/sample"
+            advance(state.done, state.total, rates)
+
+        yield show
 
 
 def main() -> None:

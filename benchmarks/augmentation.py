@@ -22,29 +22,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import pytorch_lightning as lightning
 import torch
 import typer
 
 from benchmarks.tables import show, spread
 from cache.config import Strict, load_yaml
-from cache.dumping.run import DumpConfig
+from cache.dumping.config import DumpConfig
 from cache.geometry.views import PUBLIC_AUGMENT, ViewsConfig, transform_points
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from cache.nuscenes.points import load_points
 from cache.spec import CacheSpec
 from cache.store.codec import encode
-from cache.store.reader import TeacherBatch, TeacherCache
+from cache.store.reader import TeacherBatch
 from cache.teacher.base import Teacher
 from cache.teacher.mmdet3d import load_teacher
 from student.config.student import StudentBevAugmentConfig, StudentConfig
-from student.data.dataset import Batch, StudentDataset, collate
-from student.data.samplers import SeededSampler, Shuffled
-from student.distill.inherit import inherit_head
+from student.data.batch import Batch, join
 from student.training.callbacks import Cost
 from student.training.checkpointing import LAST
-from student.training.module import StudentModule
+from student.training.setup import make_trainer, set_up_training
 
 ROOT = Path(__file__).parent.parent
 DUMP, STUDENT = ROOT / "configs/demo/dump.yaml", ROOT / "configs/demo/student.yaml"
@@ -165,7 +162,7 @@ class Study:
             case "none":
                 cli(*command, *sets("distill=null", *changes))
         summary = json.loads((run / "summary.json").read_text())
-        checkpoint = ("--checkpoint", run / "checkpoints" / LAST)
+        checkpoint = ("--checkpoint", run / LAST)
         metrics = json.loads(cli("evaluate", "--data", world, *checkpoint, "--out", run / "evaluation", "--json"))
         return Result(
             arm=self.arm.name,
@@ -205,7 +202,7 @@ class LiveTeacher:
     layers: tuple[str, ...]
 
     def __call__(self, samples: list[Batch]) -> Batch:
-        batch = collate(samples)
+        batch = join(samples)
         moved = [
             transform_points(load_points(self.frames[token], self.teacher.points), matrix)
             for token, matrix in zip(batch.tokens, batch.bev_matrix.numpy(), strict=True)
@@ -219,38 +216,26 @@ class LiveTeacher:
             head_maps={},
             view_matrix=batch.bev_matrix,
         )
-        return replace(batch, teachers=(answer,))
+        return replace(batch, teachers=(answer,), to_teachers=(None,))
 
 
 def train_with_live_teacher(config: StudentConfig, demo: Path, store: Path, out: Path) -> None:
     """Train like `train_student`, but run the teacher in the step; the store only describes it."""
-    frames = Frames(root=demo / "world", version=config.data.version, splits=(config.data.train_split,))
-    cache = TeacherCache(store)
+    setup = set_up_training(config, demo / "world", [store])
     teacher = load_teacher(load_yaml(DUMP, DumpConfig).teacher, demo / "teacher" / "teacher.pth")
-    training, cost = config.training, Cost()
-    lightning.seed_everything(training.seed, verbose=False)
-    module = StudentModule(config, [cache.spec])
-    inherit_head(module.detector.head, cache.head_weights())
+    frames = Frames(root=demo / "world", version=config.data.version, splits=(config.data.train_split,))  # with sweeps
+    spec, training, cost = setup.dataset.sources[0].cache.spec, setup.config.training, Cost()
     loader = Loader(
-        StudentDataset(frames, config, module.detector.times, with_depth=module.detector.supervise_depth),
+        setup.dataset,
         batch_size=training.batch_size,
-        sampler=SeededSampler(Shuffled(frames=len(frames)), training.seed, training.batch_size),
-        collate_fn=LiveTeacher(teacher=teacher, frames=frames, spec=cache.spec, layers=config.teacher_layers()),
+        sampler=setup.sampler(),
+        collate_fn=LiveTeacher(teacher=teacher, frames=frames, spec=spec, layers=config.teacher_layers()),
     )
-    trainer = lightning.Trainer(
-        accelerator="auto",
-        devices=1,
-        max_epochs=training.epochs,
-        precision=training.precision,
-        gradient_clip_val=training.gradient_clip,
-        logger=False,
-        callbacks=[cost],
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
+    trainer = make_trainer(
+        training, devices=1, max_epochs=training.epochs, logger=False, callbacks=[cost], enable_checkpointing=False
     )
-    trainer.fit(module, loader)
-    trainer.save_checkpoint(out / "checkpoints" / LAST)
+    trainer.fit(setup.module, loader)
+    trainer.save_checkpoint(out / LAST)
     (out / "summary.json").write_text(json.dumps({"seconds_per_step": cost.seconds_per_step}), encoding="utf-8")
 
 

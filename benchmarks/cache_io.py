@@ -27,7 +27,7 @@ import torch
 from benchmarks import io_loaders, io_open, io_read, io_write, ladder
 from benchmarks.tables import show
 from cache.config import load_yaml
-from cache.dumping.run import DumpConfig
+from cache.dumping.config import DumpConfig
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from cache.teacher.mmdet3d import load_teacher

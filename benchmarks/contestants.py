@@ -15,14 +15,14 @@ from torch import Tensor
 
 from cache.dumping.spec_builder import PreparedFrames
 from cache.nuscenes.frames import Frames
-from cache.store.reader import TeacherCache
 from cache.teacher.mmdet3d import load_teacher
 from student.config.student import StudentConfig
-from student.data.dataset import Batch, StudentDataset, TeacherSource, collate
-from student.distill.inherit import inherit_head
-from student.distill.predictions import TeacherMaps
+from student.data.batch import Batch
+from student.data.dataset import StudentDataset
+from student.data.teacher_source import TeacherSource
+from student.distill import TeacherMaps, inherit_head
+from student.training.memory import peak_bytes
 from student.training.module import StudentModule
-from student.training.process_memory import peak_bytes
 
 KINDS = ("alone", "cached", "live")
 
@@ -118,18 +118,21 @@ def _train(kind: str, setting: Setting, device: str) -> Iterator[Step]:
         inherit_head(module.detector.head, sources[0].cache.head_weights())
     optimizer = torch.optim.AdamW(module.parameters(), lr=config.training.learning_rate)
     teacher = LiveTeacher(setting, frames, device) if kind == "live" else None
-    dataset = StudentDataset(frames, config, module.detector.times, module.detector.supervise_depth)
+    detector = module.detector
+    bare = StudentDataset(frames, config, detector.times, detector.supervise_depth)
+    dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources)
     positions = [frames.tokens.index(token) for token in setting.tokens]
     for number, chosen in enumerate(_batches(positions, config.training.batch_size)):
         cached_loss = None
         if teacher is not None:
             with torch.no_grad():
-                batch = collate([dataset[position] for position in chosen], sources).to(device)
+                batch = dataset.collate([dataset[position] for position in chosen]).to(device)
                 cached_loss = _loss(module, batch, number).item()
         wall, process = time.perf_counter(), time.process_time()
-        batch = collate([dataset[position] for position in chosen], () if teacher else sources).to(device)
+        batch = (bare if teacher else dataset).collate([dataset[position] for position in chosen]).to(device)
         if teacher is not None:
-            batch = replace(batch, teachers=(teacher(batch),))  # type: ignore[arg-type]  # floats, not a store's
+            # A live teacher's maps are floats, not a store's.
+            batch = replace(batch, teachers=(teacher(batch),), to_teachers=(None,))  # type: ignore[arg-type]
         loss = _loss(module, batch, number)
         optimizer.zero_grad()
         loss.backward()
@@ -148,7 +151,7 @@ def _loss(module: StudentModule, batch: Batch, seed: int) -> Tensor:
 def _sources(kind: str, setting: Setting) -> tuple[TeacherSource, ...]:
     if kind == "alone" or setting.student.distill is None:
         return ()
-    return (TeacherSource(cache=TeacherCache(setting.store), layers=setting.student.teacher_layers()),)
+    return (TeacherSource.open(setting.store, setting.student),)
 
 
 def _batches(positions: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -177,7 +180,7 @@ class LiveTeacher:
 
     def __call__(self, batch: Batch) -> LiveMaps:
         """What the teacher says of a batch's frames."""
-        output = self.teacher([self.prepared[self.positions[token]] for token in batch.tokens])
+        output = self.teacher([self.prepared[self.positions[token]].views[0] for token in batch.tokens])
         # Autograd refuses tensors of inference mode, in which the teacher runs; their copies it takes.
         return LiveMaps(
             features={name: layer.clone() for name, layer in output.layers.items()},

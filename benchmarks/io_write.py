@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.tables import ratio, show, spread
-from cache.dumping.run import DumpConfig, DumpProgress, dump
-from cache.dumping.spec_builder import PreparedFrames
+from cache.dumping.config import DumpConfig
+from cache.dumping.prepared import PreparedFrames
+from cache.dumping.run import DumpProgress, dump
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from cache.teacher.base import Teacher
@@ -39,9 +40,9 @@ def teacher_alone(config: DumpConfig, frames: Frames, teacher: Teacher, batches:
     began = time.perf_counter()
     prepared = PreparedFrames.of(frames, teacher)
     loader = Loader(prepared, batch_sampler=positions, collate_fn=list, num_workers=config.workers)
-    for inputs in loader:
+    for prepared_frames in loader:
         with torch.inference_mode():
-            teacher(inputs)
+            teacher([frame.views[0] for frame in prepared_frames])
     return sum(map(len, positions)) / (time.perf_counter() - began)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from cache.dumping.spec_builder import PreparedFrames
 from cache.nuscenes.frames import Frames
 from cache.spec import CodecSpec
-from cache.store.codec import Distortion, encode, measure
+from cache.store.codec import encode
+from cache.store.distortion import Distortion, measure
 from cache.store.format import CHECKSUM_BYTES, pack_chunk
 from cache.teacher.mmdet3d import Mmdet3dTeacher
 from student.evaluation.evaluate import Metrics, evaluate
@@ -63,7 +64,7 @@ def layer_of(teacher: Mmdet3dTeacher, frames: Frames, positions: range, layer: s
     """The live teacher's features of some frames."""
     prepared = PreparedFrames.of(frames, teacher)
     with torch.inference_mode():
-        return torch.cat([teacher([prepared[position]]).layers[layer] for position in positions])
+        return torch.cat([teacher(prepared[position].views).layers[layer] for position in positions])
 
 
 def climb(features: Float[Tensor, "B C H W"], level: int = 1) -> Iterator[Rung]:

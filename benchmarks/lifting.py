@@ -5,7 +5,7 @@ from torch import Tensor
 
 from benchmarks.objective import measure, report
 from student.config.student import DetectorConfig
-from student.data.dataset import Batch
+from student.data.batch import Batch
 from student.models.lift_splat import Cameras, cells_of_points, frustum_points, pool
 
 

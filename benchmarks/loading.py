@@ -16,9 +16,10 @@ from benchmarks.tables import show, spread
 from cache.nuscenes.frames import Camera, Frames
 from cache.nuscenes.loader import Loader
 from cache.store.prefetch import prefetched
-from cache.store.reader import TeacherCache
-from student.data.dataset import Batch, StudentDataset, TeacherSource, collate
+from student.data.batch import Batch
+from student.data.dataset import StudentDataset
 from student.data.images import read_image
+from student.data.teacher_source import TeacherSource
 from student.training.module import StudentModule
 
 STEPS = 12
@@ -50,16 +51,18 @@ def measure_readers(setting: Setting, rounds: int) -> None:
     """Print seconds a step with the features read by loader workers and by threads of this process, taking turns."""
     config = setting.student
     frames = Frames(root=setting.root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
-    source = TeacherSource(cache=TeacherCache(setting.store), layers=config.teacher_layers())
+    source = TeacherSource.open(setting.store, config)
     module = StudentModule(config, [source.cache.spec]).train()
-    dataset = StudentDataset(frames, config, module.detector.times, module.detector.supervise_depth)
+    detector = module.detector
+    bare = StudentDataset(frames, config, detector.times, detector.supervise_depth)
+    whole = StudentDataset(frames, config, detector.times, detector.supervise_depth, [source])
     size = config.training.batch_size
     positions = [position % len(frames) for position in range(STEPS * size)]
     batches = [positions[start : start + size] for start in range(0, len(positions), size)]
     ways = {
-        (name, workers): partial(way, dataset, source, batches, workers)
+        (name, workers): partial(way, batches, workers)
         for workers in (0, 1, 2)
-        for name, way in (("collate", _by_workers), ("threads", _by_threads))
+        for name, way in (("collate", partial(_by_workers, whole)), ("threads", partial(_by_threads, bare, source)))
     }
     times: dict[tuple[str, int], list[float]] = {key: [] for key in ways}
     for _ in range(rounds):
@@ -69,11 +72,8 @@ def measure_readers(setting: Setting, rounds: int) -> None:
     show(f"features read by the loader's collate or by two threads: {STEPS} steps", ("", "", "s a step"), rows)
 
 
-def _by_workers(
-    dataset: StudentDataset, source: TeacherSource, batches: list[list[int]], workers: int
-) -> Iterator[Batch]:
-    together = partial(collate, sources=(source,))
-    yield from Loader(dataset, batch_sampler=batches, collate_fn=together, num_workers=workers)
+def _by_workers(dataset: StudentDataset, batches: list[list[int]], workers: int) -> Iterator[Batch]:
+    yield from Loader(dataset, batch_sampler=batches, collate_fn=dataset.collate, num_workers=workers)
 
 
 def _by_threads(
@@ -81,9 +81,9 @@ def _by_threads(
 ) -> Iterator[Batch]:
     tokens = [[dataset.frames.tokens[position] for position in batch] for batch in batches]
     features = prefetched(source.cache, tokens, len(batches[0]), layers=source.layers)
-    loader = Loader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    loader = Loader(dataset, batch_sampler=batches, collate_fn=dataset.collate, num_workers=workers)
     for batch, teacher in zip(loader, features, strict=True):
-        yield replace(batch, teachers=(teacher,))
+        yield replace(batch, teachers=(teacher,), to_teachers=(None,))
 
 
 def _step_seconds(module: StudentModule, batches: Iterator[Batch]) -> list[float]:

@@ -1,11 +1,11 @@
-"""Where a measurement of peak memory begins; `student.training.process_memory.peak_bytes` is where it ends."""
+"""Where a measurement of peak memory begins; `student.training.memory.peak_bytes` is where it ends."""
 
 import ctypes
 from pathlib import Path
 
 import torch
 
-from student.training.process_memory import status_bytes
+from student.training.memory import status_bytes
 
 
 def reset_peak(device: str) -> int:

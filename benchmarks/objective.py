@@ -27,16 +27,21 @@ from benchmarks.memory import reset_peak
 from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
 from cache.store.codec import Encoded
-from student.distill.adapters import FeatureLayer
+from student.distill import (
+    DistillConfig,
+    DistillObjective,
+    FeatureLayer,
+    TeacherMaps,
+    draw_heatmaps,
+    pad_boxes,
+)
 from student.distill.attention import joint_attention
-from student.distill.boxes import draw_heatmaps, pad_boxes
-from student.distill.config import DistillConfig
-from student.distill.fgd import Fgd, weigh_cells
-from student.distill.objective import DistillObjective
-from student.distill.predictions import TeacherAnswer, TeacherMaps
+from student.distill.cell_weights import weigh_cells
+from student.distill.predictions import TeacherPredictions
 from student.distill.regions import region_scale
-from student.fidelity.parts import RECIPE
-from student.training.process_memory import peak_bytes
+from student.distill.terms.fgd import FgdLoss
+from student.fidelity.surrogate import RECIPE
+from student.training.memory import peak_bytes
 
 GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
 BATCH, CHANNELS, BOXES = 8, 384, 40
@@ -94,9 +99,9 @@ def build_objective(device: str) -> DistillObjective:
     return DistillObjective(config, student, GRID, TASKS, [spec]).to(device)
 
 
-def fgd_of(objective: DistillObjective) -> Fgd:
+def fgd_of(objective: DistillObjective) -> FgdLoss:
     """The recipe's one term."""
-    (term,) = (module for module in objective.modules() if isinstance(module, Fgd))
+    (term,) = (module for module in objective.modules() if isinstance(module, FgdLoss))
     return term
 
 
@@ -120,9 +125,9 @@ def run_plain(world: World, objective: DistillObjective) -> Tensor:
     """The recipe's terms over whole feature maps; masks as in `run_recipe`."""
     student, teacher = world.student.detach().requires_grad_(), world.stored.decode()
     term, maps = fgd_of(objective), world.teacher(world.stored)
-    heard = TeacherAnswer(heatmap=maps.heatmap, canvas_mask=maps.canvas_mask)
-    answers = objective._answers(world.logits, (heard,), world.boxes, world.labels, 0)
-    cells = weigh_cells(term.config, answers.boxes, GRID, term._answered(answers))
+    aligned = TeacherPredictions(heatmap=maps.heatmap, canvas_mask=maps.canvas_mask)
+    predictions = objective._predictions(world.logits, (aligned,), world.boxes, world.labels, 0)
+    cells = term._weigh_cells(predictions)
     attention = joint_attention("teacher_student", teacher.abs().mean(1), student.abs().mean(1), 0.5)
     channel = torch.softmax(teacher.abs().mean((2, 3)) / 0.5, dim=1)[..., None, None] * CHANNELS
     square = nn.MSELoss(reduction="none")

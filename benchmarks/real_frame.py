@@ -16,7 +16,8 @@ from pathlib import Path
 import typer
 
 from cache.config import load_yaml
-from cache.dumping.run import DumpConfig, dump
+from cache.dumping.config import DumpConfig
+from cache.dumping.run import dump
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from cache.teacher.mmdet3d import load_teacher

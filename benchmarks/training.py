@@ -25,12 +25,13 @@ from benchmarks.lifting import measure_lift
 from benchmarks.loading import measure_decoding, measure_readers
 from benchmarks.tables import ratio, show, spread
 from cache.config import load_yaml
-from cache.dumping.run import DumpConfig, dump
+from cache.dumping.config import DumpConfig
+from cache.dumping.run import dump
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from cache.teacher.mmdet3d import load_teacher
 from student.config.student import StudentConfig
-from student.data.dataset import StudentDataset, collate
+from student.data.dataset import StudentDataset
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINI = ["data.version=v1.0-mini", "data.train_split=mini_train", "data.val_split=mini_val", "data.workers=0"]
@@ -154,7 +155,7 @@ def _lift(options: argparse.Namespace) -> None:
     config = load_yaml(CONFIGS / "bevdepth_r50.yaml", StudentConfig, MINI)
     frames = Frames(root=options.data or options.demo / "world", version="v1.0-mini", splits=("mini_train",))
     dataset = StudentDataset(frames, config)
-    batch = collate([dataset[position % len(frames)] for position in range(options.batch)])
+    batch = dataset.collate([dataset[position % len(frames)] for position in range(options.batch)])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     measure_lift(batch, config.detector, config.image.size, options.rounds, device)
 

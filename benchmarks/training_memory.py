@@ -19,15 +19,13 @@ from benchmarks.cache_io import FirstFrames
 from benchmarks.memory import reset_peak
 from benchmarks.tables import show
 from cache.config import load_yaml
-from cache.dumping.run import DumpConfig, dump
-from cache.store.reader import TeacherCache
+from cache.dumping.config import DumpConfig
+from cache.dumping.run import dump
 from cache.teacher.mmdet3d import load_teacher
 from student.config.student import StudentConfig
-from student.data.dataset import StudentDataset, TeacherSource, collate
-from student.training.loaders import training_loader, training_sampler
+from student.training.memory import peak_bytes
 from student.training.plan import GB, GPUS_GB, TrainingMemory, measure_memory
-from student.training.process_memory import peak_bytes
-from student.training.setup import Preparation, first_module
+from student.training.setup import TrainingSetup, set_up_training
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINI = ["data.version=v1.0-mini", "data.train_split=mini_train", "data.val_split=mini_val", "data.workers=0"]
@@ -40,7 +38,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     if options.store is not None:
-        print(_taken(_prepare(options.data, options.store, ["training.precision=32-true"])))
+        print(_taken(_set_up(options.data, options.store, ["training.precision=32-true"])))
         return
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "teacher.zarr"
@@ -48,7 +46,7 @@ def main() -> None:
         memories = {}
         for precision, saving in SETTINGS:
             chosen = [f"training.precision={precision}", f"training.activation_checkpointing={str(saving).lower()}"]
-            memories[precision, saving] = measure_memory(_prepare(options.data, store, chosen))
+            memories[precision, saving] = measure_memory(_set_up(options.data, store, chosen))
             print(f"counted {precision}, checkpointing {saving}: {memories[precision, saving]}", flush=True)
         _show(memories)
         if options.check:
@@ -67,13 +65,9 @@ def _frames(root: Path) -> FirstFrames:
     return FirstFrames(root=root, version="v1.0-mini", splits=("mini_train",), first=2)
 
 
-def _prepare(root: Path, store: Path, chosen: list[str]) -> Preparation:
+def _set_up(root: Path, store: Path, chosen: list[str]) -> TrainingSetup:
     config = load_yaml(CONFIGS / "bevdepth_r50.yaml", StudentConfig, [*MINI, *chosen, *TWO])
-    sources = (TeacherSource(cache=TeacherCache(store), layers=config.teacher_layers()),)
-    module, frames = first_module(config, sources), _frames(root)
-    loader = training_loader(frames, config, sources, module.detector, training_sampler(frames, config))
-    dataset = StudentDataset(frames, config, module.detector.times, module.detector.supervise_depth)
-    return Preparation(module=module, dataset=dataset, sources=sources, loader=loader)
+    return set_up_training(config, root, [store], frames=_frames(root))
 
 
 def _show(memories: dict[tuple[str, bool], TrainingMemory]) -> None:
@@ -101,11 +95,11 @@ def _check(options: argparse.Namespace, store: Path, memory: TrainingMemory) -> 
     print(f" ({taken / estimate:.2f} of it; between 0.8 and 1.2 is promised)")
 
 
-def _taken(prepared: Preparation) -> int:
+def _taken(setup: TrainingSetup) -> int:
     """Bytes that a batch of two and its step add to this process."""
     before = reset_peak("cpu")
-    batch = collate([prepared.dataset[0], prepared.dataset[1]], prepared.sources)
-    torch.stack(list(prepared.module.train().loss_terms(batch).values())).sum().backward()
+    batch = setup.dataset.collate([setup.dataset[0], setup.dataset[1]])
+    torch.stack(list(setup.module.train().loss_terms(batch).values())).sum().backward()
     return peak_bytes("cpu") - before
 
 

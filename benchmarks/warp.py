@@ -21,7 +21,7 @@ from cache.geometry.grid import BevGrid
 from cache.geometry.views import PUBLIC_AUGMENT, bev_matrix
 from cache.spec import CodecSpec
 from cache.store.codec import Encoded
-from student.distill.warp import warp, warp_peaks
+from student.distill.warp import warp, warp_max
 
 GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
 FINE = BevGrid(x_range_m=(-54.0, 54.0), y_range_m=(-54.0, 54.0), cell_m=(0.6, 0.6))
@@ -58,7 +58,7 @@ def what_becomes_of_peaks(count: int = 4096) -> None:
     kinds = {
         "bilinear, as features": warp(maps, GRID, GRID, way).features,
         "the nearest cell": nearest,
-        "the largest touched, warp_peaks": warp_peaks(maps, GRID, GRID, way).features,
+        "the largest touched, warp_max": warp_max(maps, GRID, GRID, way).features,
     }
     rows = []
     for name, warped in kinds.items():
@@ -92,7 +92,7 @@ def main() -> None:
         "warp, float16": lambda: warp(half, GRID, GRID, way),
         "warp, float32": lambda: warp(features, GRID, GRID, way),
         "warp, 8 bits, 180 x 180": lambda: warp(fine, FINE, GRID, way),
-        "warp_peaks, 10 classes": lambda: warp_peaks(heatmap, GRID, GRID, way),
+        "warp_max, 10 classes": lambda: warp_max(heatmap, GRID, GRID, way),
     }
     with torch.no_grad():
         title = f"{BATCH} x {CHANNELS} x 128 x 128, {options.threads} threads"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cache import errors as errors
-    from cache.dumping.run import DumpConfig as DumpConfig
+    from cache.dumping.config import DumpConfig as DumpConfig
     from cache.dumping.run import dump as dump
     from cache.dumping.verify import verify as verify
     from cache.geometry.grid import BevGrid as BevGrid
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "BevGrid": "cache.geometry.grid:BevGrid",
     "CacheSpec": "cache.spec:CacheSpec",
-    "DumpConfig": "cache.dumping.run:DumpConfig",
+    "DumpConfig": "cache.dumping.config:DumpConfig",
     "Frames": "cache.nuscenes.frames:Frames",
     "PointPipeline": "cache.spec:PointPipeline",
     "Teacher": "cache.teacher.base:Teacher",

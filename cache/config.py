@@ -1,4 +1,4 @@
-"""Strict configuration: YAML into frozen pydantic models, with unknown keys refused and the nearest known one named."""
+"""Strict configuration: YAML into frozen pydantic models; the error for an unknown key names the nearest known one."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -38,7 +38,7 @@ def load_yaml(path: str | Path | None, model: type[Model], overrides: Iterable[s
 
     Args:
         path: None for the model's defaults.
-        overrides: "dotted.key=value" each, with the value in YAML, laid over the file's.
+        overrides: "dotted.key=value" each, with the value in YAML, which replaces the file's.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or does not fit the model.
@@ -55,13 +55,13 @@ def load_yaml(path: str | Path | None, model: type[Model], overrides: Iterable[s
             "invalid configuration: not a mapping of keys to values",
             where=path,
             got=type(values).__name__,
-            cure="Mend it",
+            cure="Correct it",
         )
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError("not an override", where="--set", got=override, expected="dotted.key=value")
-        _lay_over(values, key.split("."), _yaml(value, where=f"--set {key}"))
+        _set_at(values, key.split("."), _yaml(value, where=f"--set {key}"))
     return model.parse(values, where=path or model.__name__)
 
 
@@ -69,7 +69,7 @@ def differing(first: Any, second: Any, *, whole: bool = True, path: str = "") ->
     """The dotted path and both values of each leaf at which two records of plain data differ.
 
     Args:
-        whole: keys that only the first has differ too, from None.
+        whole: compare keys that only the first has too, with None.
     """
     if isinstance(first, dict) and isinstance(second, dict):
         for key in (first | second) if whole else second:
@@ -87,10 +87,10 @@ def _yaml(text: str, where: str | Path) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
-        raise ConfigError("the configuration is not YAML", where=where, got=problem, cure="Mend it there") from None
+        raise ConfigError("the configuration is not YAML", where=where, got=problem, cure="Correct it there") from None
 
 
-def _lay_over(values: dict[str, Any], path: list[str], value: Any) -> None:
+def _set_at(values: dict[str, Any], path: list[str], value: Any) -> None:
     """Set the value at a path of keys, making the mappings on the way."""
     *parents, last = path
     for part in parents:

@@ -1,4 +1,4 @@
-"""What can go wrong, said the same way everywhere: what, where, got, expected, cure.
+"""The project's exceptions; each message has what, where, got, expected and cure.
 
 OfflineDistillError
 |-- ConfigError             a configuration asks for something impossible or unknown
@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 class OfflineDistillError(Exception):
-    """Base of every error that this project raises on purpose; the CLI prints it in one line, without a traceback.
+    """Base of this project's errors; the command line prints one in one line, without a traceback.
 
     Args:
         what: What went wrong, a clause without a full stop.
@@ -50,7 +50,7 @@ class OfflineDistillError(Exception):
         return message if self.cure is None else f"{message}. {self.cure}."
 
     def __reduce__(self) -> tuple:
-        """Survive the trip from a loader worker to the parent with every part kept."""
+        """Keep every part when pickled, as from a loader worker to its parent."""
         rebuild = partial(type(self), where=self.where, got=self.got, expected=self.expected, cure=self.cure)
         return rebuild, (self.what,)
 
@@ -72,11 +72,11 @@ class StoppedError(OfflineDistillError):
 
 
 class OfflineDistillWarning(UserWarning):
-    """What this project warns of: the work goes on, and a person should know; the CLI prints it in one line."""
+    """Base of this project's warnings; the command line prints one in one line."""
 
 
 class StoreError(OfflineDistillError):
-    """Something about a store on disk."""
+    """The store on disk."""
 
 
 class NotCachedError(StoreError, KeyError):

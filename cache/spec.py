@@ -1,4 +1,4 @@
-"""What a cache holds and who made it: the record that a store carries and that its readers can insist on."""
+"""CacheSpec: the content and origin of a cache, which a store records and its readers can require."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ CLASSES = (
 
 
 class PointPipeline(Strict):
-    """How points are made of sweeps; part of the cache's identity. Names follow mmdet3d's LoadPointsFromMultiSweeps."""
+    """Accumulation of LiDAR sweeps; part of the cache's identity. Names follow mmdet3d's LoadPointsFromMultiSweeps."""
 
     past_sweeps: NonNegativeInt = 9
     pad_empty_sweeps: bool = True
@@ -40,11 +40,11 @@ class PointPipeline(Strict):
 
 
 class CodecSpec(Strict):
-    """How a layer's float32 values become what is stored.
+    """Quantisation of a layer's float32 values.
 
     unsigned: 0 .. 2^bits - 1 times a scale per channel; for layers after a ReLU, where it keeps 0 exact.
     signed: the same about 0, for layers without a ReLU.
-    float16: stored as it is.
+    float16: without quantisation.
     """
 
     kind: Literal["unsigned", "signed", "float16"] = "unsigned"
@@ -52,8 +52,8 @@ class CodecSpec(Strict):
     companding: float = Field(1.0, gt=0, le=1)
     """Exponent on |value| / largest of its channel before rounding: 1 is uniform, 0.5 favours small values."""
     target_sqnr_db: float | None = Field(None, gt=0)
-    """Give all channels of a sample the step that leaves this ratio, as far as their largest values fit the codes;
-    where it is None, each channel has a step of its own, the smallest that its largest value allows."""
+    """All channels of a sample share the step that leaves this ratio, as far as their largest values fit the codes;
+    with None each channel has its own step, the smallest that its largest value allows."""
     min_sqnr_db: float = 30.0
     """The budget: a layer whose signal-to-quantisation-noise ratio falls below it stops the dump."""
 
@@ -92,10 +92,8 @@ class CodecSpec(Strict):
 
     @property
     def dtype(self) -> Literal["uint8", "int8", "float16"]:
-        """What a value is stored as; codes of fewer than 8 bits still take a byte, which the compressor shrinks."""
-        stored: dict[str, Literal["uint8", "int8", "float16"]]
-        stored = {"unsigned": "uint8", "signed": "int8", "float16": "float16"}
-        return stored[self.kind]
+        """Type of the stored values; codes of fewer than 8 bits still take a byte, which the compressor shrinks."""
+        return "uint8" if self.kind == "unsigned" else "int8" if self.kind == "signed" else "float16"
 
 
 LAYER_COLUMNS = ("layer", "shape", "grid", "codec")
@@ -112,7 +110,7 @@ class LayerSpec(Strict):
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """Name, shape, grid and codec, as a person reads them."""
+        """Name, shape, grid and codec as text."""
         return self.name, " x ".join(map(str, (self.channels, *self.grid.shape))), str(self.grid), str(self.codec)
 
 
@@ -120,7 +118,7 @@ NmsType = Literal["circle", "rotate"]
 
 
 class Decoding(Strict):
-    """How a centre head's maps become boxes; the names are those of mmdet3d's CenterPoint `test_cfg`."""
+    """Decoding of a centre head's maps into boxes; the names are those of mmdet3d's CenterPoint `test_cfg`."""
 
     score_threshold: float = 0.1
     max_per_frame: int = 500
@@ -140,7 +138,7 @@ class Decoding(Strict):
 
 
 class TeacherIdentity(Strict):
-    """The detector behind the features, as far as it decides what they are."""
+    """The detector that made the features, as far as it decides their values."""
 
     name: str
     weights: Literal["checkpoint", "random"] = "checkpoint"
@@ -159,7 +157,7 @@ class TeacherIdentity(Strict):
 
 
 class DataIdentity(Strict):
-    """The frames that the teacher saw."""
+    """The frames that were dumped."""
 
     version: str
     splits: tuple[str, ...]
@@ -197,7 +195,7 @@ class CacheSpec(Strict):
 
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:
-        """What is cached of which teacher, as a person reads it: names and values."""
+        """What is cached of which teacher: names and values as text."""
         teacher, data = self.teacher, self.data
         return (
             ("fingerprint", self.fingerprint),
@@ -244,7 +242,7 @@ class CacheSpec(Strict):
         return [f"{path}: stored {stored!r}, expected {value!r}" for path, stored, value in leaves]
 
     def require(self, expected: "CacheSpec | dict[str, Any]", where: object) -> None:
-        """Insist on `expected`.
+        """Check that this record agrees with `expected`, a spec or a part of one.
 
         Raises:
             MismatchError: with one line for each difference.

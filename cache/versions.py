@@ -1,4 +1,4 @@
-"""Which software is at work."""
+"""Versions of the installed software."""
 
 import importlib.metadata
 import platform
@@ -6,7 +6,7 @@ import platform
 PROJECT = "offline-distillbev"
 
 LIBRARIES = ("torch", "numpy", "zarr", "numcodecs", "nuscenes-devkit", "mmdet3d", "mmcv", "spconv")
-"""Those that decide what a store holds."""
+"""Libraries that decide the content of a store."""
 
 
 def installed_versions() -> dict[str, str | None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import typer
 
 from cache.errors import ConfigError, OfflineDistillError
-from cache.terminal.errors import ending_well
+from cache.terminal.errors import exit_codes
 from demo.report import Cost, write_report
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
@@ -99,5 +99,5 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    with ending_well():
+    with exit_codes():
         typer.run(main)

@@ -16,11 +16,10 @@ from torch import Tensor
 from cache.geometry.grid import BevGrid
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
+from student.distill import draw_heatmaps, pad_boxes
 from student.distill.attention import joint_attention
-from student.distill.boxes import draw_heatmaps, pad_boxes
-from student.distill.fgd import weigh_cells
-from student.distill.regions import false_positives, fit, region_decomposition, strongest
-from student.distill.term_configs import FgdTerm
+from student.distill.cell_weights import CellWeightConfig, weigh_cells
+from student.distill.regions import false_positives, max_over_classes, region_decomposition, resize_map
 from student.visualization.distill import plot_cells, plot_regions
 
 IMAGES = Path(__file__).parent / "images"
@@ -80,9 +79,9 @@ def cached(store: Path, data: Path, token: str | None) -> Scene:
     return Scene(
         grid=grid,
         boxes=torch.from_numpy(frames[sample.token].boxes).double(),
-        predicted=strongest(sample.heatmap[:1]) / 255,
-        occupied=fit(sample.canvas_mask[:1].float(), grid.shape) > 0,
-        energy=fit(sample.features["head"].decode()[:1].abs().mean(dim=1), grid.shape),
+        predicted=max_over_classes(sample.heatmap[:1]) / 255,
+        occupied=resize_map(sample.canvas_mask[:1].float(), grid.shape) > 0,
+        energy=resize_map(sample.features["head"].decode()[:1].abs().mean(dim=1), grid.shape),
     )
 
 
@@ -97,9 +96,9 @@ def draw(scene: Scene, out: Path) -> None:
     truth = drawn(scene.boxes, scene.grid)
     regions = region_decomposition(scene.predicted, truth, threshold=0.1)
     plot_regions(regions, scene.grid, scene.boxes).savefig(out / "regions.png", dpi=110)
-    config = FgdTerm(kind="fgd", false_positives="teacher", fp_weight=0.06, non_empty_weight=0.02)
-    mistaken = false_positives("teacher", scene.predicted, scene.predicted, truth, threshold=0.1)
-    cells = weigh_cells(config, scene.boxes[None], scene.grid, answered=mistaken, occupied=scene.occupied)
+    config = CellWeightConfig()
+    mistakes = false_positives("teacher", scene.predicted, scene.predicted, truth, threshold=0.1)
+    cells = weigh_cells(config, scene.boxes[None], scene.grid, false_positives=mistakes, occupied=scene.occupied)
     attention = joint_attention("teacher", scene.energy, scene.energy, temperature=0.5)
     plot_cells(cells, attention, scene.grid, scene.boxes).savefig(out / "masks.png", dpi=110)
 

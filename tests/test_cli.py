@@ -157,7 +157,7 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
     run = cli("--help")
     assert run.code == 0
     assert all(command in run.stdout for command in COMMANDS)
-    assert "0 fine; 1 an error, or damage found; 2 wrong usage; 130 interrupted; 143 terminated" in run.stdout
+    assert "0 success; 1 an error, or damage found; 2 wrong usage; 130 interrupted; 143 terminated" in run.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cache.config import Strict, load_yaml
-from cache.dumping.run import DumpConfig
+from cache.dumping.config import DumpConfig
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import PUBLIC_AUGMENT
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity

@@ -1,0 +1,1 @@
+"""Dump a LiDAR teacher to a store: estimate, run, verify, repair."""

@@ -1,4 +1,4 @@
-"""What a teacher says -> what is stored of it."""
+"""Encode a teacher's output as samples of a store."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cache.errors import TeacherError
 from cache.spec import CacheSpec
-from cache.store.codec import Distortion, encode, measure
+from cache.store.codec import encode
+from cache.store.distortion import Distortion, measure
 from cache.store.layout import (
     CANVAS_MASK,
     DEPTH_POINTS,
@@ -22,14 +23,15 @@ from cache.store.layout import (
 from cache.teacher.base import TeacherOutput
 
 
-def stored_samples(output: TeacherOutput, tokens: tuple[str, ...], spec: CacheSpec) -> list[StoredSample]:
-    """The teacher's output, of one view, as it is stored: encoded where it lies, then brought to the CPU.
+def encode_samples(output: TeacherOutput, tokens: tuple[str, ...], spec: CacheSpec) -> list[StoredSample]:
+    """Encode the teacher's output of one view on its device, and copy it to the CPU.
 
     Args:
-        tokens: what to call the samples where something is amiss.
+        tokens: names of the samples, for messages.
 
     Raises:
-        TeacherError, ConfigError: see `cache.store.codec.encode`; the heatmap is no probability.
+        TeacherError, ConfigError: see `cache.store.codec.encode`; the heatmap is no probability, or a map of the head
+            does not fit float16.
     """
     maps: dict[str, Tensor] = {}
     distortions = {}
@@ -54,18 +56,18 @@ def stored_samples(output: TeacherOutput, tokens: tuple[str, ...], spec: CacheSp
     ]
 
 
-def joined_views(
-    views: Sequence[list[StoredSample]], depth: Sequence[UInt16[np.ndarray, "N 3 P"] | None]
+def join_views(
+    views: Sequence[list[StoredSample]], depth: Sequence[UInt16[Tensor, "N 3 P"] | None]
 ) -> list[StoredSample]:
-    """The same samples, with the views that come one after another in one; what the codec did to them adds up.
+    """Join the views of each sample into one sample; the codec's errors add up.
 
     Args:
-        depth: what is kept of each sample's points in the cameras, if it is.
+        depth: the codes of each sample's points in the cameras, or None.
     """
     return [
         StoredSample(
             arrays={name: np.concatenate([one.arrays[name] for one in sample]) for name in sample[0].arrays}
-            | ({} if codes is None else {DEPTH_POINTS: codes}),
+            | ({} if codes is None else {DEPTH_POINTS: codes.numpy()}),
             distortion={
                 name: sum((one.distortion[name] for one in sample), start=Distortion()) for name in sample[0].distortion
             },

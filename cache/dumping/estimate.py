@@ -1,4 +1,4 @@
-"""What a dump will cost, from a handful of frames, before anything is written."""
+"""Estimate a dump's size and time from a few frames, before anything is written."""
 
 import shutil
 import time
@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from cache.dumping.encode import joined_views, stored_samples
-from cache.dumping.run import DumpConfig
-from cache.dumping.spec_builder import DumpedFrames, PreparedFrames, spec_of
+from cache.dumping.config import DumpConfig
+from cache.dumping.encode import join_views
+from cache.dumping.setup import DumpSetup
 from cache.errors import StoreError
-from cache.geometry.views import sample_label
 from cache.nuscenes.frames import Frames
-from cache.spec import CacheSpec
-from cache.store.codec import Distortion
+from cache.store.distortion import Distortion
 from cache.store.format import pack_chunk
 from cache.store.layout import SampleArray, StoredSample, sample_arrays
 from cache.teacher.base import Teacher
@@ -39,7 +36,7 @@ class ViewPlan:
     name: str
     bytes: float
     seconds: float
-    """Loading, the teacher, encoding."""
+    """An equal share of loading, the teacher and encoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +63,7 @@ class Plan:
         return self.bytes_per_sample * self.samples
 
     def require_room(self) -> None:
-        """Insist that the store fits on its disk.
+        """Check that the store fits on its disk.
 
         Raises:
             StoreError: it does not.
@@ -82,16 +79,16 @@ class Plan:
 
 
 def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes: int = 4) -> Plan:
-    """Run the teacher on some frames, spread evenly, and measure what they would take.
+    """Prepare, encode and compress some frames, spread evenly, and measure their cost; nothing is written.
 
     Raises:
         TeacherError, ConfigError, DataError: see `cache.dumping.run.dump`.
     """
-    spec = spec_of(config.layers, config.head_maps, config.views, config.depth, frames, teacher)
+    setup = DumpSetup.of(config, frames, teacher)
     positions = np.unique(np.linspace(0, len(frames) - 1, min(probes, len(frames))).astype(int)).tolist()
     began = time.monotonic()
-    samples, seconds = _probed(config, frames, teacher, positions, spec)
-    arrays = sample_arrays(spec)
+    samples, seconds = _encode_timed(setup, positions)
+    arrays = sample_arrays(setup.spec)
     sizes = _sizes(samples, arrays, config.zstd_level)
     elapsed = time.monotonic() - began
     shards = -(-len(frames) // config.samples_per_shard)
@@ -103,7 +100,7 @@ def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes
             ViewPlan(
                 name=name, bytes=sum(sizes[a.name][view] for a in arrays.values() if a.views), seconds=seconds[view]
             )
-            for view, name in enumerate(spec.views)
+            for view, name in enumerate(setup.spec.views)
         ),
         files=shards * (len(sizes) + 1),
         seconds_per_sample=elapsed / len(samples),
@@ -111,23 +108,17 @@ def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes
     )
 
 
-def _probed(
-    config: DumpConfig, frames: Frames, teacher: Teacher, positions: list[int], spec: CacheSpec
-) -> tuple[list[StoredSample], list[float]]:
-    """The frames as they would be stored, and the seconds that each view took for one frame."""
-    dumped = DumpedFrames(prepared=PreparedFrames.of(frames, teacher, config.views), depth=spec.depth)
-    views, seconds, codes = [], [], []
-    for view, name in enumerate(spec.views):
+def _encode_timed(setup: DumpSetup, positions: list[int]) -> tuple[list[StoredSample], list[float]]:
+    """The frames as they would be stored, and each view's seconds for one frame, with its share of loading."""
+    began = time.monotonic()
+    frames = [setup.prepared[position] for position in positions]
+    loading_s = (time.monotonic() - began) / len(setup.spec.views)
+    views, seconds = [], []
+    for view in range(len(setup.spec.views)):
         began = time.monotonic()
-        samples = []
-        for position in positions:
-            inputs, seen = dumped[position * len(spec.views) + view]
-            with torch.inference_mode():
-                samples += stored_samples(teacher([inputs]), (sample_label(frames.tokens[position], name),), spec)
-            codes.append(None if seen is None else seen.numpy())
-        views.append(samples)
-        seconds.append((time.monotonic() - began) / len(positions))
-    return joined_views(views, codes[: len(positions)]), seconds
+        views.append([sample for frame in frames for sample in setup.encode_view([frame], view)])
+        seconds.append((loading_s + time.monotonic() - began) / len(positions))
+    return join_views(views, [frame.depth for frame in frames]), seconds
 
 
 def _sizes(samples: list[StoredSample], arrays: dict[str, SampleArray], zstd_level: int) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""frames -> teacher -> writer. Loading, the teacher and writing overlap; memory holds a few batches."""
+"""Dump a teacher: frames -> teacher -> writer. Loading, the teacher and writing overlap; memory holds a few batches."""
 
 import time
 from collections import deque
@@ -7,59 +7,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
-import torch
-from pydantic import Field, PositiveInt
-
-from cache.config import Strict
-from cache.dumping.encode import joined_views, stored_samples
-from cache.dumping.spec_builder import DumpedFrames, PreparedFrames, spec_of
+from cache.dumping.config import DumpConfig
+from cache.dumping.setup import DumpSetup
 from cache.errors import UnsealedError
-from cache.geometry.views import CANONICAL, ViewsConfig, sample_label
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
-from cache.spec import CodecSpec
-from cache.store.layout import Layout, StoredSample
+from cache.store.layout import StoredSample
 from cache.store.partition import WHOLE, Part
 from cache.store.writer import StoreWriter
 from cache.teacher.base import Teacher
-from cache.versions import software_versions
-
-
-class DumpConfig(Strict):
-    """What to dump. Layers after a ReLU take codec kind unsigned, others signed."""
-
-    teacher: str
-    """An mmdet3d config: a file, or a name of mmdet3d's model zoo."""
-    version: str = "v1.0-trainval"
-    splits: tuple[str, ...] = ("train", "val")
-    layers: dict[str, CodecSpec] = Field(
-        default_factory=lambda: {name: CodecSpec() for name in ("head", "backbone0", "backbone1", "backbone2")}
-    )
-    head_maps: bool = True
-    """Keep the head's other maps as float16 too: the cached teacher can be evaluated, and boxes be drawn."""
-    views: ViewsConfig = CANONICAL
-    depth: bool = False
-    """Keep the key sweep's points in the cameras: a training that learns depth then needs no LiDAR file."""
-    samples_per_shard: int = Field(32, ge=1, le=64)
-    zstd_level: int = Field(1, ge=1, le=19)
-    batch_size: PositiveInt = 4
-    """Frames that the teacher sees at once, all in one view; never from two shards, so that a resumed dump forms the
-    same batches."""
-    workers: int = Field(4, ge=0)
-    """Processes that load points and voxelise."""
-
-    @property
-    def layout(self) -> Layout:
-        """How the store is cut into files."""
-        return Layout(samples_per_shard=self.samples_per_shard, zstd_level=self.zstd_level)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DumpProgress:
-    """How far a dump is; rates are over this run."""
+    """Progress of a dump; rates are over this run."""
 
     done: int
     total: int
@@ -70,7 +33,7 @@ class DumpProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class DumpReport:
-    """What a dump did."""
+    """Result of a dump."""
 
     path: Path
     samples: int
@@ -96,16 +59,14 @@ def dump(
     out: Path,
     progress: Callable[[DumpProgress], None] = lambda _: None,
     part: Part = WHOLE,
-    redo: Collection[int] | None = None,
 ) -> DumpReport:
     """Run the teacher over all frames that the store still lacks, and seal it once it lacks none.
 
-    A resumed dump writes the same bytes as an uninterrupted one, as far as the teacher repeats its own.
+    A resumed dump writes the same bytes as an uninterrupted one if the teacher is deterministic.
 
     Args:
         progress: called after each batch.
         part: which of the shards to write, where several processes share the dump.
-        redo: shards to write again; None unless the store is being repaired.
 
     Raises:
         TeacherError: the teacher gives values that are not finite, or maps that do not fit its grids.
@@ -114,50 +75,43 @@ def dump(
         UnsealedError: the dump was interrupted.
         StoreError: see `StoreWriter`.
     """
+    return fill_store(DumpSetup.of(config, frames, teacher), out, progress, part)
+
+
+def fill_store(
+    setup: DumpSetup,
+    out: Path,
+    progress: Callable[[DumpProgress], None] = lambda _: None,
+    part: Part = WHOLE,
+    redo: Collection[int] | None = None,
+) -> DumpReport:
+    """Write the shards that a store lacks; see `dump`.
+
+    Args:
+        redo: shards to write again; None unless the store is being repaired.
+    """
     began = time.monotonic()
-    with open_writer(config, frames, teacher, out, part, redo) as writer:
+    with setup.open_writer(out, part, redo) as writer:
         try:
-            done = _fill(writer, config, frames, teacher, progress)
+            done = _fill(writer, setup, progress)
         except KeyboardInterrupt:
             raise UnsealedError(
                 "the dump was interrupted", where=out, cure="Run the same command again to resume it"
             ) from None
         sealed = writer.seal()
-    seconds = time.monotonic() - began
     return DumpReport(
         path=Path(out),
-        samples=len(frames),
+        samples=setup.spec.data.samples,
         written=done.samples,
         bytes_written=done.bytes,
-        seconds=seconds,
+        seconds=time.monotonic() - began,
         sealed=sealed,
-    )
-
-
-def open_writer(
-    config: DumpConfig,
-    frames: Frames,
-    teacher: Teacher,
-    out: Path,
-    part: Part = WHOLE,
-    redo: Collection[int] | None = None,
-) -> StoreWriter:
-    """Create or resume the store of a dump; see `StoreWriter`."""
-    return StoreWriter(
-        out,
-        spec_of(config.layers, config.head_maps, config.views, config.depth, frames, teacher),
-        frames.tokens,
-        head_weights=teacher.head_weights(),
-        software=software_versions(),
-        layout=config.layout,
-        part=part,
-        redo=redo,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """Frames that the teacher sees at once, all of one shard."""
+    """Frames of one pass of the teacher, all of one shard."""
 
     shard: int
     positions: list[int]
@@ -170,45 +124,35 @@ class _Written:
     bytes: int = 0
 
 
-def _fill(
-    writer: StoreWriter,
-    config: DumpConfig,
-    frames: Frames,
-    teacher: Teacher,
-    progress: Callable[[DumpProgress], None],
-) -> _Written:
+def _fill(writer: StoreWriter, setup: DumpSetup, progress: Callable[[DumpProgress], None]) -> _Written:
     """Write the missing shards."""
-    batches = list(_batches(writer, config.batch_size))
+    batches = list(_batches(writer, setup.config.batch_size))
     total = sum(len(batch.positions) for batch in batches)
     done, began = _Written(), time.monotonic()
-    with closing(_overlapped(_jobs(writer, batches, config, frames, teacher), limit=2)) as results:
+    with closing(_overlapped(_jobs(writer, batches, setup), limit=2)) as results:
         for written in results:
             done = _Written(samples=done.samples + written.samples, bytes=done.bytes + written.bytes)
             progress(_progress(done, total, time.monotonic() - began))
     return done
 
 
-def _jobs(
-    writer: StoreWriter, batches: list[_Batch], config: DumpConfig, frames: Frames, teacher: Teacher
-) -> Iterator[Callable[[], _Written]]:
-    """Run the teacher over the batches, view after view; what is left to do of each is to write it."""
-    names = writer.spec.views
-    numbers = [[p * len(names) + v for p in batch.positions] for batch in batches for v in range(len(names))]
-    dumped = DumpedFrames(prepared=PreparedFrames.of(frames, teacher, config.views), depth=writer.spec.depth)
-    workers = config.workers if batches else 0
-    loaded = iter(Loader(dumped, batch_sampler=numbers, collate_fn=list, num_workers=workers))
-    for batch in batches:
-        views, codes = [], []
-        for name, one_view in zip(names, islice(loaded, len(names)), strict=True):
-            labels = tuple(sample_label(frames.tokens[position], name) for position in batch.positions)
-            with torch.inference_mode():
-                views.append(stored_samples(teacher([inputs for inputs, _ in one_view]), labels, writer.spec))
-            codes.append([None if each is None else each.numpy() for _, each in one_view])
-        yield partial(_write, writer, batch, joined_views(views, codes[0]))
+def _jobs(writer: StoreWriter, batches: list[_Batch], setup: DumpSetup) -> Iterator[Callable[[], _Written]]:
+    """Run the teacher over the batches; each job writes what is encoded of one."""
+    workers = setup.config.workers if batches else 0
+    positions = [batch.positions for batch in batches]
+    loader = Loader(
+        setup.prepared,
+        batch_sampler=positions,
+        collate_fn=list,
+        num_workers=workers,
+        prefetch_factor=1 if workers else None,  # a batch holds all views: memory stays bounded
+    )
+    for batch, frames in zip(batches, loader, strict=True):
+        yield partial(_write, writer, batch, setup.encode(frames))
 
 
 def _overlapped(jobs: Iterable[Callable[[], _Written]], limit: int) -> Generator[_Written, None, None]:
-    """Work through jobs in order in another thread, at most `limit` of them waiting while the next is made here."""
+    """Run jobs in order in another thread, at most `limit` of them waiting while the next is made here."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
     waiting: deque[Future[_Written]] = deque()
     try:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.dumping.run import DumpConfig, DumpProgress, dump, open_writer
+from cache.dumping.config import DumpConfig
+from cache.dumping.run import DumpProgress, fill_store
+from cache.dumping.setup import DumpSetup
 from cache.errors import CorruptStoreError
 from cache.nuscenes.frames import Frames
 from cache.store.documents import node_documents, read_document, read_file
@@ -93,8 +95,9 @@ def repair(
         CorruptStoreError: the root document itself is damaged: nothing says any more what the store is.
         MismatchError: the teacher or the frames are not those of the store.
     """
-    open_writer(config, frames, teacher, Path(path), redo=()).close()  # the small files first: verify reads tokens
-    dump(config, frames, teacher, Path(path), progress, redo=verify(path).damaged_shards)
+    setup = DumpSetup.of(config, frames, teacher)
+    setup.open_writer(Path(path), redo=()).close()  # the small files first: verify reads tokens
+    fill_store(setup, Path(path), progress, redo=verify(path).damaged_shards)
     return verify(path)
 
 

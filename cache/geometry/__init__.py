@@ -1,0 +1,1 @@
+"""BEV grids, views of the BEV space, and points in cameras."""

@@ -1,4 +1,4 @@
-"""The bird's-eye-view grid: the one place that decides range, cell size, axis order and frame."""
+"""BevGrid: range, cell size, axis order and frame of bird's-eye-view maps."""
 
 from typing import Literal
 
@@ -27,7 +27,7 @@ class BevGrid(Strict):
     """Size of a cell along x and along y."""
     frame: Frame = "lidar"
     axes: Literal["yx", "xy"] = "yx"
-    """What a map's rows and its columns run along."""
+    """Axes of a map's rows and columns."""
 
     @model_validator(mode="after")
     def _whole_cells(self) -> "BevGrid":
@@ -48,17 +48,17 @@ class BevGrid(Strict):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(H, W): how many rows and columns a map has."""
+        """(H, W): numbers of rows and columns."""
         (x0, x1), (y0, y1), (cell_x, cell_y) = self.x_range_m, self.y_range_m, self.cell_m
         return self._by_axis(round((y1 - y0) / cell_y), round((x1 - x0) / cell_x))
 
     def to_cells(self, xy_m: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
         """Metres (x, y) to continuous cell coordinates (column, row)."""
-        return self._turned((xy_m - self._origin) / np.asarray(self.cell_m))
+        return self._swap_axes((xy_m - self._origin) / np.asarray(self.cell_m))
 
     def to_metres(self, cells: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
         """Continuous cell coordinates (column, row) to metres (x, y)."""
-        return self._turned(cells) * np.asarray(self.cell_m) + self._origin
+        return self._swap_axes(cells) * np.asarray(self.cell_m) + self._origin
 
     @property
     def cell_matrix(self) -> Float[np.ndarray, "3 3"]:
@@ -73,7 +73,7 @@ class BevGrid(Strict):
         return self.to_metres(np.stack([columns, rows], axis=-1) + 0.5)
 
     def coarser(self, factor: int) -> "BevGrid":
-        """The grid over the same range with cells `factor` times as long: that of a map after a stride of `factor`."""
+        """The grid over the same range with cells `factor` times as long: that of a map at stride `factor`."""
         return self.model_copy(update={"cell_m": (self.cell_m[0] * factor, self.cell_m[1] * factor)})
 
     def resized(self, shape: tuple[int, int]) -> "BevGrid":
@@ -90,6 +90,6 @@ class BevGrid(Strict):
         """(along y, along x) to (rows, columns), and back: the swap is its own inverse."""
         return (along_y, along_x) if self.axes == "yx" else (along_x, along_y)
 
-    def _turned(self, pairs: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
+    def _swap_axes(self, pairs: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
         """(along x, along y) to (column, row), and back."""
         return pairs if self.axes == "yx" else pairs[..., ::-1]

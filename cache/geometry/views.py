@@ -1,7 +1,7 @@
-"""Views of the BEV space: the similarities under which a teacher sees a frame, and what moves with them.
+"""Views: passes of the teacher over moved points, and the BEV matrices that move points and boxes.
 
-A view's matrix takes the canonical LiDAR frame to the view's BEV frame. It is kept as float32, and points are moved by
-the very numbers that are kept: whoever replays a view has the matrix that was realised.
+A view's matrix maps the canonical LiDAR frame to the view's BEV frame. It is stored as float32, and points are
+transformed by the stored numbers, so that a student that replays a view has exactly the teacher's matrix.
 """
 
 import hashlib
@@ -31,17 +31,17 @@ ViewName = Annotated[str, Field(pattern=r"^(canonical|flip_x|flip_y|flip_xy|draw
 
 
 class BevAugmentConfig(Strict):
-    """Augmentation of the BEV space as mmdet3d draws it (GlobalRotScaleTrans, then RandomFlip3D); off by default."""
+    """Augmentation of the BEV space as in mmdet3d (GlobalRotScaleTrans, then RandomFlip3D); off by default."""
 
     rotation_deg: tuple[float, float] = (0.0, 0.0)
     """Counter-clockwise about z."""
     scale: tuple[float, float] = (1.0, 1.0)
     translation_std_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Of a normal distribution about 0, along x, y and z."""
+    """Standard deviations of a normal distribution about 0, along x, y and z."""
     flip_x: bool = False
-    """Negate x with even odds: mmdet3d's vertical flip."""
+    """Negate x with probability 0.5: mmdet3d's vertical flip."""
     flip_y: bool = False
-    """Negate y with even odds: mmdet3d's horizontal flip."""
+    """Negate y with probability 0.5: mmdet3d's horizontal flip."""
 
     @model_validator(mode="after")
     def _possible_ranges(self) -> "BevAugmentConfig":
@@ -51,13 +51,13 @@ class BevAugmentConfig(Strict):
                 "a range of the BEV augmentation is impossible",
                 got=f"rotation_deg {self.rotation_deg}, scale {self.scale}, translation_std_m {self.translation_std_m}",
                 expected="ranges from low to high, scales above 0, deviations of at least 0",
-                cure="Mend the range",
+                cure="Correct the range",
             )
         return self
 
 
 PUBLIC_AUGMENT = BevAugmentConfig(rotation_deg=(-22.5, 22.5), scale=(0.95, 1.05), flip_x=True, flip_y=True)
-"""What the public BEVDet, BEVDepth and DistillBEV recipes draw in every step."""
+"""The augmentation of the public BEVDet, BEVDepth and DistillBEV recipes."""
 
 
 class DrawnViews(Strict):
@@ -72,10 +72,10 @@ class ViewsConfig(Strict):
 
     canonical: bool = True
     reflections: Literal[0, 2, 4] = 0
-    """2: as it is, and y negated, the flip that all of mmdet3d's nuScenes teachers were trained with. 4: x as well, and
-    both. The first of them is the canonical view, which is kept once."""
+    """2: canonical, and y negated, the flip that all of mmdet3d's nuScenes teachers were trained with. 4: x negated,
+    and both, as well."""
     drawn: NonNegativeInt = 0
-    """Views whose matrices are drawn from `augment`, for each sample anew."""
+    """Number of views whose matrices are drawn from `augment`, for each sample separately."""
     seed: NonNegativeInt = 0
     augment: BevAugmentConfig = PUBLIC_AUGMENT
 
@@ -101,10 +101,10 @@ CANONICAL = ViewsConfig()
 
 
 def require_views(names: Sequence[str], drawn: DrawnViews | None) -> None:
-    """Insist on at least one view, each once and in its order, and on `drawn` where there are drawn ones.
+    """Check for at least one view, each once and in order, and for `drawn` where some are drawn.
 
     Raises:
-        ConfigError: they are other ones.
+        ConfigError: one of these fails.
     """
     fixed = [name for name in REFLECTIONS if name in names]
     ordered = fixed + [f"drawn{k}" for k in range(len(names) - len(fixed))]
@@ -117,7 +117,7 @@ def require_views(names: Sequence[str], drawn: DrawnViews | None) -> None:
 
 
 def describe_views(names: Sequence[str], drawn: DrawnViews | None) -> str:
-    """The views of a store as a person reads them."""
+    """The views of a store as text."""
     if drawn is None:
         return ", ".join(names)
     ranges = ", ".join(f"{name} {value}" for name, value in drawn.augment.model_dump(exclude_defaults=True).items())
@@ -138,15 +138,15 @@ def view_matrices(names: Sequence[str], drawn: DrawnViews | None, token: str) ->
 
 
 def sample_label(token: str, name: str) -> str:
-    """A token with its view, for messages; the canonical view goes without saying."""
+    """A token and its view unless canonical, for messages."""
     return token if name == "canonical" else f"{token}, view {name}"
 
 
 def bev_matrix(config: BevAugmentConfig, rng: np.random.Generator | None) -> Matrix:
-    """LiDAR -> augmented BEV: rotate, scale, translate, then negate x and y with even odds, the public code's order.
+    """Random LiDAR -> augmented BEV: rotate, scale, translate, then negate x and y, in the public code's order.
 
     Args:
-        rng: where the draws come from; None for evaluation (the identity).
+        rng: None for evaluation (the identity).
     """
     matrix = np.eye(4)
     if rng is None:
@@ -165,7 +165,7 @@ def bev_matrix(config: BevAugmentConfig, rng: np.random.Generator | None) -> Mat
 
 
 def transform_points(points: Float[np.ndarray, "N D"], matrix: Matrix) -> Float[np.ndarray, "N D"]:
-    """Points (x, y, z, ...) under a view's matrix; what follows z stays."""
+    """Points (x, y, z, ...) under a view's matrix; columns after z are unchanged."""
     linear, offset_m = matrix[:3, :3].astype(np.float32), matrix[:3, 3].astype(np.float32)
     return np.concatenate([points[:, :3] @ linear.T + offset_m, points[:, 3:]], axis=1)
 
@@ -189,9 +189,9 @@ def transform_boxes(boxes: Float[np.ndarray, "M 9"], matrix: Matrix) -> Float[np
 def nearest_view(
     realised: Float[np.ndarray, "B 4 4"], stored: Float[np.ndarray, "B V 4 4"], radius_m: float = 30.0
 ) -> Int[np.ndarray, "B"]:
-    """The stored view of each sample from which the realised one is the shortest way, by `residual_displacement_m`.
+    """The stored view of each sample with the least `residual_displacement_m` of R = realised @ inv(stored).
 
-    What remains is R = realised @ inv(stored). One reflection is nearer than half a turn, which reflects both axes.
+    One reflection is nearer than half a turn, which reflects both axes.
 
     Args:
         realised: each sample's BEV matrix in training.
@@ -202,7 +202,7 @@ def nearest_view(
 
 
 def residual_displacement_m(matrices: Float[np.ndarray, "B V 4 4"], radius_m: float = 30.0) -> Float[np.ndarray, "B V"]:
-    """How far each matrix moves the ground at `radius_m` from the origin, as a root mean square; 0 for the identity.
+    """Root mean square displacement of the points at `radius_m` from the origin under each matrix; 0 for the identity.
 
     With A and t its linear part and offset in the plane: sqrt(radius^2 ||A - I||^2 / 2 + |t|^2), Frobenius norm.
     """

@@ -1,0 +1,1 @@
+"""The nuScenes data set: frames, LiDAR points and the loader."""

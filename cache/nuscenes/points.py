@@ -24,6 +24,11 @@ def load_points(frame: Frame, pipeline: PointPipeline) -> Float[np.ndarray, "N 5
     Raises:
         DataError: a file is missing or cut short, or holds a value that is not finite.
     """
+    return np.concatenate(load_sweeps(frame, pipeline))
+
+
+def load_sweeps(frame: Frame, pipeline: PointPipeline) -> list[Float[np.ndarray, "_ 5"]]:
+    """The points of `load_points`, sweep by sweep; the first are the key frame's own."""
     key, *past = frame.sweeps[: 1 + pipeline.past_sweeps]
     own = _read_sweep(key.path)
     clouds = [own]
@@ -37,19 +42,23 @@ def load_points(frame: Frame, pipeline: PointPipeline) -> Float[np.ndarray, "N 5
         )
         points[:, 4] = sweep.lag_s
         clouds.append(points)
-    return np.concatenate(clouds)
+    return clouds
 
 
-def camera_points(frame: Frame, nearest_m: float = 0.0) -> list[Float[np.ndarray, "_ 3"]]:
+def camera_points(
+    frame: Frame, nearest_m: float = 0.0, key_sweep: Float[np.ndarray, "N 5"] | None = None
+) -> list[Float[np.ndarray, "_ 3"]]:
     """u, v (original pixels) and depth (metres along the optical axis) of the key sweep's points in each image.
 
     Args:
         nearest_m: points that are not farther away than this are left out.
+        key_sweep: the key frame's own points if they have been loaded already.
 
     Raises:
         DataError: see `load_points`.
     """
-    points = load_points(frame, KEY_SWEEP_ONLY)[:, :3].astype(np.float64)
+    own = load_points(frame, KEY_SWEEP_ONLY) if key_sweep is None else key_sweep
+    points = own[:, :3].astype(np.float64)
     found = []
     for camera in frame.cameras:
         lidar_to_camera = np.linalg.inv(camera.to_lidar)

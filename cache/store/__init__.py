@@ -1,0 +1,1 @@
+"""The store: its Zarr layout, reading and writing."""

@@ -1,4 +1,4 @@
-"""Files that survive a crash, and leases that do not survive their holder."""
+"""Atomic writes of files, and leases that end with their process."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ class Leases:
     """
 
     _ROOT = 2**40
-    """The byte that stands for the root document."""
+    """The byte of the root document."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -37,13 +37,13 @@ class Leases:
             raise StoreBusyError(
                 "another process is writing there",
                 where=self._path.parent.parent,
-                got=f"shards {shards.start} .. {shards.stop - 1} asked for",
+                got=f"a request for shards {shards.start} .. {shards.stop - 1}",
                 cure="Wait for it to finish, or stop it and run this again to resume",
             ) from None
 
     @contextmanager
     def root(self) -> Iterator[None]:
-        """Wait for the right to write the documents; the holder is alone and quick."""
+        """Wait for the right to write the documents, which other processes hold only for moments."""
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, self._ROOT)
         try:
             yield
@@ -51,12 +51,12 @@ class Leases:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, self._ROOT)
 
     def close(self) -> None:
-        """Give all leases back."""
+        """Release all leases."""
         os.close(self._file)
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: after a crash there is the old one or the new one."""
+    """Replace a file atomically: after a crash there is either the old one or the new one."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         file.write(data)
@@ -76,8 +76,8 @@ def fsync_folder(path: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into errors that name the store and a cure."""
+def store_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError into a StoreError that names the store and a cure."""
     try:
         yield
     except OSError as error:

@@ -66,7 +66,7 @@ class TeacherBatch:
         return replace(self._each(lambda tensor: tensor[:samples]), tokens=self.tokens[:samples])
 
     def row(self, row: int) -> dict[str, np.ndarray]:
-        """The memory of one sample of a batch on the CPU, by stored array; not the canvas mask, which is stored packed."""
+        """The memory of one sample (batch on the CPU), by stored array; not the canvas mask, which is stored packed."""
         buffers = {HEATMAP: self.heatmap}
         for name, layer in self.features.items():
             buffers[feature_array(name)] = layer.values
@@ -76,13 +76,9 @@ class TeacherBatch:
         return {name: tensor[row].numpy() for name, tensor in buffers.items()}
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "TeacherBatch":
-        features = {
-            name: replace(layer, values=change(layer.values), scale=change(layer.scale))
-            for name, layer in self.features.items()
-        }
         return replace(
             self,
-            features=features,
+            features={name: layer.apply(change) for name, layer in self.features.items()},
             heatmap=change(self.heatmap),
             canvas_mask=change(self.canvas_mask),
             head_maps={name: change(maps) for name, maps in self.head_maps.items()},

@@ -1,15 +1,12 @@
-"""float32 features <-> what is stored, with a measured error."""
+"""Quantisation of float32 features, and back."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.config import Strict
 from cache.errors import ConfigError, TeacherError
 from cache.spec import CodecSpec
 
@@ -18,7 +15,7 @@ FLOAT16_MAX = 65504.0
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Features as they are stored: 8 bits wide until they are on the device that trains.
+    """Features as they are stored, to be decoded on the device that trains.
 
     values: uint8 (unsigned), int8 (signed) or float16, (..., C, H, W).
     scale: size of the largest code's step, (..., C); 1 for float16.
@@ -31,17 +28,17 @@ class Encoded:
     def __repr__(self) -> str:
         return f"Encoded({describe(self.values)}; {self.codec})"
 
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "Encoded":
+        """The same features, with a function applied to values and scale."""
+        return replace(self, values=change(self.values), scale=change(self.scale))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Encoded":
         """The same features on another device, still encoded."""
-        return replace(
-            self,
-            values=self.values.to(device, non_blocking=non_blocking),
-            scale=self.scale.to(device, non_blocking=non_blocking),
-        )
+        return self.apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Encoded":
         """The same features in page-locked memory, from which a copy to a GPU does not block."""
-        return replace(self, values=self.values.pin_memory(), scale=self.scale.pin_memory())
+        return self.apply(Tensor.pin_memory)
 
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The features, (..., C, H, W), on the device where the values are.
@@ -59,38 +56,8 @@ class Encoded:
 
 
 def describe(tensor: Tensor) -> str:
-    """Type and shape, as a person reads them."""
+    """Type and shape, as in "uint8 384 x 128 x 128"."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {' x '.join(map(str, tensor.shape))}"
-
-
-class Distortion(Strict):
-    """What a codec did to some values; sums, so that those of two samples add up to that of both."""
-
-    signal: float = 0.0
-    """Sum of squares of the values."""
-    noise: float = 0.0
-    """Sum of squares of the errors."""
-    largest: float = 0.0
-    """Largest absolute error."""
-    saturated: int = 0
-    """Values beyond the code's range (float16: 65504; the other kinds scale to the largest value and have none)."""
-    values: int = 0
-
-    def __add__(self, other: "Distortion") -> "Distortion":
-        return Distortion(
-            signal=self.signal + other.signal,
-            noise=self.noise + other.noise,
-            largest=max(self.largest, other.largest),
-            saturated=self.saturated + other.saturated,
-            values=self.values + other.values,
-        )
-
-    @property
-    def sqnr_db(self) -> float:
-        """Signal-to-quantisation-noise ratio, 10 log10(signal / noise); infinite where nothing was lost."""
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
 
 
 def encode(
@@ -155,58 +122,6 @@ def shared_step(
     allowed = 12 * energy.sum(-1, keepdim=True) / 10 ** (sqnr_db / 10) - before
     steps = (allowed.clamp_min(0) / free.clamp_min(1)).sqrt()
     return steps.amin(-1, keepdim=True).to(peak.dtype)
-
-
-def measure(features: Float[Tensor, "B C H W"], encoded: Encoded) -> list[Distortion]:
-    """What encoding did to each of B samples (in float64, where no square of a float32 overflows)."""
-    values = features.float()
-    error = values - encoded.decode()
-    norm = partial(torch.linalg.vector_norm, dim=(-3, -2, -1))
-    signal, noise = (norm(x, dtype=torch.float64).square().tolist() for x in (values, error))
-    largest = error.abs().amax((-3, -2, -1)).tolist()
-    saturated = [0] * len(values)
-    if encoded.codec.kind == "float16":
-        saturated = (values.abs() > FLOAT16_MAX).sum((-3, -2, -1)).tolist()
-    return [
-        Distortion(signal=s, noise=n, largest=most, saturated=beyond, values=values[0].numel())
-        for s, n, most, beyond in zip(signal, noise, largest, saturated, strict=True)
-    ]
-
-
-def expected_sqnr_db(encoded: Encoded) -> Float[Tensor, "*n"]:
-    """The ratio that rounding leaves, from what is stored alone: for each of (..., C, H, W) all features of a sample.
-
-    Rounding to steps of size s adds s^2 / 12 to each value that is not 0 (Bennett 1948). At a code q the step is
-    s / g (|q| / L)^(1/g - 1) with companding g; that of a float16 is its last bit. Values that became 0 are counted as
-    exact, as they are after a ReLU. Infinite where nothing is stored but zeros.
-    """
-    values, codec = encoded.decode(), encoded.codec
-    if codec.kind == "float16":
-        steps = torch.ldexp(torch.ones_like(values), (torch.frexp(values).exponent - 11).clamp_min(-24))
-    else:
-        steps = encoded.scale[..., None, None]
-        if codec.companding != 1:
-            part = (encoded.values.float().abs() / codec.levels).clamp_min(1 / codec.levels)
-            steps = steps / codec.companding * part ** (1 / codec.companding - 1)
-    total = partial(torch.linalg.vector_norm, dim=(-3, -2, -1), dtype=torch.float64)
-    signal, noise = total(values), total((values != 0) * steps)
-    return torch.where(signal == 0, torch.inf, 20 * torch.log10(signal / noise) + 10 * math.log10(12)).float()
-
-
-def require_budget(distortion: Distortion, codec: CodecSpec, where: str) -> None:
-    """Insist on the codec's declared fidelity.
-
-    Raises:
-        ConfigError: the measured ratio is below `codec.min_sqnr_db`.
-    """
-    if distortion.sqnr_db < codec.min_sqnr_db:
-        raise ConfigError(
-            "the codec loses more of a layer than its budget allows",
-            where=where,
-            got=f"an SQNR of {distortion.sqnr_db:.1f} dB with {codec.kind}, {codec.bits} bits",
-            expected=f"at least {codec.min_sqnr_db:g} dB (min_sqnr_db)",
-            cure="Give the layer more bits, codec kind float16, or a lower min_sqnr_db",
-        )
 
 
 def _require_finite(peak: Float[Tensor, "*n C"], layer: str, tokens: Sequence[str]) -> None:

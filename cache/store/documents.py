@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +13,7 @@ from pydantic import Field
 from cache.config import Strict
 from cache.errors import ConfigError, CorruptStoreError, MismatchError, StoreError
 from cache.spec import FORMAT_VERSION, CacheSpec
-from cache.store.codec import Distortion
+from cache.store.distortion import Distortion
 from cache.store.format import REPAIR
 from cache.store.layout import ROOT, Layout, record_key
 
@@ -58,6 +60,19 @@ class ShardRecord(Strict):
     """By array."""
     distortion: dict[str, Distortion]
     """By layer, over the shard's samples."""
+
+
+def codec_report(records: Sequence[ShardRecord]) -> dict[str, LayerReport]:
+    """The error of each layer over all shards."""
+    report = {}
+    for name in records[0].distortion:
+        total = sum((record.distortion[name] for record in records), start=Distortion())
+        report[name] = LayerReport(
+            sqnr_db=total.sqnr_db if math.isfinite(total.sqnr_db) else None,
+            largest_error=total.largest,
+            saturated_fraction=total.saturated / total.values,
+        )
+    return report
 
 
 def read_attributes(store: Path) -> StoreAttributes:

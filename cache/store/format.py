@@ -2,7 +2,7 @@
 
 A shard file of Zarr v3 ("sharding_indexed", zarr-specs) is its chunks one after another, then the index: offset and
 length of each chunk as little-endian uint64, both 2^64 - 1 where a chunk is absent, and a crc32c. A chunk here is
-zstd's frame and a crc32c of it.
+a zstd frame and its crc32c.
 """
 
 import google_crc32c

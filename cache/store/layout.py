@@ -30,7 +30,7 @@ from pydantic import Field
 
 from cache.config import Strict
 from cache.spec import CacheSpec
-from cache.store.codec import Distortion
+from cache.store.distortion import Distortion
 
 ROOT = "zarr.json"
 MANIFEST = "manifest"

@@ -1,4 +1,4 @@
-"""Which shards a process writes, where several share a dump."""
+"""Division of a dump's shards among processes."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from cache.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Which shards a process writes: block `index` of `count`, so that processes share a dump without talking."""
+    """The shards that a process writes, block `index` of `count`: processes share a dump without communication."""
 
     index: int = 0
     count: int = 1
@@ -25,10 +25,10 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> "Part":
-        """A part written "i/n".
+        """The part written "i/n".
 
         Raises:
-            ConfigError: it is not.
+            ConfigError: the text has another form, or there is no such part.
         """
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if match is None:
@@ -37,7 +37,7 @@ class Part:
 
     @classmethod
     def of_rank(cls, environment: Mapping[str, str]) -> "Part":
-        """The part of a process that torchrun started (RANK of WORLD_SIZE); the whole where it did not."""
+        """The part of a process of torchrun (RANK of WORLD_SIZE); the whole without torchrun."""
         return cls(index=int(environment.get("RANK", 0)), count=int(environment.get("WORLD_SIZE", 1)))
 
     def shards(self, total: int) -> range:

@@ -14,10 +14,10 @@ from cache.store.small_arrays import map_array
 
 
 def require_free_folder(path: Path) -> None:
-    """Refuse to mix a store with something else; a killed creation has left a manifest folder first of all.
+    """Check that the folder of a store is absent or empty, or has the manifest that is created first.
 
     Raises:
-        StoreError: there is something else.
+        StoreError: it holds something else.
     """
     if not path.exists() or (path / MANIFEST).is_dir():
         return
@@ -31,10 +31,10 @@ def require_free_folder(path: Path) -> None:
 
 
 def require_same_matrices(path: Path, matrices: Float[np.ndarray, "*n 4 4"]) -> None:
-    """Refuse to add samples under matrices that another version of numpy draws from the same seed.
+    """Check that the store's view matrices are these: another version of numpy may draw others from the same seed.
 
     Raises:
-        MismatchError: the store has others.
+        MismatchError: they differ.
     """
     with suppress(CorruptStoreError):  # a repair writes it again
         stored = map_array(path, VIEW_MATRIX, "<f4", matrices.shape)

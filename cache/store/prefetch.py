@@ -1,4 +1,4 @@
-"""The next batches of a cache, read by threads while the current one is used."""
+"""Reading of batches ahead, by threads."""
 
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
@@ -19,9 +19,9 @@ def prefetched(
     threads: int = 2,
     pin: bool = False,
 ) -> Generator[TeacherBatch, None, None]:
-    """Read batches of tokens ahead, each by one of `threads`, into buffers that are used again and again.
+    """Batches of a cache in order, read ahead by threads into reused buffers.
 
-    The tensors of a batch stay as they are until two more batches have been asked for: a copy of them to a device may
+    The tensors of a batch are overwritten once two more batches have been requested: a copy of them to a device may
     still run while the next batch is used.
 
     Args:
@@ -35,8 +35,8 @@ def prefetched(
     ring = [cache.buffers(batch_size, layers, head_maps, pin) for _ in range(threads + 1)]
     waiting: deque[Future[TeacherBatch]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as pool:
-        asked = ((tokens, None) for tokens in batches) if views is None else zip(batches, views, strict=True)
-        for number, (tokens, chosen) in enumerate(asked):
+        requests = ((tokens, None) for tokens in batches) if views is None else zip(batches, views, strict=True)
+        for number, (tokens, chosen) in enumerate(requests):
             if len(waiting) == threads:
                 yield waiting.popleft().result()
             waiting.append(pool.submit(cache.read, tokens, views=chosen, out=ring[number % len(ring)]))

@@ -1,4 +1,4 @@
-"""A shard on its way to disk: written beside its final names, made durable, renamed, then named by the manifest."""
+"""ShardWriter: files written beside their final names, made durable, renamed, then recorded in the manifest."""
 
 import os
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ import numpy as np
 
 from cache.errors import StoreError
 from cache.spec import CacheSpec
-from cache.store.atomic import explained, fsync_folder, write_durably
-from cache.store.codec import Distortion, require_budget
+from cache.store.atomic import fsync_folder, store_errors, write_durably
+from cache.store.distortion import Distortion, require_budget
 from cache.store.documents import ShardFile, ShardRecord, sign
 from cache.store.format import checksum_of, pack_chunk, pack_index
 from cache.store.layout import Layout, SampleArray, StoredSample, record_key, sample_arrays
 
 
 class ShardWriter:
-    """One shard on its way to disk, sample after sample: memory holds no more than what is being added.
+    """Writes one shard sample by sample; memory holds no more than the samples being added.
 
     Args:
         path: The store.
-        samples: How many the shard is to hold.
+        samples: Number of samples of the complete shard.
         pool: Threads that compress.
     """
 
@@ -52,7 +52,7 @@ class ShardWriter:
             for chunk in _chunks(sample, array)
         ]
         level = self._layout.zstd_level
-        with explained(self._path):
+        with store_errors(self._path):
             packed = list(self._pool.map(lambda item: pack_chunk(item[1], level), work))
             for (name, _), chunk in zip(work, packed, strict=True):
                 self._files[name].write(chunk)
@@ -63,15 +63,15 @@ class ShardWriter:
         return sum(map(len, packed))
 
     def commit(self) -> None:
-        """Make the shard durable, then name it in the manifest.
+        """Make the shard durable, then record it in the manifest.
 
         Raises:
             ConfigError: a layer's loss exceeds its budget.
-            StoreError: the disk refused.
+            StoreError: the files cannot be written.
         """
         for layer in self._spec.layers:
             require_budget(self._distortion[layer.name], layer.codec, f"layer {layer.name}, shard {self._shard}")
-        with explained(self._path):
+        with store_errors(self._path):
             files = {name: self._finish(array) for name, array in self._arrays.items()}
             for name in files:
                 fsync_folder(self._path / name)
@@ -79,9 +79,9 @@ class ShardWriter:
             write_durably(self._path / record_key(self._shard), sign(record.model_dump(mode="json")))
 
     def discard(self) -> None:
-        """Leave nothing of a shard that was not committed."""
+        """Remove the files of a shard that was not committed."""
         for name, file in self._files.items():
-            with suppress(OSError):  # A full disk fails the flush; these bytes are thrown away.
+            with suppress(OSError):  # a full disk fails the flush; these bytes are not needed
                 file.close()
             self._partial(self._arrays[name]).unlink(missing_ok=True)
 
@@ -89,7 +89,7 @@ class ShardWriter:
         return self._path / f"{array.key(self._shard)}.{os.getpid()}.partial"
 
     def _finish(self, array: SampleArray) -> ShardFile:
-        """Close a file with its index, make it durable and give it its name."""
+        """Append the index to a file, make it durable and give it its final name."""
         sizes = self._sizes[array.name]
         if len(sizes) != self._samples * array.chunks:
             raise StoreError(
@@ -108,7 +108,7 @@ class ShardWriter:
 
 
 def _chunks(sample: StoredSample, array: SampleArray) -> np.ndarray:
-    """Of one sample, along the first axis."""
+    """The chunks of a sample, along the first axis."""
     values = sample.arrays[array.name]
     if values.shape != array.sample_shape or values.dtype != array.dtype:
         raise StoreError(

@@ -1,0 +1,1 @@
+"""LiDAR teachers: the protocol, mmdet3d detectors as teachers, their checkpoints and their training."""

@@ -1,7 +1,4 @@
-"""How a command talks, to a person at a terminal, to a log file, to a machine.
-
-Reports go to stdout, progress and errors to stderr.
-"""
+"""Output of a command, on a terminal, in a log file and as JSON: reports on stdout, progress and errors on stderr."""
 
 import os
 import sys
@@ -19,58 +16,58 @@ from rich.protocol import is_renderable
 from cache.errors import OfflineDistillError
 
 LINE_EVERY_S = 5.0
-"""Between two lines of progress where there is no terminal."""
+"""Time between two lines of progress where stderr is no terminal."""
 
 # rich honours NO_COLOR and FORCE_COLOR.
 stdout, stderr = Console(), Console(stderr=True)
 
 
 def examples(*commands: str) -> str:
-    """The end of a command's help: one line for each example."""
+    """The epilog of a command's help: one line for each example."""
     return "\n\n".join(("Examples:", *commands)).replace("[", r"\[")
 
 
-def say(what: Any) -> None:
-    """Print a report: text neither wrapped nor coloured; a table folded only where a screen limits its width."""
-    if isinstance(what, str) or not is_renderable(what):
-        stdout.print(str(what), soft_wrap=True, highlight=False, markup=False)
+def print_report(report: Any) -> None:
+    """Print text, neither wrapped nor coloured, or a table, folded only where a screen limits its width."""
+    if isinstance(report, str) or not is_renderable(report):
+        stdout.print(str(report), soft_wrap=True, highlight=False, markup=False)
     elif stdout.is_terminal or "COLUMNS" in os.environ:
-        stdout.print(what)
+        stdout.print(report)
     else:
         unlimited = stdout.options.update(max_width=10_000)
-        Console(width=stdout.measure(what, options=unlimited).maximum).print(what)
+        Console(width=stdout.measure(report, options=unlimited).maximum).print(report)
 
 
 @contextmanager
-def answering(as_json: bool) -> Iterator[Callable[..., None]]:
-    """Where a report goes: yields what is to be called with it, and with what a person sees of it, if not its str.
+def report_writer(as_json: bool) -> Iterator[Callable[..., None]]:
+    """A function that writes a report to stdout: (report, *text), where text and tables replace the report's str.
 
     With `as_json` stdout gets the report's fields as one JSON object and nothing else: what libraries print meanwhile
     goes to stderr. A number that is not finite is null; an error has its parts and its `type`.
     """
-    machine = sys.stdout
+    output = sys.stdout
 
-    def answer(report: object, *shown: object) -> None:
+    def write(report: object, *text: object) -> None:
         if as_json:
-            machine.write(to_json(report, indent=2, inf_nan_mode="null", fallback=_plain).decode() + "\n")
+            output.write(to_json(report, indent=2, inf_nan_mode="null", fallback=_error_fields).decode() + "\n")
             return
-        for part in shown or (report,):
-            say(part)
+        for part in text or (report,):
+            print_report(part)
 
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        yield answer
+        yield write
 
 
-def _plain(value: object) -> dict[str, Any]:
+def _error_fields(value: object) -> dict[str, Any]:
     if not isinstance(value, OfflineDistillError):
-        raise TypeError(f"a report holds a {type(value).__name__}, which JSON cannot say")
+        raise TypeError(f"a report holds a {type(value).__name__}, which JSON cannot represent")
     parts = {name: None if part is None else str(part) for name, part in vars(value).items()}
     return {"type": type(value).__name__, **parts}
 
 
 @contextmanager
 def progress(unit: str) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal, lines elsewhere; yields what is to be called with (done, total) and perhaps a remark."""
+    """A function that shows progress, (done, total, remark=""): a bar on a terminal, lines elsewhere."""
     if not stderr.file.isatty():
         yield _Lines(unit=unit, began=time.monotonic())
         return
@@ -88,24 +85,24 @@ def progress(unit: str) -> Iterator[Callable[..., None]]:
 
 @dataclass(kw_only=True)
 class _Lines:
-    """A line for the first step, then one every few seconds, and the last."""
+    """Progress in lines: the first step, then one every few seconds, and the last."""
 
     unit: str
     began: float
-    said: float | None = None
+    printed: float | None = None
 
     def __call__(self, done: int, total: int, remark: str = "") -> None:
         now = time.monotonic()
-        if self.said is not None and done < total and now - self.said < LINE_EVERY_S:
+        if self.printed is not None and done < total and now - self.printed < LINE_EVERY_S:
             return
-        self.said = now
+        self.printed = now
         left = duration((now - self.began) / done * (total - done)) if done else "?"
         parts = f"{self.unit} {done}/{total}", f"{left} left" if done < total else duration(now - self.began), remark
         stderr.print(", ".join(filter(None, parts)), soft_wrap=True, highlight=False, markup=False)
 
 
 def duration(seconds: float) -> str:
-    """Seconds, for a person: the two largest units."""
+    """Seconds in the two largest units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes_left = divmod(minutes, 60)
     if hours:

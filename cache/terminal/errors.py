@@ -1,6 +1,6 @@
-"""How a command ends: with one message and an exit code that says which kind of end it was.
+"""Mapping of exceptions to messages and exit codes.
 
-0 fine; 1 an error, or damage that `verify` found; 2 a command line that does not parse (typer's own); 130 interrupted
+0 success; 1 an error, or damage that `verify` found; 2 an invalid command line (from typer); 130 interrupted
 (Ctrl-C); 143 terminated (SIGTERM).
 """
 
@@ -20,27 +20,27 @@ from cache.terminal.console import stderr
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: whatever ends well when interrupted ends well then, too."""
+    """SIGTERM, raised as an interruption so that the same clean-up runs."""
 
 
 @contextmanager
-def ending_well(debug: bool = False) -> Iterator[None]:
-    """Whatever ends a command becomes one message and the exit code that the documentation promises.
+def exit_codes(debug: bool = False) -> Iterator[None]:
+    """Turn an exception that ends a command into one message on stderr and the documented exit code.
 
     Args:
-        debug: Print tracebacks. Otherwise an error of ours has none, and a bug's is kept in a file.
+        debug: Print tracebacks. Otherwise this project's errors have none, and a bug's is kept in a file.
     """
-    before = signal.signal(signal.SIGTERM, _terminate(os.getpid()))
+    before = signal.signal(signal.SIGTERM, _sigterm_handler(os.getpid()))
     try:
-        with _our_warnings():
+        with _plain_warnings():
             yield
     except BaseException as error:
         interruption = _interruption(error)
         if interruption is None and (isinstance(error, SystemExit | BrokenPipeError) or hasattr(error, "exit_code")):
-            raise  # typer's own, and an end on purpose
+            raise  # typer's own, and sys.exit
         if debug:
             traceback.print_exception(error)
-        _complain(error, interruption)
+        _print_error(error, interruption)
         code = 1 if interruption is None else 143 if isinstance(interruption, Terminated) else 130
         raise SystemExit(code) from None
     finally:
@@ -48,24 +48,24 @@ def ending_well(debug: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _our_warnings() -> Iterator[None]:
-    """Within it, a warning of ours is a line on stderr, without the line of code that gave it."""
+def _plain_warnings() -> Iterator[None]:
+    """Print an OfflineDistillWarning as a line on stderr, without the line of code that issued it."""
     with warnings.catch_warnings():
-        python_shows = warnings.showwarning
+        default = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, OfflineDistillWarning):
                 stderr.print("[bold yellow]warning:[/]", end=" ")
                 stderr.print(str(message), soft_wrap=True, highlight=False, markup=False)
             else:
-                python_shows(message, category, *place, **more)
+                default(message, category, *place, **more)
 
         warnings.showwarning = show
         yield
 
 
-def _terminate(process: int) -> Callable[[int, FrameType | None], None]:
-    """The handler of SIGTERM in a process; its loader workers, which inherit the handler, just end."""
+def _sigterm_handler(process: int) -> Callable[[int, FrameType | None], None]:
+    """The handler of SIGTERM in a process; its loader workers, which inherit it, exit at once."""
 
     def handle(_: int, __: FrameType | None) -> None:
         if os.getpid() != process:
@@ -76,23 +76,23 @@ def _terminate(process: int) -> Callable[[int, FrameType | None], None]:
 
 
 def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The Ctrl-C or SIGTERM at the root of an error, which libraries wrap in errors and exits of their own."""
+    """The Ctrl-C or SIGTERM that caused an error; libraries wrap it in errors and exits of their own."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error
 
 
-def _complain(error: BaseException, interruption: KeyboardInterrupt | None) -> None:
+def _print_error(error: BaseException, interruption: KeyboardInterrupt | None) -> None:
     if interruption is not None and not isinstance(error, OfflineDistillError):
         stderr.print("[bold red]terminated[/]" if isinstance(interruption, Terminated) else "[bold red]interrupted[/]")
         return
-    told = error if isinstance(error, OfflineDistillError) else _told(error)
-    stderr.print(f"[bold red]error:[/] {type(told).__name__}:", end=" ")
-    stderr.print(str(told), soft_wrap=True, highlight=False, markup=False)
+    ours = error if isinstance(error, OfflineDistillError) else _converted(error)
+    stderr.print(f"[bold red]error:[/] {type(ours).__name__}:", end=" ")
+    stderr.print(str(ours), soft_wrap=True, highlight=False, markup=False)
 
 
-def _told(error: BaseException) -> OfflineDistillError:
-    """An error of the machine or a bug, in our words."""
+def _converted(error: BaseException) -> OfflineDistillError:
+    """A machine's error or a bug as an OfflineDistillError."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         cure = "Lower batch_size (--set batch_size=1, or --set training.batch_size=1), or give it a larger machine"
         return OfflineDistillError("the memory is full", got=str(error).partition("\n")[0] or None, cure=cure)

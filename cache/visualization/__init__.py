@@ -6,7 +6,21 @@ package loads neither torch nor matplotlib.
 
 import importlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cache.visualization.browser import CacheBrowser as CacheBrowser
+    from cache.visualization.html import to_html as to_html
+    from cache.visualization.pictures import energy as energy
+    from cache.visualization.pictures import maps as maps
+    from cache.visualization.pictures import plot as plot
+    from cache.visualization.pictures import plot_maps as plot_maps
+    from cache.visualization.report import write_html as write_html
+    from cache.visualization.statistics import survey as survey
+    from cache.visualization.summary import layer_table as layer_table
+    from cache.visualization.summary import statistics_table as statistics_table
+    from cache.visualization.summary import store_tables as store_tables
+    from cache.visualization.tables import Table as Table
 
 _FILES = {
     "browser": ("CacheBrowser",),

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from cache.store.codec import Encoded, expected_sqnr_db
+from cache.store.codec import Encoded
+from cache.store.distortion import expected_sqnr_db
 from cache.store.reader import TeacherCache
 
 KEPT_VALUES = 20_000

@@ -1,0 +1,1 @@
+"""Conversion of public checkpoints to student checkpoints."""

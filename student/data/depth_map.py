@@ -1,4 +1,4 @@
-"""The key frame's LiDAR points in its cameras -> the depth that a depth net is taught (BEVDepth, section 3.2)."""
+"""The key frame's LiDAR points in its cameras -> the depth targets of a depth net (BEVDepth, section 3.2)."""
 
 import numpy as np
 from jaxtyping import Float
@@ -17,9 +17,9 @@ def depth_map(
     stride = config.detector.image_stride
     rows, columns = (side // stride for side in config.image.size)
     depth = np.full((len(points), rows, columns), np.inf, dtype=np.float32)
-    for nearest, seen, matrix in zip(depth, points, image_matrices, strict=True):
-        pixels = seen[:, :2] @ matrix[:2, :2].T + matrix[:2, 2]
+    for nearest, in_camera, matrix in zip(depth, points, image_matrices, strict=True):
+        pixels = in_camera[:, :2] @ matrix[:2, :2].T + matrix[:2, 2]
         patch = np.floor((pixels + 0.5) / stride).astype(np.int64)
         inside = ((patch >= 0) & (patch < (columns, rows))).all(axis=1)
-        np.minimum.at(nearest, (patch[inside, 1], patch[inside, 0]), seen[inside, 2])
+        np.minimum.at(nearest, (patch[inside, 1], patch[inside, 0]), in_camera[inside, 2])
     return np.where(np.isinf(depth), 0, depth)

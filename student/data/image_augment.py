@@ -1,4 +1,4 @@
-"""Augmentation of images, as the matrices that were realised; that of the BEV space is in cache.geometry.views.
+"""Image augmentation, as realised matrices; BEV augmentation is in cache.geometry.views.
 
 Pixel coordinates are those of pixel centres: (0, 0) is the centre of the first pixel.
 """
@@ -22,7 +22,7 @@ def image_matrix(
 
     Args:
         source_size: (height, width) of the original image.
-        rng: where the draws come from; None for evaluation (no draw at all).
+        rng: None for evaluation, which draws nothing.
     """
     height, width = config.size
     source_height, source_width = source_size

@@ -1,4 +1,4 @@
-"""A camera's JPEG -> pixels, decoded no larger than they are needed."""
+"""Decode a camera's JPEG, no larger than needed."""
 
 import cv2
 import numpy as np

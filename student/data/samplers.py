@@ -1,4 +1,4 @@
-"""The order of a training's samples, and the seed of each one's augmentation."""
+"""Samplers: the order of a training's samples, and the seed of each one's augmentation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,19 @@ from jaxtyping import Int
 from torch.utils.data import Sampler
 
 from cache.spec import CLASSES
-from student.data.dataset import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleDraw:
+    """One position of a training's sequence: a frame, and the seed of its augmentation; None for no augmentation."""
+
+    index: int
+    seed: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shuffled:
-    """Every frame once."""
+    """Every frame once an epoch."""
 
     frames: int
 
@@ -56,10 +63,10 @@ class ClassBalanced:
 
 
 Order = Shuffled | ClassBalanced
-"""Called with an epoch's generator, the indices of its frames; as many as its length says."""
+"""Called with an epoch's generator, returns the indices of its len(order) frames."""
 
 
-class SeededSampler(Sampler[Draw]):
+class SeededSampler(Sampler[SampleDraw]):
     """The same global sequence of samples and draws for any number of workers and ranks.
 
     Position p of epoch e is frame order[p] and carries the seed (seed, e, p); rank r of R takes the positions
@@ -82,28 +89,28 @@ class SeededSampler(Sampler[Draw]):
         return len(self.order) // self.samples_per_step
 
     def go_to(self, step: int) -> None:
-        """Begin at a step, counted from the training's start, in the middle of an epoch perhaps."""
+        """Begin at a step counted from the training's start, which may be within an epoch."""
         self.epoch, steps = divmod(step, self.steps_per_epoch)
         self.start = steps * self.samples_per_step
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch; another epoch than before begins at its first sample."""
+        """Called by Lightning before each epoch; a new epoch begins at its first sample."""
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
-        """Of a whole epoch, wherever this one begins: Lightning counts what a resumed epoch has behind it."""
+        """Samples of a whole epoch on this rank: Lightning subtracts what a resumed epoch has done."""
         return self.steps_per_epoch * self.samples_per_step // self.ranks
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleDraw]:
         order = self.order(np.random.default_rng((self.seed, self.epoch)))
         end = self.steps_per_epoch * self.samples_per_step
         for position in range(self.start + self.rank, end, self.ranks):
-            yield Draw(index=int(order[position]), seed=(self.seed, self.epoch, position))
+            yield SampleDraw(index=int(order[position]), seed=(self.seed, self.epoch, position))
 
 
 class RankShare(Sampler[int]):
-    """A rank's share of a split: every ranks-th frame, equally many for all, the first ones again at the end."""
+    """A rank's share of a split: every ranks-th frame; equally many for all ranks, by repeating the first ones."""
 
     def __init__(self, frames: int, rank: int = 0, ranks: int = 1) -> None:
         self.frames, self.rank, self.ranks = frames, rank, ranks

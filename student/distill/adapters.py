@@ -1,28 +1,72 @@
-"""What feature maps go through before they are compared, and what that does to channels and grid."""
+"""Adapters: layers that make two feature maps comparable, and the channels and grid behind them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Literal
 
 from jaxtyping import Float
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cache.errors import MismatchError
+from cache.config import Strict
+from cache.errors import ConfigError, MismatchError
 from cache.geometry.grid import BevGrid
-from student.distill.config import AdapterConfig
+
+Channels = Literal["identity", "1x1conv", "3x3conv", "mlp", "2layer", "3layer"]
+Resizing = Literal[
+    "upsample",
+    "upsample_1x1conv",
+    "upsample_2layer",
+    "upsample_3layer",
+    "downsample_2layer",
+    "downsample_3layer",
+    "avgpool",
+    "avgpool_1x1conv",
+    "avgpool_3layer",
+    "maxpool",
+    "maxpool_1x1conv",
+]
+
+
+class AdapterConfig(Strict):
+    """Layers applied to a feature map before it is compared, named as in the public code; a bare string is a kind.
+
+    `upsample*`, `downsample*` and the pools change the number of cells by `factor`.
+    """
+
+    kind: Channels | Resizing = "identity"
+    factor: PositiveInt = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_kind(cls, values: Any) -> Any:
+        return {"kind": values} if isinstance(values, str) else values
+
+    @model_validator(mode="after")
+    def _factor_fits(self) -> "AdapterConfig":
+        resizes = self.kind.startswith(("upsample", "downsample", "avgpool", "maxpool"))
+        if resizes != (self.factor > 1):
+            raise ConfigError(
+                f"the adapter {self.kind!r} and its factor do not fit",
+                got=self.factor,
+                expected="2 or more" if resizes else "1: this adapter keeps the number of cells",
+                cure="Set `factor`, or choose an upsample_*, downsample_*, avgpool or maxpool adapter",
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureLayer:
-    """A map of features, (B, channels, H, W) over a grid."""
+    """Channels and grid of a layer of feature maps (B, channels, H, W)."""
 
     channels: int
     grid: BevGrid
 
 
 class Layered(nn.Sequential):
-    """`depth` times convolution, batch norm and ReLU; the first convolution may stride, the others are 1x1."""
+    """`depth` times convolution, batch norm and ReLU; kernel and stride are `stride` in the first, 1 in the others."""
 
     def __init__(self, channels: int, out: int, depth: int, stride: int) -> None:
         widths = [channels] * depth + [out]
@@ -34,10 +78,7 @@ class Layered(nn.Sequential):
 
 
 class CellConv(nn.Conv2d):
-    """A 3 x 3 convolution of one channel, as nine shifted sums.
-
-    Libraries' convolutions are made for many channels: here their backward pass takes seven times as long as this one.
-    """
+    """A 3 x 3 convolution of one channel, as nine shifted sums: the backward pass takes a seventh of Conv2d's time."""
 
     def __init__(self) -> None:
         super().__init__(1, 1, 3, padding=1)
@@ -61,10 +102,10 @@ CHANNELS: dict[str, Callable[[int, int], nn.Module]] = {
     "2layer": lambda channels, out: Layered(channels, out, depth=2, stride=1),
     "3layer": lambda channels, out: Layered(channels, out, depth=3, stride=1),
 }
-"""Adapters that change channels and keep the cells; all others keep the channels unless they end in one of these."""
+"""Adapters that change channels and keep the cells; the others keep the channels unless they end in one of these."""
 
 RESIZING: dict[str, Callable[[int], nn.Module]] = {
-    # Half-pixel centres: the fine map lies where the coarse one does in metres. (The public code aligns the corners.)
+    # Half-pixel centres keep features in place in metres. (The public code aligns the corners.)
     "upsample": lambda factor: nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False),
     "avgpool": lambda factor: nn.AvgPool2d(factor),
     "maxpool": lambda factor: nn.MaxPool2d(factor),
@@ -72,7 +113,7 @@ RESIZING: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build_adapter(config: AdapterConfig, channels: int, out: int) -> nn.Module:
-    """The module of a configuration, from `channels` to `out` (which only `changes_channels` kinds look at)."""
+    """The module of a configuration; `out` channels are for kinds that `changes_channels` is true of."""
     resizing, _, tail = config.kind.partition("_")
     if resizing == "downsample":
         return Layered(channels, out, depth=int(tail[0]), stride=config.factor)
@@ -83,12 +124,12 @@ def build_adapter(config: AdapterConfig, channels: int, out: int) -> nn.Module:
 
 
 def changes_channels(config: AdapterConfig) -> bool:
-    """Whether the adapter can give another number of channels than it gets."""
+    """Whether the adapter has a convolution that sets the number of channels."""
     return config.kind.endswith(("conv", "layer", "mlp"))
 
 
 def adapted_grid(config: AdapterConfig, grid: BevGrid, where: str) -> BevGrid:
-    """The grid behind an adapter.
+    """The grid of an adapter's output.
 
     Raises:
         MismatchError: the cells do not divide by the factor.
@@ -97,7 +138,7 @@ def adapted_grid(config: AdapterConfig, grid: BevGrid, where: str) -> BevGrid:
 
 
 def grid_before(config: AdapterConfig, grid: BevGrid, where: str) -> BevGrid:
-    """The grid in front of an adapter that leads to `grid`.
+    """The grid of an adapter's input, for the output's `grid`.
 
     Raises:
         MismatchError: the cells do not divide by the factor.

@@ -1,4 +1,4 @@
-"""How two grids lie to each other: over the same ground, with the same cells, or with some ground in common."""
+"""Alignment of two BEV grids: the same extent, the same cells, or an overlap."""
 
 import torch
 from jaxtyping import Float
@@ -7,26 +7,25 @@ from torch import Tensor
 from cache.errors import MismatchError
 from cache.geometry.grid import BevGrid
 
-_TIE_M = 1e-3
-"""Ends of a range nearer to each other than this are the same."""
+_TOLERANCE_M = 1e-3
+"""Limits of a range that differ by less than this are equal."""
 
 
-def same_ground(student: BevGrid, teacher: BevGrid) -> bool:
-    """Whether two grids lie over the same metres of the same frame, with the same axes."""
+def same_extent(student: BevGrid, teacher: BevGrid) -> bool:
+    """Whether two grids cover the same metres of the same frame, with the same axes."""
     ours, theirs = (grid.x_range_m + grid.y_range_m for grid in (student, teacher))
-    alike = (student.frame, student.axes) == (teacher.frame, teacher.axes)
-    return alike and all(abs(a - b) < _TIE_M for a, b in zip(ours, theirs, strict=True))
+    same_frame = (student.frame, student.axes) == (teacher.frame, teacher.axes)
+    return same_frame and all(abs(a - b) < _TOLERANCE_M for a, b in zip(ours, theirs, strict=True))
 
 
-def needs_warp(student: BevGrid, teacher: BevGrid, where: str) -> bool:
-    """Whether a teacher's map has to be warped to lie on the student's grid even without augmentation.
+def requires_warp(student: BevGrid, teacher: BevGrid, where: str) -> bool:
+    """Whether a teacher's map has to be resampled to the student's grid even without augmentation.
 
     Raises:
-        MismatchError: both lie over the same ground and only an adapter's factor is missing; or they have no ground in
-            common.
+        MismatchError: the extents are equal and only an adapter's factor is missing; or they do not overlap.
     """
-    if not same_ground(student, teacher):
-        require_common_ground(student, teacher, where)
+    if not same_extent(student, teacher):
+        require_overlap(student, teacher, where)
         return True
     if student.shape == teacher.shape:
         return False
@@ -42,37 +41,37 @@ def needs_warp(student: BevGrid, teacher: BevGrid, where: str) -> bool:
     )
 
 
-def placement(
-    to_teacher: Float[Tensor, "B 4 4"] | None, maps: Tensor, student: BevGrid, teacher: BevGrid
+def alignment_matrix(
+    to_teacher: Float[Tensor, "B 4 4"] | None, batch_size: int, student: BevGrid, teacher: BevGrid
 ) -> Float[Tensor, "B 4 4"]:
-    """Metres of the student's grid -> the teacher's, for B `maps` of any shape; left out, the identity.
+    """The student grid's metres -> the teacher grid's: `to_teacher`, or the identity where that is None.
 
     Raises:
-        MismatchError: it is left out, and the frames differ.
+        MismatchError: it is None, and the frames differ.
     """
     if to_teacher is not None:
         return to_teacher
     if student.frame != teacher.frame:
         raise MismatchError(
-            "student and teacher live in different frames, and the calibration between them is missing",
+            "student and teacher have different frames, and the calibration between them is missing",
             got=f"student {describe(student)}",
             expected=f"teacher {describe(teacher)}",
-            cure="Hand over `to_teacher`: the student's metres -> the teacher's metres",
+            cure="Pass `to_teacher`: the student's metres -> the teacher's metres",
         )
-    return torch.eye(4).expand(len(maps), 4, 4)
+    return torch.eye(4).expand(batch_size, 4, 4)
 
 
-def require_common_ground(student: BevGrid, teacher: BevGrid, where: str) -> None:
-    """Insist that grids of the same frame share some ground; of different frames only the calibration could tell.
+def require_overlap(student: BevGrid, teacher: BevGrid, where: str) -> None:
+    """Raise unless grids of the same frame overlap; of different frames only the calibration decides.
 
     Raises:
-        MismatchError: they share none.
+        MismatchError: they do not.
     """
     ours, theirs = ((grid.x_range_m, grid.y_range_m) for grid in (student, teacher))
-    shared = [min(a[1], b[1]) - max(a[0], b[0]) > _TIE_M for a, b in zip(ours, theirs, strict=True)]
-    if student.frame == teacher.frame and not all(shared):
+    overlaps = [min(a[1], b[1]) - max(a[0], b[0]) > _TOLERANCE_M for a, b in zip(ours, theirs, strict=True)]
+    if student.frame == teacher.frame and not all(overlaps):
         raise MismatchError(
-            "student and teacher have no ground in common",
+            "the ranges of student and teacher do not overlap",
             where=where,
             got=f"student {describe(student)}",
             expected=f"teacher {describe(teacher)}",
@@ -81,7 +80,7 @@ def require_common_ground(student: BevGrid, teacher: BevGrid, where: str) -> Non
 
 
 def _factor_advice(student: tuple[int, int], teacher: tuple[int, int]) -> str | None:
-    """What would make the cells the same; None where no whole factor does."""
+    """The adapter's factor that makes the cells equal; None where no whole factor does."""
     (h, w), (height, width) = student, teacher
     if height % h == 0 and width % w == 0 and height // h == width // w:
         return f"Upsample the student by {height // h} more, or downsample the teacher by as much"
@@ -91,6 +90,6 @@ def _factor_advice(student: tuple[int, int], teacher: tuple[int, int]) -> str | 
 
 
 def describe(grid: BevGrid) -> str:
-    """A grid in words."""
+    """A grid's cells, range and frame as text."""
     (x0, x1), (y0, y1), (height, width) = grid.x_range_m, grid.y_range_m, grid.shape
     return f"{height} x {width} cells over x {x0:g} .. {x1:g} m, y {y0:g} .. {y1:g} m ({grid.frame} frame)"

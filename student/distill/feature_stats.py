@@ -1,4 +1,4 @@
-"""What the terms need to know of a pair of feature maps: maps (B, H, W) and vectors (B, C), formed in one pass."""
+"""Statistics of a pair of feature maps, by cell (B, H, W) and by channel (B, C), and helpers for valid cells."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from cache.store.codec import Encoded
-from student.distill.fused import OnePass
-from student.distill.term_configs import Criterion
+from student.distill.criteria import Criterion
+from student.distill.fused import FusedStats
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moments:
-    """What is left of two feature maps (B, C, H, W), student S and teacher T, by cell and by channel.
+class FeatureStats:
+    """Sums over the feature maps (B, C, H, W) of student S and teacher T, from which most terms are computed.
 
     error: sum over channels of criterion(S - T).
     weighted_error: the same, each channel times the teacher's channel attention.
@@ -21,7 +21,7 @@ class Moments:
     student_energy, teacher_energy: sums over channels of absolute values, without gradient.
     student_channels, teacher_channels: sums over cells.
     channels: C.
-    inside: the cells that count; None for all.
+    valid_mask: the valid cells; None for all.
     """
 
     error: Float[Tensor, "B H W"]
@@ -33,63 +33,59 @@ class Moments:
     student_channels: Float[Tensor, "B C"]
     teacher_channels: Float[Tensor, "B C"]
     channels: int
-    inside: Bool[Tensor, "B H W"] | None = None
+    valid_mask: Bool[Tensor, "B H W"] | None = None
 
     @property
     def cells(self) -> Float[Tensor, "B"]:
-        """How many cells of each sample count; 1 where none does, so that it can be divided by."""
-        return counted_cells(self.error, self.inside)
+        """The number of valid cells of each sample; 1 where there are none."""
+        return count_valid(self.error, self.valid_mask)
 
 
-def counted_cells(maps: Float[Tensor, "B *_"], inside: Bool[Tensor, "B H W"] | None) -> Float[Tensor, "B"]:
-    """The number of cells (H, W) of each sample that count; 1 where none does.
-
-    Args:
-        maps: of the grid; its last two dimensions are (H, W).
-    """
+def count_valid(maps: Float[Tensor, "B *_"], valid_mask: Bool[Tensor, "B H W"] | None) -> Float[Tensor, "B"]:
+    """The number of valid cells of each sample of maps (B, ..., H, W); 1, as a divisor, where there are none."""
     dtype = torch.promote_types(maps.dtype, torch.float32)
-    if inside is None:
+    if valid_mask is None:
         return maps.new_full((len(maps),), maps.shape[-2] * maps.shape[-1], dtype=dtype)
-    return inside.sum(dim=(1, 2)).clamp(min=1).to(dtype)
+    return valid_mask.sum(dim=(1, 2)).clamp(min=1).to(dtype)
 
 
 @torch.compiler.disable
-def moments(
+def feature_stats(
     student: Float[Tensor, "B C H W"],
     teacher: Float[Tensor, "B C H W"] | Encoded,
     criterion: Criterion = "mse",
     channel_temperature: float = 0.5,
-    inside: Bool[Tensor, "B H W"] | None = None,
-) -> Moments:
-    """The moments of a pair of feature maps of equal shape, in float32 (float64 for float64 students).
+    valid_mask: Bool[Tensor, "B H W"] | None = None,
+) -> FeatureStats:
+    """Statistics of a pair of feature maps of equal shape, in float32 (float64 for float64 students).
 
     Args:
-        teacher: float features, or features as the cache stores them.
+        teacher: float features, or features as stored in the cache.
         channel_temperature: t of the channel attention, C softmax over channels of (mean over cells of |T| / t).
-        inside: the cells that count; both maps are 0 in the others.
+        valid_mask: the valid cells; both maps are 0 in the others.
     """
     stored = teacher if isinstance(teacher, Encoded) else None
     values = teacher.values if isinstance(teacher, Encoded) else teacher
-    temperature = channel_temperature * counted_cells(student, inside)
-    parts = OnePass.apply(student, values, stored, criterion, temperature)
-    return Moments(**dict(zip(_PARTS, parts, strict=True)), channels=student.shape[1], inside=inside)
+    temperature = channel_temperature * count_valid(student, valid_mask)
+    sums = FusedStats.apply(student, values, stored, criterion, temperature)
+    return FeatureStats(**dict(zip(_SUMS, sums, strict=True)), channels=student.shape[1], valid_mask=valid_mask)
 
 
-_PARTS = tuple(name for name in Moments.__dataclass_fields__ if name not in ("channels", "inside"))
+_SUMS = tuple(name for name in FeatureStats.__dataclass_fields__ if name not in ("channels", "valid_mask"))
 
 
-def decoded(features: Tensor | Encoded, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Float features, (B, C, H, W), whatever form they came in."""
+def as_float(features: Tensor | Encoded, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B C H W"]:
+    """Float features from float or stored ones."""
     return features.decode(dtype) if isinstance(features, Encoded) else features.to(dtype)
 
 
-def only(maps: Shaped[Tensor, "B *_"], inside: Bool[Tensor, "B H W"] | None) -> Shaped[Tensor, "B *_"]:
-    """Maps (B, ..., H, W), 0 in the cells that do not count; whatever is there, NaN included, has no influence."""
-    if inside is None:
+def mask_cells(maps: Shaped[Tensor, "B *_"], valid_mask: Bool[Tensor, "B H W"] | None) -> Shaped[Tensor, "B *_"]:
+    """Maps (B, ..., H, W) with 0 in invalid cells, whatever they hold there, NaN included."""
+    if valid_mask is None:
         return maps
-    return torch.where(inside if maps.dim() == 3 else inside[:, None], maps, maps.new_zeros(()))
+    return torch.where(valid_mask if maps.dim() == 3 else valid_mask[:, None], maps, maps.new_zeros(()))
 
 
-def full(features: Tensor) -> Tensor:
-    """The features, of any shape, in float32, or in float64 if that is what they are."""
+def full_precision(features: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """The features in float32, or float64 if they are."""
     return features.to(torch.promote_types(features.dtype, torch.float32))

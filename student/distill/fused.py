@@ -1,8 +1,8 @@
-"""One pass over a pair of feature maps, forwards and backwards, sample by sample in blocks of channels.
+"""Fused forward and backward pass over a pair of feature maps, sample by sample in blocks of channels.
 
-A batch of 384 x 128 x 128 features is far larger than any cache of a CPU, and what the terms need of it is small. A
-block is read once and all its sums are formed while it is in the cache; a stored teacher stays 8 bits wide until its
-block is read. The backward pass does the same and writes the gradient, the only thing of the features' size there is.
+A batch of 384 x 128 x 128 features is far larger than a CPU's cache, and the sums over it are small. Each block is read
+once, and all sums are updated while it is cached; a stored teacher stays 8 bits wide until its block is read. The
+backward pass works alike and writes the gradient, the only tensor of the features' size.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cache.store.codec import Encoded
-from student.distill.criteria import SLOPES, VALUES
-from student.distill.term_configs import Criterion
-from student.distill.threads import for_each
+from student.distill.criteria import IN_PLACE, SLOPES, Criterion
+from student.distill.parallel import parallel_map
 
 BLOCK = {"cpu": 2**18}
 """Elements of a block: 1 MB of float32 on a CPU."""
@@ -27,10 +26,11 @@ DEVICE_BLOCK = 2**20
 Result = TypeVar("Result")
 
 
-class OnePass(torch.autograd.Function):
-    """Maps (B, H, W): error, weighted error, sums of student and teacher, their energies (without gradient); and
-    vectors (B, C): sums over cells of student and teacher. The temperature is the channel attention's, for sums over
-    cells: t times the number of cells."""
+class FusedStats(torch.autograd.Function):
+    """The sums of `feature_stats.FeatureStats`, in the order of its fields.
+
+    `temperature` is the channel attention's for sums over cells: t times the number of valid cells.
+    """
 
     @staticmethod
     def forward(
@@ -82,8 +82,10 @@ class OnePass(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
-    """One sample's features. A teacher's feature is its code times the scale of its channel; features that are not
-    stored that way are their own codes, with scale 1."""
+    """One sample's features.
+
+    A teacher's feature is its code times its channel's scale; float and companded features are codes of scale 1.
+    """
 
     student: Float[Tensor, "C H W"]
     values: Shaped[Tensor, "C H W"]
@@ -104,30 +106,30 @@ class _Pair:
         return self.stored.scale.to(self.dtype)
 
     def split(self, features: Shaped[Tensor, "C *rest"]) -> tuple[Shaped[Tensor, "_ *rest"], ...]:
-        """What belongs to each block of channels."""
+        """Split features or channels into blocks."""
         return features.split(max(1, BLOCK.get(features.device.type, DEVICE_BLOCK) // self.cells))
 
     def scratch(self) -> Float[Tensor, "n cells"]:
-        """Room for the rows of a block: a fresh one each time would cost more than the arithmetic on it."""
+        """Reused memory for the rows of a block: allocating it each time would cost more than the arithmetic on it."""
         return torch.empty(len(self.split(self.student)[0]), self.cells, dtype=self.dtype, device=self.student.device)
 
     def blocks(self) -> Iterator[tuple[Float[Tensor, "n cells"], Float[Tensor, "n cells"]]]:
-        """The student's rows and the teacher's codes, for reading and only until the next block."""
-        rooms = self.scratch(), self.scratch()
+        """The student's rows and the teacher's codes; read-only, and valid until the next block."""
+        buffers = self.scratch(), self.scratch()
         for index, (ours, theirs) in enumerate(zip(self.split(self.student), self.split(self.values), strict=True)):
             if self.stored is not None and self.stored.codec.companding != 1:
                 step = self.split(self.stored.scale)[index]
                 theirs = replace(self.stored, values=theirs, scale=step).decode(self.dtype)
-            yield self._rows(ours, rooms[0]), self._rows(theirs, rooms[1])
+            yield self._rows(ours, buffers[0]), self._rows(theirs, buffers[1])
 
-    def _rows(self, features: Tensor, room: Tensor) -> Float[Tensor, "n cells"]:
+    def _rows(self, features: Tensor, buffer: Tensor) -> Float[Tensor, "n cells"]:
         rows = features.reshape(-1, self.cells)
-        return rows if rows.dtype == self.dtype else room[: len(rows)].copy_(rows)
+        return rows if rows.dtype == self.dtype else buffer[: len(rows)].copy_(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Side:
-    """Where the gradient of one side goes, and its parts that do not come from the difference, by block."""
+    """The gradient of student or teacher by block, and its parts that do not come from the difference."""
 
     sign: int
     rows: tuple[Float[Tensor, "n cells"], ...]
@@ -148,22 +150,21 @@ def _pairs(student: Tensor, values: Tensor, stored: Encoded | None) -> list[_Pai
 
 def _for_each(pairs: list[_Pair], work: Callable[[int, _Pair], Result]) -> list[Result]:
     if pairs[0].student.device.type == "cpu":
-        return for_each(pairs, work)
+        return parallel_map(pairs, work)
     return [work(index, pair) for index, pair in enumerate(pairs)]
 
 
 @torch.no_grad()
 def _sum_up(pair: _Pair, criterion: Criterion, temperature: Float[Tensor, ""]) -> list[Tensor]:
-    """The six maps, (cells,), and three vectors, (C,): sums of student and teacher, and the channel attention
-    C softmax(sum over cells of |T| / temperature)."""
+    """Six maps (cells,) and three vectors (C,): the sums, and C softmax(sum over cells of |T| / temperature)."""
     positive = pair.stored is not None and pair.stored.codec.kind == "unsigned"
     our_sum, their_sum, our_energy, their_energy = pair.scale.new_zeros(4, pair.cells)
     scales = pair.split(pair.scale)
     ours_by_channel, theirs_by_channel, logits = [], [], []
-    (error, block_error), room = pair.scale.new_zeros(2, 2, pair.cells), pair.scratch()
+    (error, block_error), buffer = pair.scale.new_zeros(2, 2, pair.cells), pair.scratch()
     largest, one = pair.scale.new_full((), -torch.inf), pair.scale.new_ones(())
     for (ours, codes), scale in zip(pair.blocks(), scales, strict=True):
-        work, ones = room[: len(ours)], torch.ones_like(scale)
+        work, ones = buffer[: len(ours)], torch.ones_like(scale)
         our_sum.addmv_(ours.T, ones)
         their_sum.addmv_(codes.T, scale)
         our_energy.addmv_(torch.abs(ours, out=work).T, ones)
@@ -174,11 +175,11 @@ def _sum_up(pair: _Pair, criterion: Criterion, temperature: Float[Tensor, ""]) -
             size = sizes.sum(1) * scale
         ours_by_channel.append(ours.sum(1))
         theirs_by_channel.append(total)
-        # The attention's softmax is over the channels of all blocks: until the last, it is relative to the largest yet.
+        # The attention's softmax is over all blocks: until the last, it is relative to the running maximum.
         logits.append(size / temperature)
         before, largest = largest, torch.maximum(largest, logits[-1].max())
         weights = torch.stack([ones, (logits[-1] - largest).exp()])
-        difference = VALUES[criterion](torch.addcmul(ours, codes, scale[:, None], value=-1, out=work))
+        difference = IN_PLACE[criterion](torch.addcmul(ours, codes, scale[:, None], value=-1, out=work))
         torch.mm(weights, difference, out=block_error)
         torch.addcmul(block_error, error, torch.stack([one, (before - largest).exp()])[:, None], out=error)
     attention = torch.softmax(torch.cat(logits), dim=0) * len(pair.student)
@@ -191,13 +192,13 @@ def _sum_up(pair: _Pair, criterion: Criterion, temperature: Float[Tensor, ""]) -
 def _write_gradient(
     pair: _Pair, criterion: Criterion, error: Tensor, weighted: Tensor, attention: Tensor, sides: list[_Side]
 ) -> None:
-    """Of the student: f'(S - T) (g_error + a g_weighted) + g_sum + g_channels; of the teacher, with -f' and its own."""
+    """Student: f'(S - T) (g_error + a g_weighted) + g_sum + g_channels; teacher: the same with -f' and its own sums."""
     steepness, slope_of = SLOPES[criterion]
-    room, factors = pair.scratch(), pair.scratch()
+    differences, factors = pair.scratch(), pair.scratch()
     parts = zip(pair.blocks(), pair.split(pair.scale[:, None]), pair.split(attention[:, None]), strict=True)
     error, weighted = steepness * error, steepness * weighted
     for block, ((ours, codes), scale, share) in enumerate(parts):
-        slope = slope_of(torch.addcmul(ours, codes, scale, value=-1, out=room[: len(ours)]))
+        slope = slope_of(torch.addcmul(ours, codes, scale, value=-1, out=differences[: len(ours)]))
         factor = torch.addcmul(error, share, weighted, out=factors[: len(ours)])
         for side in sides:
             torch.addcmul(side.by_cell, slope, factor, value=side.sign, out=side.rows[block])

@@ -1,4 +1,4 @@
-"""The inherited head: a student that starts where its teacher's task heads ended (DistillBEV)."""
+"""Head inheritance (DistillBEV): a student whose task heads start from the teacher's weights."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from cache.errors import MismatchError
 
 PREFIX = "task_heads."
-"""What is inherited. The convolution before it, shared by all tasks, reads features of other channels and stays."""
+"""Names of the inherited tensors. The shared convolution before the heads has other input channels and stays."""
 
 
 @torch.no_grad()
@@ -17,13 +17,13 @@ def inherit_head(student_head: nn.Module, teacher_head_weights: Mapping[str, Ten
 
     Args:
         student_head: its state dict has mmdet3d's names (`task_heads.0.reg.0.conv.weight`, ...), as has CenterHead's.
-        teacher_head_weights: `cache.store.reader.TeacherCache.head_weights()`.
+        teacher_head_weights: `TeacherCache.head_weights()`.
 
     Returns:
-        The names of the tensors that were copied.
+        The names of the copied tensors.
 
     Raises:
-        MismatchError: the two do not have the same tensors, with the names or shapes that differ. Nothing is copied.
+        MismatchError: names or shapes differ; nothing is copied then.
     """
     ours = {name: tensor for name, tensor in student_head.state_dict().items() if name.startswith(PREFIX)}
     theirs = {name: tensor for name, tensor in teacher_head_weights.items() if name.startswith(PREFIX)}

@@ -1,11 +1,10 @@
-"""Which cells count, and how much: DistillBEV's region decomposition and adaptive scaling.
+"""Masks (docs/objective.md, equation 1) and adaptive scales (equation 3) of BEV cells, from boxes.
 
-Equations are numbered as in docs/objective.md: masks are equation 1, scales equation 3.
-
-All masks are maps (B, H, W) of float32 without gradient, on the device of the boxes they come from.
+All are float32 maps (B, H, W) without gradient, on the device of their boxes.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,15 +12,27 @@ from torch import Tensor
 
 from cache.errors import ConfigError
 from cache.geometry.grid import BevGrid
-from student.distill.boxes import RADII, first_box, gaussian, is_inside, sides_in_cells, stamp, whole_radius
-from student.distill.term_configs import BackgroundMask, ForegroundMask, RadiusName, ScaleMask
+from student.distill.boxes import first_box
+from student.distill.gaussians import RadiusName, box_sides, draw_at_boxes, gaussian, named_radius
 
+ForegroundMask = Literal[
+    "gt",
+    "gauss",
+    "extended_binary",
+    "gauss_plus_extended_binary",
+    "gauss_plus_extended_binary_clamp",
+    "gauss_plus_binary_clamp",
+    "gauss_in_gt",
+    "negative_linear_gauss_in_gt",
+]
+BackgroundMask = Literal["logical_not", "1minus"]
+ScaleMask = Literal["none", "combine_gt", "separate_gt", "combine_extend", "separate_extend", "bg_only"]
 Map = Float[Tensor, "B H W"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxMasks:
-    """What the boxes say of each cell.
+    """Foreground and scale of the cells that boxes cover.
 
     foreground: 1 inside boxes, the context's weight in the ring around them, 0 elsewhere.
     fg_scale: sqrt(cell area / area of the first box) inside boxes and rings, 0 elsewhere.
@@ -34,24 +45,24 @@ class BoxMasks:
 def box_masks(
     boxes: Float[Tensor, "B M D"], grid: BevGrid, context_cells: float = 0.0, context_weight: float = 0.0
 ) -> BoxMasks:
-    """Foreground and its scale from boxes; cells count by their centres.
+    """Foreground mask and scale of boxes; a box covers the cells whose centres it contains.
 
     Args:
         boxes: x, y, z, dx, dy, dz in metres, yaw in radians, ...; boxes without a size cover nothing.
-        context_cells: how many cells longer and wider a box is with its ring.
-        context_weight: the ring's value; at 0 there is no ring.
+        context_cells: how many cells longer and wider a box is with its context ring.
+        context_weight: the ring's value; 0 for no ring.
     """
     index = first_box(boxes, grid)
-    foreground = is_inside(index).float()
+    foreground = (index >= 0).float()
     if context_cells > 0 and context_weight > 0:
         grown = first_box(_grow(boxes, grid, context_cells), grid)
-        foreground = torch.maximum(foreground, context_weight * is_inside(grown).float())
-        index = torch.where(is_inside(index), index, grown)
+        foreground = torch.maximum(foreground, context_weight * (grown >= 0).float())
+        index = torch.where(index >= 0, index, grown)
     cell_area = grid.cell_m[0] * grid.cell_m[1]
     scale = (cell_area / (boxes[..., 3] * boxes[..., 4]).clamp(min=1e-12)).sqrt().float()
-    # One more, empty "box" stands for the cells that no box covers: index -1.
+    # An additional, empty box stands for the cells that no box covers (index -1).
     scale = torch.cat([scale, scale.new_zeros(len(boxes), 1)], dim=1)
-    cells = torch.where(is_inside(index), index, boxes.shape[1]).flatten(1)
+    cells = torch.where(index >= 0, index, boxes.shape[1]).flatten(1)
     return BoxMasks(foreground=foreground, fg_scale=scale.gather(1, cells).view_as(foreground))
 
 
@@ -59,13 +70,13 @@ def _grow(boxes: Float[Tensor, "B M D"], grid: BevGrid, cells: float) -> Float[T
     larger = boxes.clone()
     larger[..., 3] += cells * grid.cell_m[0]
     larger[..., 4] += cells * grid.cell_m[1]
-    # What has no size, the padding above all, gets no context either.
+    # Boxes without a size, padding above all, get no context.
     return torch.where((boxes[..., 3:5] > 0).all(-1, keepdim=True), larger, boxes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extension:
-    """The boxes' reach beyond their edges: a Gaussian and a scale around each centre, on a square of the radius."""
+    """A Gaussian and a scale on the square of a radius around each box's centre."""
 
     gaussian: Map
     scale: Map
@@ -74,69 +85,66 @@ class Extension:
 def extension(
     boxes: Float[Tensor, "B M D"], grid: BevGrid, radius: RadiusName, scale: float = 1.0, overlap: float = 0.1
 ) -> Extension:
-    """Gaussian (the largest where several meet) and extended scale 1 / ceil(h w) (likewise), h x w the box in cells.
+    """Gaussian and extended scale 1 / ceil(h w), h x w the box in cells; the largest where several boxes meet.
 
     Args:
         scale: multiplies the radius of `maxwh`.
     """
-    h, w = sides_in_cells(boxes, grid)
-    reach = whole_radius(RADII[radius](h, w, overlap) * (scale if radius == "maxwh" else 1.0), min_radius=2)
-    channel = torch.zeros_like(reach)
-    share = 1.0 / (h * w).ceil().clamp(min=1.0)
-    return Extension(
-        gaussian=stamp(gaussian, boxes, reach, channel, 1, grid)[:, 0],
-        scale=stamp(lambda y, x, r: share[..., None, None].expand(r.shape), boxes, reach, channel, 1, grid)[:, 0],
+    length, width = box_sides(boxes, grid)
+    reach = named_radius(radius, length, width, overlap) * (scale if radius == "maxwh" else 1.0)
+    channel = torch.zeros_like(reach, dtype=torch.long)
+    share = 1.0 / (length * width).ceil().clamp(min=1.0).flatten()
+    gaussians = draw_at_boxes(gaussian, boxes, reach, channel, 1, grid)[:, 0]
+    shares = draw_at_boxes(
+        lambda rows, columns, _: share[:, None, None].expand(-1, rows.shape[1], columns.shape[1]),
+        *(boxes, reach, channel, 1, grid),
     )
+    return Extension(gaussian=gaussians, scale=shares[:, 0])
 
 
 def foreground(
-    kind: ForegroundMask, inside: Map, spread: Map | None = None, gauss_weight: float = 0.5, bg_over_fg: float = 0.0
+    kind: ForegroundMask, boxes: Map, gaussians: Map | None = None, gauss_weight: float = 0.5, bg_over_fg: float = 0.0
 ) -> Map:
     """The foreground mask of a kind.
 
     Args:
-        inside: `BoxMasks.foreground`.
-        spread: `Extension.gaussian`; every kind but `gt` needs it.
+        boxes: `BoxMasks.foreground`.
+        gaussians: `Extension.gaussian`; required by every kind but `gt`.
         gauss_weight: of the Gaussian in `gauss_plus_binary_clamp`.
         bg_over_fg: background weight over foreground weight, in `negative_linear_gauss_in_gt`.
 
     Raises:
-        ConfigError: the kind needs `spread`.
+        ConfigError: the kind requires `gaussians`.
     """
     if kind == "gt":
-        return inside
-    spread = _given(spread, f"foreground mask {kind!r}")
-    wide = (spread != 0).float()
+        return boxes
+    gaussians = _require_extension(gaussians, f"foreground mask {kind!r}")
+    extended = (gaussians != 0).float()
     match kind:
         case "gauss":
-            return spread
+            return gaussians
         case "extended_binary":
-            return wide
+            return extended
         case "gauss_plus_extended_binary":
-            return spread + wide
+            return gaussians + extended
         case "gauss_plus_extended_binary_clamp":
-            return (spread + wide).clamp(max=1.0)
+            return (gaussians + extended).clamp(max=1.0)
         case "gauss_plus_binary_clamp":
-            return (gauss_weight * spread + (inside != 0).float()).clamp(max=1.0)
+            return (gauss_weight * gaussians + (boxes != 0).float()).clamp(max=1.0)
         case "gauss_in_gt":
-            return inside * spread
+            return boxes * gaussians
         case "negative_linear_gauss_in_gt":
-            return inside * (spread + bg_over_fg * (1 - spread))
+            return boxes * (gaussians + bg_over_fg * (1 - gaussians))
 
 
 def background(kind: BackgroundMask, foreground: Map) -> Map:
-    """The background mask that goes with a foreground."""
+    """The background mask of a foreground mask."""
     return (foreground == 0).float() if kind == "logical_not" else 1 - foreground
 
 
-def bg_scale(taken: Float[Tensor, "B"], cells: int | Float[Tensor, "B"]) -> Float[Tensor, "B 1 1"]:
-    """1 / the number of background cells of each sample; 0 where nothing is left.
-
-    Args:
-        taken: how many cells are not background.
-        cells: how many there are; a number, or one for each sample.
-    """
-    return _inverse(cells - taken)[:, None, None]
+def bg_scale(other_cells: Float[Tensor, "B"], cells: int | Float[Tensor, "B"]) -> Float[Tensor, "B 1 1"]:
+    """1 / the number of background cells of each sample (`cells` less the `other_cells`); 0 where there are none."""
+    return _inverse(cells - other_cells)[:, None, None]
 
 
 def region_share(region: Bool[Tensor, "B H W"]) -> Map:
@@ -157,9 +165,9 @@ def scales(kind: ScaleMask, fg_scale: Map, extended: Map | None, bg_scale: Map) 
         bg_scale: broadcast to (B, H, W).
 
     Raises:
-        ConfigError: the kind needs `extended`.
+        ConfigError: the kind requires `extended`.
     """
-    of_boxes = _given(extended, f"scale mask {kind!r}") if kind.endswith("extend") else fg_scale
+    of_boxes = _require_extension(extended, f"scale mask {kind!r}") if kind.endswith("extend") else fg_scale
     match kind:
         case "combine_gt" | "combine_extend":
             both = torch.maximum(of_boxes, bg_scale)
@@ -172,9 +180,9 @@ def scales(kind: ScaleMask, fg_scale: Map, extended: Map | None, bg_scale: Map) 
             return torch.ones_like(fg_scale), torch.ones_like(fg_scale)
 
 
-def _given(wide: Map | None, who: str) -> Map:
-    if wide is None:
+def _require_extension(extension: Map | None, where: str) -> Map:
+    if extension is None:
         raise ConfigError(
-            "a mask beyond boxes needs their extension", where=who, cure="Hand over a map of masks.extension()"
+            "a mask beyond boxes needs their extension", where=where, cure="Pass a map of masks.extension()"
         )
-    return wide
+    return extension

@@ -1,4 +1,4 @@
-"""Terms times weights: the distillation objective of a training."""
+"""The distillation objective of a training: its pairs of layers and its weighted terms."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
@@ -12,31 +12,38 @@ from cache.errors import ConfigError, MismatchError
 from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec
 from student.distill.adapters import FeatureLayer
-from student.distill.alignment import require_common_ground, same_ground
+from student.distill.alignment import require_overlap, same_extent
 from student.distill.boxes import pad_boxes
-from student.distill.config import DistillConfig, PairConfig
-from student.distill.pairs import LayerPair, PairView
-from student.distill.predictions import Answers, TeacherAnswer, Teaching, class_order, teacher_answer
-from student.distill.regions import require_fit
-from student.distill.term_configs import FeatureTerm, FgdTerm, Term
-from student.distill.terms import HEATMAP_TERMS, PAIR_TERMS
+from student.distill.config import DistillConfig
+from student.distill.pairs import LayerPair, PairConfig, PairFeatures
+from student.distill.predictions import (
+    BatchPredictions,
+    TeacherInput,
+    TeacherPredictions,
+    align_predictions,
+    class_order,
+)
+from student.distill.regions import require_multiple
+from student.distill.terms import TERMS
+from student.distill.terms.base import HeatmapTerm, Losses, PairTerm, TermConfig
+from student.distill.terms.fgd import FgdTerm
 
 Tasks = tuple[tuple[str, ...], ...]
 
 
 class DistillObjective(nn.Module):
-    """What a student pays for differing from its teachers.
+    """Weighted losses of a student's features and heatmaps against its teachers'.
 
     Args:
         config: pairs, terms and weights.
         student: the student's layers by name.
-        heatmap_grid: of the student's heatmaps.
+        heatmap_grid: grid of the student's heatmaps.
         tasks: the classes of each of the student's tasks, in the order of its heatmap's channels.
-        teachers: what each cache holds; a pair's or term's `cache` is an index into it.
+        teachers: the spec of each cache; a pair's or term's `cache` is an index into it.
 
     Raises:
-        ConfigError: a layer that the student lacks, a cache that is not there, channels that no adapter cures.
-        MismatchError: a layer that the cache lacks, grids that do not match in metres, other classes.
+        ConfigError: the student has no such layer, there is no such cache, or channels differ without an adapter.
+        MismatchError: the cache has no such layer, grids do not match in metres, or classes differ.
     """
 
     channel_of_label: Int[Tensor, "classes"]
@@ -58,17 +65,17 @@ class DistillObjective(nn.Module):
         self.task_slices = tuple(slice(*ends) for ends in pairwise(accumulate(map(len, tasks), initial=0)))
         channel_of = [classes.index(name) if name in classes else -1 for name in CLASSES]
         self.register_buffer("channel_of_label", torch.tensor(channel_of), persistent=False)
-        _check_caches(config, heatmap_grid, teachers)
+        _check_caches(config, teachers)
         pairs = [_build_pair(pair, student, teachers) for pair in config.pairs]
         _check_cells(config, heatmap_grid, pairs, teachers)
         self.pairs = nn.ModuleList(pairs)
-        self.terms = nn.ModuleList(nn.ModuleList(self._on_pairs(term)) for term in config.terms)
+        self.terms = nn.ModuleList(nn.ModuleList(self._build_term(term)) for term in config.terms)
 
     def forward(
         self,
         student_features: Mapping[str, Float[Tensor, "B _ _ _"]],
         student_heatmap_logits: Float[Tensor, "B K H W"],
-        teacher: Teaching | Sequence[Teaching],
+        teacher: TeacherInput | Sequence[TeacherInput],
         boxes: tuple[Float[Tensor, "_ 9"], ...],
         labels: tuple[Int[Tensor, "_"], ...],
         epoch: int,
@@ -83,53 +90,56 @@ class DistillObjective(nn.Module):
             boxes: x, y, z (bottom), dx, dy, dz in metres, yaw in radians, vx, vy in the BEV frame.
             labels: index into cache.spec.CLASSES.
             epoch: counts from 0.
-            to_teacher: for each cache, the student's (augmented) BEV frame -> the teacher's, in metres; None where both
-                see the same, and left out where all do. Cells that a teacher does not know leave its terms.
+            to_teacher: for each cache, the student's (augmented) BEV frame -> the teacher's, in metres; None where they
+                are the same (default: all). Cells outside a teacher's range are excluded from its terms.
 
         Raises:
-            MismatchError: another number of teachers, a layer that is not there, features of another shape than was
-                told at construction, or a teacher of another frame without its matrix.
+            MismatchError: another number of teachers, a layer that is missing or of another shape than at construction,
+                or a teacher of another frame without its matrix.
         """
-        teachers = (teacher,) if isinstance(teacher, Teaching) else tuple(teacher)
+        teachers = (teacher,) if isinstance(teacher, TeacherInput) else tuple(teacher)
         matrices = (None,) * len(teachers) if to_teacher is None else tuple(to_teacher)
         if not len(teachers) == len(matrices) == len(self.teachers):
             raise MismatchError(
                 "the objective was built for another number of teachers",
                 got=f"{len(teachers)}, with {len(matrices)} matrices",
                 expected=len(self.teachers),
-                cure="Give one batch, and one matrix or None, for each cache, in their order",
+                cure="Pass one batch, and one matrix or None, for each cache, in their order",
             )
-        views = {
+        features = {
             pair.label: layers(student_features, teachers[pair.cache].features, matrices[pair.cache])
             for pair, layers in zip(self.config.pairs, self.pairs, strict=True)
             if epoch >= self.config.multi_scale_epoch or not pair.student.startswith("backbone")
         }
         # The adapters may run in half precision; sums over half a million elements may not.
         with torch.autocast(student_heatmap_logits.device.type, enabled=False):
-            told = zip(teachers, self.teachers, matrices, strict=True)
-            heard = tuple(teacher_answer(maps, spec, self.heatmap_grid, matrix) for maps, spec, matrix in told)
-            answers = self._answers(student_heatmap_logits, heard, boxes, labels, epoch)
-            return dict(self._losses(views, answers))
+            inputs = zip(teachers, self.teachers, matrices, strict=True)
+            aligned = tuple(align_predictions(maps, spec, self.heatmap_grid, matrix) for maps, spec, matrix in inputs)
+            predictions = self._predictions(student_heatmap_logits, aligned, boxes, labels, epoch)
+            return dict(self._losses(features, predictions))
 
     def detection_weight(self, epoch: int) -> float:
-        """What the student's own detection losses are to be multiplied with: 0 before `two_stage_epoch`, then 1."""
+        """Factor on the student's own detection losses: 0 before `two_stage_epoch`, then 1."""
         return float(epoch >= self.config.two_stage_epoch)
 
-    def _on_pairs(self, term: Term) -> Iterator[nn.Module]:
-        if isinstance(term, FeatureTerm):
+    def _build_term(self, term: TermConfig) -> Iterator[nn.Module]:
+        _, build = TERMS[term.kind]
+        if isinstance(term, PairTerm):
             for index, pair in enumerate(self.config.pairs_of(term)):
-                yield PAIR_TERMS[term.kind](term, index, self.pairs[self.config.pairs.index(pair)])
+                yield build(term, index, self.pairs[self.config.pairs.index(pair)])
+        else:
+            yield build(term)
 
-    def _answers(
+    def _predictions(
         self,
         logits: Float[Tensor, "B K H W"],
-        teachers: tuple[TeacherAnswer, ...],
+        teachers: tuple[TeacherPredictions, ...],
         boxes: tuple[Float[Tensor, "_ 9"], ...],
         labels: tuple[Int[Tensor, "_"], ...],
         epoch: int,
-    ) -> Answers:
+    ) -> BatchPredictions:
         padded = pad_sequence(list(labels), batch_first=True).long()
-        return Answers(
+        return BatchPredictions(
             boxes=pad_boxes(boxes),
             channels=self.channel_of_label[padded],
             task_slices=self.task_slices,
@@ -140,26 +150,32 @@ class DistillObjective(nn.Module):
             epoch=epoch,
         )
 
-    def _losses(self, views: dict[str, PairView], answers: Answers) -> Iterator[tuple[str, Float[Tensor, ""]]]:
-        for term, on_pairs in zip(self.config.terms, self.terms, strict=True):
-            name = f"distill/{term.name or term.kind}"
-            if not isinstance(term, FeatureTerm):
-                for part, value in HEATMAP_TERMS[term.kind](term, answers).items():
-                    yield f"{name}/{part}", value
+    def _losses(
+        self, features: dict[str, PairFeatures], predictions: BatchPredictions
+    ) -> Iterator[tuple[str, Float[Tensor, ""]]]:
+        for term, modules in zip(self.config.terms, self.terms, strict=True):
+            name = f"distill/{term.label}"
+            if not isinstance(term, PairTerm):
+                (module,) = modules.children()
+                yield from _prefixed(name, module(predictions))
                 continue
-            for pair, module in zip(self.config.pairs_of(term), on_pairs.children(), strict=True):
-                if pair.label in views:
-                    for part, value in module(views[pair.label], answers).items():
-                        yield f"{name}/{pair.label}/{part}", value
+            for pair, module in zip(self.config.pairs_of(term), modules.children(), strict=True):
+                if pair.label in features:
+                    yield from _prefixed(f"{name}/{pair.label}", module(features[pair.label], predictions))
 
 
-def _check_caches(config: DistillConfig, heatmap_grid: BevGrid, teachers: Sequence[CacheSpec]) -> None:
-    asked = {item.cache for item in (*config.pairs, *config.terms) if not isinstance(item, FeatureTerm)}
-    if max(asked, default=0) >= len(teachers):
+def _prefixed(prefix: str, losses: Losses) -> Iterator[tuple[str, Float[Tensor, ""]]]:
+    return ((f"{prefix}/{part}", value) for part, value in losses.items())
+
+
+def _check_caches(config: DistillConfig, teachers: Sequence[CacheSpec]) -> None:
+    heatmap_terms = (term for term in config.terms if isinstance(term, HeatmapTerm))
+    largest = max((item.cache for item in (*config.pairs, *heatmap_terms)), default=0)
+    if largest >= len(teachers):
         raise ConfigError(
-            "a pair or term asks for a cache that is not there",
+            "a pair or term refers to a cache that does not exist",
             where="distill",
-            got=f"cache {max(asked)}",
+            got=f"cache {largest}",
             expected=f"below {len(teachers)}: that many caches were given, counted from 0",
             cure="Give the training one more cache, or correct `cache`",
         )
@@ -168,24 +184,25 @@ def _check_caches(config: DistillConfig, heatmap_grid: BevGrid, teachers: Sequen
 def _check_cells(
     config: DistillConfig, heatmap_grid: BevGrid, pairs: list[LayerPair], teachers: Sequence[CacheSpec]
 ) -> None:
-    """Warped maps lie on the student's heatmap grid; the others have to fit it, and all have to fit the pairs."""
-    laid = [_laid_grids(heatmap_grid, spec, f"cache {index}") for index, spec in enumerate(teachers)]
-    for heatmap, _ in laid:
-        require_fit(heatmap.shape, heatmap_grid.shape, "heatmaps of teacher and student")
-    canvas_counts = any(isinstance(term, FgdTerm) and term.non_empty_weight for term in config.terms)
+    """Raise unless the cells of heatmaps and canvas masks merge or split into those of the student and the pairs."""
+    grids = [_aligned_grids(heatmap_grid, spec, f"cache {index}") for index, spec in enumerate(teachers)]
+    for heatmap, _ in grids:
+        require_multiple(heatmap.shape, heatmap_grid.shape, "heatmaps of teacher and student")
+    uses_canvas = any(isinstance(term, FgdTerm) and term.non_empty_weight for term in config.terms)
     for pair in pairs:
-        (heatmap, canvas), where = laid[pair.config.cache], f"distill.pairs, {pair.config.label}"
-        require_fit(heatmap.shape, pair.grid.shape, f"{where}: heatmaps")
-        if canvas_counts:
-            require_fit(canvas.shape, pair.grid.shape, f"{where}: canvas mask")
+        (heatmap, canvas), where = grids[pair.config.cache], f"distill.pairs, {pair.config.label}"
+        require_multiple(heatmap.shape, pair.grid.shape, f"{where}: heatmaps")
+        if uses_canvas:
+            require_multiple(canvas.shape, pair.grid.shape, f"{where}: canvas mask")
 
 
-def _laid_grids(heatmap_grid: BevGrid, spec: CacheSpec, where: str) -> tuple[BevGrid, BevGrid]:
-    """The grids of heatmap and canvas mask as the terms see them, without augmentation."""
-    if same_ground(heatmap_grid, spec.heatmap_grid) and same_ground(heatmap_grid, spec.canvas_grid):
-        return spec.heatmap_grid, spec.canvas_grid
-    require_common_ground(heatmap_grid, spec.heatmap_grid, f"heatmaps of {where}")
-    require_common_ground(heatmap_grid, spec.canvas_grid, f"canvas mask of {where}")
+def _aligned_grids(heatmap_grid: BevGrid, spec: CacheSpec, where: str) -> tuple[BevGrid, BevGrid]:
+    """The grids of heatmap and canvas mask in `TeacherPredictions`, without augmentation."""
+    grids = spec.heatmap_grid, spec.canvas_grid
+    if all(same_extent(heatmap_grid, grid) for grid in grids):
+        return grids
+    for grid, what in zip(grids, ("heatmaps", "canvas mask"), strict=True):
+        require_overlap(heatmap_grid, grid, f"{what} of {where}")
     return heatmap_grid, heatmap_grid
 
 

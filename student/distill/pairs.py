@@ -1,4 +1,4 @@
-"""A student's layer facing a teacher's: adapted, warped if need be, and their moments."""
+"""Pairs of a student's and a teacher's layer: configuration, adapters, warp, and the features behind them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,63 +6,90 @@ from functools import cached_property
 from typing import TypeVar
 
 from jaxtyping import Bool, Float
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
+from cache.config import Strict
 from cache.errors import ConfigError, MismatchError
 from cache.store.codec import Encoded
-from student.distill.adapters import FeatureLayer, adapted_grid, build_adapter, changes_channels, grid_before
-from student.distill.alignment import needs_warp, placement, same_ground
-from student.distill.config import PairConfig
-from student.distill.feature_stats import Moments, decoded, moments, only
-from student.distill.regions import fit
-from student.distill.term_configs import Criterion
+from student.distill.adapters import (
+    AdapterConfig,
+    FeatureLayer,
+    adapted_grid,
+    build_adapter,
+    changes_channels,
+    grid_before,
+)
+from student.distill.alignment import alignment_matrix, requires_warp, same_extent
+from student.distill.criteria import Criterion
+from student.distill.feature_stats import FeatureStats, as_float, feature_stats, mask_cells
+from student.distill.regions import resize_map
 from student.distill.warp import warp
 
 Features = TypeVar("Features", bound=Tensor | Encoded)
 Region = Bool[Tensor, "B H W"]
 
 
-class PairView:
-    """A pair in one batch; its moments are formed once, whatever number of terms asks for them.
+class PairConfig(Strict):
+    """A student's layer that learns from a teacher's layer."""
 
-    Both sides are 0 in the cells that do not count.
+    student: str
+    teacher: str
+    student_adapter: AdapterConfig = AdapterConfig()
+    teacher_adapter: AdapterConfig = AdapterConfig()
+    cache: NonNegativeInt = 0
+    """Index of the teacher, where there are several caches."""
+    name: str = ""
+    """In the names of the logged terms; by default it follows from the layers."""
 
-    adapted: the student behind its adapter. teacher: behind its adapter, as stored or float.
-    inside: the cells that count; None for all.
+    @property
+    def label(self) -> str:
+        """`head`, or `backbone0-head` where the layers differ, with the cache's index unless it is the first."""
+        layers = self.student if self.student == self.teacher else f"{self.student}-{self.teacher}"
+        return self.name or (layers if self.cache == 0 else f"{layers}@{self.cache}")
+
+
+class PairFeatures:
+    """The features of a pair in one batch; 0 in invalid cells.
+
+    adapted: the student's behind its adapter. teacher: behind its adapter, stored or float.
+    valid_mask: the valid cells; None for all.
     """
 
-    def __init__(self, student: Tensor, teacher: Tensor | Encoded, adapt: nn.Module, inside: Region | None) -> None:
-        self._student, self.teacher, self.adapt, self.inside = student, teacher, adapt, inside
-        self.adapted = only(adapt(student), inside)
-        self._moments: dict[tuple[Criterion, float], Moments] = {}
+    def __init__(self, student: Tensor, teacher: Tensor | Encoded, adapt: nn.Module, valid_mask: Region | None) -> None:
+        self._student, self.teacher, self.adapt, self.valid_mask = student, teacher, adapt, valid_mask
+        self.adapted = mask_cells(adapt(student), valid_mask)
+        self._stats: dict[tuple[Criterion, float], FeatureStats] = {}
 
     @cached_property
-    def raw_inside(self) -> Region | None:
-        """The student's cells before its adapter that count: those all of whose part counts behind it."""
+    def raw_valid_mask(self) -> Region | None:
+        """The student's cells before its adapter of which every part is valid behind it."""
         height, width = self._student.shape[2:]
-        return None if self.inside is None else all_inside(self.inside, (height, width))
+        return None if self.valid_mask is None else all_valid(self.valid_mask, (height, width))
 
     @cached_property
     def raw(self) -> Float[Tensor, "B _ _ _"]:
-        """The student before its adapter."""
-        return only(self._student, self.raw_inside)
+        """The student's features before its adapter."""
+        return mask_cells(self._student, self.raw_valid_mask)
 
-    def moments(self, criterion: Criterion, channel_temperature: float = 1.0) -> Moments:
-        """The pair's moments under a criterion and a channel attention."""
+    def stats(self, criterion: Criterion, channel_temperature: float = 1.0) -> FeatureStats:
+        """The pair's statistics under a criterion and a channel attention, computed once for all terms."""
         key = (criterion, channel_temperature)
-        if key not in self._moments:
-            self._moments[key] = moments(self.adapted, self.teacher, criterion, channel_temperature, self.inside)
-        return self._moments[key]
+        if key not in self._stats:
+            self._stats[key] = feature_stats(
+                self.adapted, self.teacher, criterion, channel_temperature, self.valid_mask
+            )
+        return self._stats[key]
 
 
 class LayerPair(nn.Module):
     """A student's layer, a teacher's layer, and the adapters that make them comparable.
 
-    A teacher over other ground is warped so that it lies on the student's grid behind the adapters.
+    A teacher of another extent is warped so that its adapter's output lies on the student's grid.
 
     Raises:
         ConfigError: channels differ and no adapter changes them.
-        MismatchError: the grids behind the adapters have no ground in common, or differ by an adapter's factor.
+        MismatchError: the grids behind the adapters do not overlap, or differ by an adapter's factor.
     """
 
     def __init__(self, config: PairConfig, student: FeatureLayer, teacher: FeatureLayer) -> None:
@@ -71,13 +98,12 @@ class LayerPair(nn.Module):
         where = f"distill.pairs, {config.label}"
         self.grid = adapted_grid(config.student_adapter, student.grid, where)
         self.teacher_grid, self.warped_grid = teacher.grid, grid_before(config.teacher_adapter, self.grid, where)
-        alike = same_ground(self.grid, teacher.grid)
-        theirs = adapted_grid(config.teacher_adapter, teacher.grid, where) if alike else teacher.grid
-        self.always_warped = needs_warp(self.grid, theirs, where)
+        same = same_extent(self.grid, teacher.grid)
+        theirs = adapted_grid(config.teacher_adapter, teacher.grid, where) if same else teacher.grid
+        self.always_warped = requires_warp(self.grid, theirs, where)
         self.student_channels = student.channels
         self.shapes = (student.channels, *student.grid.shape), (teacher.channels, *teacher.grid.shape)
-        converts = changes_channels(config.teacher_adapter)
-        self.channels = student.channels if converts else teacher.channels
+        self.channels = student.channels if changes_channels(config.teacher_adapter) else teacher.channels
         if student.channels != self.channels and not changes_channels(config.student_adapter):
             raise ConfigError(
                 "channels differ and no adapter changes them",
@@ -94,25 +120,26 @@ class LayerPair(nn.Module):
         student: Mapping[str, Float[Tensor, "B _ _ _"]],
         teacher: Mapping[str, Tensor | Encoded],
         to_teacher: Float[Tensor, "B 4 4"] | None = None,
-    ) -> PairView:
-        """Both maps behind their adapters; a teacher that is neither warped nor adapted stays as it is stored.
+    ) -> PairFeatures:
+        """Both maps behind their adapters; a teacher that is neither warped nor adapted stays as stored.
 
         Args:
             to_teacher: metres of the student's grid -> metres of the teacher's; None where they are the same.
 
         Raises:
-            MismatchError: a layer is not there, or its shape is not the one that was told at construction.
+            MismatchError: a layer is missing, or has another shape than at construction.
         """
         ours = self._layer("student", student, self.config.student, self.shapes[0])
         theirs: Tensor | Encoded = self._layer("teacher", teacher, self.config.teacher, self.shapes[1])
-        inside: Region | None = None
+        valid_mask: Region | None = None
         if to_teacher is not None or self.always_warped:
-            matrix = placement(to_teacher, ours, self.warped_grid, self.teacher_grid)
+            matrix = alignment_matrix(to_teacher, len(ours), self.warped_grid, self.teacher_grid)
             warped = warp(theirs, self.teacher_grid, self.warped_grid, matrix)
-            theirs, inside = _known(warped.features, warped.inside), all_inside(warped.inside, self.grid.shape)
+            valid_mask = all_valid(warped.valid_mask, self.grid.shape)
+            theirs = _mask_features(warped.features, warped.valid_mask)
         if not isinstance(self.teacher_adapter, nn.Identity):
-            theirs = only(self.teacher_adapter(decoded(theirs)), inside)
-        return PairView(ours, theirs, self.student_adapter, inside)
+            theirs = mask_cells(self.teacher_adapter(as_float(theirs)), valid_mask)
+        return PairFeatures(ours, theirs, self.student_adapter, valid_mask)
 
     def _layer(self, who: str, layers: Mapping[str, Features], name: str, shape: tuple[int, int, int]) -> Features:
         found = layers.get(name)
@@ -123,18 +150,17 @@ class LayerPair(nn.Module):
                 where=f"distill.pairs, {self.config.label}",
                 got=f"only {', '.join(layers)}" if got is None else tuple(got),
                 expected=shape,
-                cure="Hand over the layers, channels and grids that were given at construction",
+                cure="Pass the layers, channels and grids that were given at construction",
             )
         return found
 
 
-def _known(features: Tensor | Encoded, inside: Region) -> Tensor | Encoded:
-    """0 where only a part of what was interpolated is known."""
+def _mask_features(features: Tensor | Encoded, valid_mask: Region) -> Tensor | Encoded:
     if isinstance(features, Encoded):
-        return replace(features, values=only(features.values, inside))
-    return only(features, inside)
+        return replace(features, values=mask_cells(features.values, valid_mask))
+    return mask_cells(features, valid_mask)
 
 
-def all_inside(inside: Bool[Tensor, "B _ _"], shape: tuple[int, int]) -> Bool[Tensor, "B _ _"]:
-    """On cells that merge or split: those all of whose parts count."""
-    return ~(fit((~inside).float(), shape) > 0)
+def all_valid(valid_mask: Bool[Tensor, "B _ _"], shape: tuple[int, int]) -> Bool[Tensor, "B _ _"]:
+    """The valid mask of H x W cells that merge or split those of `valid_mask`: every part of them is valid."""
+    return ~(resize_map((~valid_mask).float(), shape) > 0)

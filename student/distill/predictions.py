@@ -1,4 +1,4 @@
-"""What student, teachers and ground truth answer in one batch: heatmaps, and the boxes behind the last."""
+"""Heatmaps of student, teachers and ground truth in one batch, and the boxes of the last."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from cache.geometry.grid import BevGrid
 from cache.spec import CacheSpec
 from cache.store.batch import TeacherBatch
 from cache.store.codec import Encoded
-from student.distill.alignment import placement, same_ground
-from student.distill.boxes import draw_heatmaps
-from student.distill.feature_stats import full
-from student.distill.regions import CLIP, fit, strongest
-from student.distill.warp import warp_peaks
+from student.distill.alignment import alignment_matrix, same_extent
+from student.distill.feature_stats import full_precision
+from student.distill.gaussians import draw_heatmaps
+from student.distill.regions import CLIP, max_over_classes, resize_map
+from student.distill.warp import warp_max
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherMaps:
-    """A teacher's view of B samples that comes from elsewhere than a cache; the objective takes it like a TeacherBatch.
+    """A teacher's maps of B samples that do not come from a cache; the objective takes them like a TeacherBatch.
 
     features: by layer name. heatmap: probabilities (or, as uint8, probability * 255) of all classes.
     """
@@ -32,50 +32,50 @@ class TeacherMaps:
     canvas_mask: Bool[Tensor, "B h w"]
 
 
-Teaching = TeacherBatch | TeacherMaps
+TeacherInput = TeacherBatch | TeacherMaps
 
 
-def probability(heatmap: Tensor) -> Float[Tensor, "..."]:
-    """A heatmap's probabilities, in its shape, from either of its forms."""
+def as_probability(heatmap: Tensor) -> Float[Tensor, "..."]:
+    """Probabilities from a float or uint8 heatmap of any shape."""
     return heatmap if heatmap.is_floating_point() else heatmap.float() / 255
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherAnswer:
-    """A teacher's heatmap and canvas mask, on grids over the student's ground.
+class TeacherPredictions:
+    """A teacher's heatmap and canvas mask on grids of the student's extent.
 
-    inside: the cells of the student's heatmap that the teacher knows; None for all. Both maps are 0 in the others.
+    valid_mask: the cells of the student's heatmap inside the teacher's range; None for all. Both maps are 0 elsewhere.
     """
 
     heatmap: Float[Tensor, "B K _ _"] | UInt8[Tensor, "B K _ _"]
     canvas_mask: Bool[Tensor, "B _ _"]
-    inside: Bool[Tensor, "B H W"] | None = None
+    valid_mask: Bool[Tensor, "B H W"] | None = None
 
 
-def teacher_answer(
-    teaching: Teaching, spec: CacheSpec, grid: BevGrid, to_teacher: Float[Tensor, "B 4 4"] | None
-) -> TeacherAnswer:
-    """The teacher's maps, warped onto the student's grid where they do not lie over its ground.
+def align_predictions(
+    maps: TeacherInput, spec: CacheSpec, grid: BevGrid, to_teacher: Float[Tensor, "B 4 4"] | None
+) -> TeacherPredictions:
+    """The teacher's predictions, warped to the student's heatmap grid where the extents differ.
 
     Args:
-        grid: of the student's heatmaps.
         to_teacher: metres of the student's grid -> metres of the teacher's; None where they are the same.
     """
     grids = spec.heatmap_grid, spec.canvas_grid
-    if to_teacher is None and all(same_ground(grid, theirs) for theirs in grids):
-        return TeacherAnswer(heatmap=teaching.heatmap, canvas_mask=teaching.canvas_mask)
-    matrices = [placement(to_teacher, teaching.heatmap, grid, theirs) for theirs in grids]
-    heatmap = warp_peaks(teaching.heatmap, grids[0], grid, matrices[0])
-    canvas = warp_peaks(teaching.canvas_mask, grids[1], grid, matrices[1])
-    return TeacherAnswer(heatmap=heatmap.features, canvas_mask=canvas.features, inside=heatmap.inside)
+    if to_teacher is None and all(same_extent(grid, theirs) for theirs in grids):
+        return TeacherPredictions(heatmap=maps.heatmap, canvas_mask=maps.canvas_mask)
+    heatmap, canvas = (
+        warp_max(values, theirs, grid, alignment_matrix(to_teacher, len(values), grid, theirs))
+        for values, theirs in zip((maps.heatmap, maps.canvas_mask), grids, strict=True)
+    )
+    return TeacherPredictions(heatmap=heatmap.features, canvas_mask=canvas.features, valid_mask=heatmap.valid_mask)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """The heatmaps of student, teachers and ground truth over the student's classes, and the boxes behind the last.
+class BatchPredictions:
+    """The heatmaps of student, teachers and ground truth over the student's classes, and the boxes of the last.
 
-    boxes: x, y, z, dx, dy, dz, yaw, ... padded to one number a sample.
-    channels: the heatmap's channel of each box; -1 for a class that the student does not know.
+    boxes: x, y, z, dx, dy, dz, yaw, ...; padded to the same number in each sample.
+    channels: each box's channel of the heatmap; -1 for a class that the student does not have.
     task_slices: the channels of each of the head's tasks.
     teacher_order: for each teacher, its heatmap's channel of each of the student's classes.
     """
@@ -85,39 +85,49 @@ class Answers:
     task_slices: tuple[slice, ...]
     grid: BevGrid
     student_logits: Float[Tensor, "B K H W"]
-    teachers: tuple[TeacherAnswer, ...]
+    teachers: tuple[TeacherPredictions, ...]
     teacher_order: tuple[tuple[int, ...], ...]
     epoch: int
 
     @cached_property
-    def student_strongest(self) -> Float[Tensor, "B H W"]:
-        """The student's probability of the strongest class, without gradient."""
-        return full(strongest(self.student_logits)).sigmoid()
+    def student_max(self) -> Float[Tensor, "B H W"]:
+        """The student's largest probability of any class, without gradient."""
+        return full_precision(max_over_classes(self.student_logits)).sigmoid()
 
-    def teacher_strongest(self, cache: int) -> Float[Tensor, "B _ _"]:
-        """The teacher's probability of the strongest class."""
-        return probability(strongest(self.teachers[cache].heatmap))
+    @cached_property
+    def student_probability(self) -> Float[Tensor, "B K H W"]:
+        """The student's probabilities, clamped to CLIP .. 1 - CLIP."""
+        return clipped_sigmoid(full_precision(self.student_logits))
 
-    def teacher_on_student(self, cache: int) -> Float[Tensor, "B K H W"]:
-        """The teacher's probabilities, away from 0 and 1, in the order of the student's classes and on its grid."""
+    def teacher_max(self, cache: int) -> Float[Tensor, "B _ _"]:
+        """A teacher's largest probability of any class."""
+        return as_probability(max_over_classes(self.teachers[cache].heatmap))
+
+    def teacher_probability(self, cache: int) -> Float[Tensor, "B K H W"]:
+        """A teacher's probabilities, clamped to CLIP .. 1 - CLIP, for the student's classes and on its grid."""
         heatmap, order = self.teachers[cache].heatmap, self.teacher_order[cache]
         if order != tuple(range(len(order))):
             heatmap = torch.stack([heatmap[:, channel] for channel in order], dim=1)
-        return fit(probability(heatmap), self.grid.shape).clamp(CLIP, 1 - CLIP)
+        return resize_map(as_probability(heatmap), self.grid.shape).clamp(CLIP, 1 - CLIP)
 
     @cached_property
-    def truth(self) -> Float[Tensor, "B H W"]:
-        """The ground-truth heatmap's strongest class."""
+    def truth_max(self) -> Float[Tensor, "B H W"]:
+        """The ground-truth heatmap of all classes in one."""
         return self._draw(torch.zeros_like(self.channels), 1)[:, 0]
 
     @cached_property
-    def truth_by_class(self) -> Float[Tensor, "B K H W"]:
-        """The ground-truth heatmaps."""
+    def truth(self) -> Float[Tensor, "B K H W"]:
+        """The ground-truth heatmaps by class."""
         return self._draw(self.channels.clamp(min=0), self.student_logits.shape[1])
 
     def _draw(self, channels: Int[Tensor, "B M"], count: int) -> Float[Tensor, "B _ H W"]:
         known = torch.where((self.channels >= 0)[..., None], self.boxes, 0.0)
         return draw_heatmaps(known, channels, count, self.grid)
+
+
+def clipped_sigmoid(logits: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Probabilities clamped to CLIP .. 1 - CLIP, as in CenterPoint's losses."""
+    return logits.sigmoid().clamp(CLIP, 1 - CLIP)
 
 
 def class_order(theirs: tuple[str, ...], ours: tuple[str, ...], where: str) -> tuple[int, ...]:
@@ -128,7 +138,7 @@ def class_order(theirs: tuple[str, ...], ours: tuple[str, ...], where: str) -> t
     """
     if set(theirs) != set(ours):
         raise MismatchError(
-            "teacher and student know different classes",
+            "teacher and student have different classes",
             where=where,
             got=", ".join(theirs),
             expected=", ".join(ours),

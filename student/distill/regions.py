@@ -1,6 +1,7 @@
-"""Regions of the heatmaps: true and false positives and negatives, and how they are scaled."""
+"""Heatmap regions (true and false positives and negatives) and their scales."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,18 +12,19 @@ from torch.nn import functional as F
 
 from cache.errors import ConfigError
 from student.distill.masks import region_share
-from student.distill.term_configs import FalsePositives, RegionScale
 
+FalsePositives = Literal["none", "teacher", "student", "teacher_selected_student", "teacher+teacher_selected_student"]
+RegionScale = Literal["average", "region"]
 Map = Float[Tensor, "B H W"]
 Region = Bool[Tensor, "B H W"]
 
 CLIP = 1e-4
-"""Probabilities stay this far from 0 and 1, as in CenterPoint."""
+"""Probabilities are clamped to CLIP .. 1 - CLIP, as in CenterPoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regions:
-    """The cells of a BEV grid by what was predicted and what is there."""
+    """BEV cells by prediction and ground truth."""
 
     true_positive: Region
     false_positive: Region
@@ -36,26 +38,25 @@ def region_decomposition(
     threshold: float = 0.1,
     truth_threshold: float | None = None,
 ) -> Regions:
-    """Sort the cells of heatmaps into TP, FP, FN and TN (S2M2-SSD and DistillBEV; docs/objective.md, equation 13).
+    """Classify the cells of heatmaps as TP, FP, FN or TN (S2M2-SSD and DistillBEV; docs/objective.md, equation 13).
 
-    A cell is predicted where the largest class is above `threshold`; it is true where the ground truth's largest class
-    is above `truth_threshold` (left out: the same), false where it is below. Cells that equal a threshold count as not
-    predicted and as not true.
+    A cell is predicted where its largest class is above `threshold`, and true where the ground truth's is above
+    `truth_threshold` (default: the same). Values equal to a threshold are not above it.
 
     Args:
         predicted, truth: probabilities, (B, K, H, W) or (B, H, W), over the same grid.
     """
     truth_threshold = threshold if truth_threshold is None else truth_threshold
-    seen, there = strongest(predicted) > threshold, strongest(truth) > truth_threshold
+    positive, true = max_over_classes(predicted) > threshold, max_over_classes(truth) > truth_threshold
     return Regions(
-        true_positive=seen & there,
-        false_positive=seen & ~there,
-        false_negative=~seen & there,
-        true_negative=~seen & ~there,
+        true_positive=positive & true,
+        false_positive=positive & ~true,
+        false_negative=~positive & true,
+        true_negative=~positive & ~true,
     )
 
 
-def strongest(heatmap: Shaped[Tensor, "B *K H W"]) -> Shaped[Tensor, "B H W"]:
+def max_over_classes(heatmap: Shaped[Tensor, "B *K H W"]) -> Shaped[Tensor, "B H W"]:
     """The largest probability of any class, without gradient."""
     heatmap = heatmap.detach()
     return heatmap if heatmap.dim() == 3 else heatmap.amax(dim=1)
@@ -64,12 +65,12 @@ def strongest(heatmap: Shaped[Tensor, "B *K H W"]) -> Shaped[Tensor, "B H W"]:
 def false_positives(
     kind: FalsePositives, teacher: Map, student: Map, truth: Map, threshold: float, gt_threshold: float | None = None
 ) -> Region:
-    """Cells without an object that a network takes for one (docs/objective.md, equation 2).
+    """Cells without an object where a network predicts one (docs/objective.md, equation 2).
 
     Args:
-        teacher, student, truth: the strongest class's probability in each cell.
-        gt_threshold: below it there is no object (and, in `teacher_selected_student`, none for the teacher); left out,
-            it is `threshold`.
+        teacher, student, truth: each cell's largest probability of any class.
+        gt_threshold: below it there is no object (and, in `teacher_selected_student`, the teacher predicts none);
+            default: `threshold`.
     """
     low = threshold if gt_threshold is None else gt_threshold
     empty = truth < low
@@ -89,11 +90,13 @@ def false_positives(
 
 
 def region_scale(kind: RegionScale, region: Region) -> Map:
-    """1 / the size of the region a cell is in: all of the sample's cells (`average`), or its 4-connected component
-    (`region`; found by scipy on the CPU, so a device waits here)."""
+    """1 / the number of the region's cells: in the sample (`average`), or in a 4-connected component (`region`).
+
+    Components are found by scipy on the CPU, which waits for a device.
+    """
     if kind == "average":
         return region_share(region)
-    # The structure does not reach into the first axis, so one call labels all samples and joins none.
+    # The structure does not extend along the first axis: one call labels all samples and joins none.
     flat = np.zeros((3, 3, 3), dtype=bool)
     flat[1] = ndimage.generate_binary_structure(2, 1)
     labels, count = ndimage.label(region.cpu().numpy(), structure=flat)
@@ -102,21 +105,28 @@ def region_scale(kind: RegionScale, region: Region) -> Map:
     return torch.from_numpy(share[labels]).to(region.device)
 
 
-def fit(heatmap: Float[Tensor, "B *K _ _"], shape: tuple[int, int]) -> Float[Tensor, "B *K _ _"]:
-    """A map on a grid of the same range with `shape` cells: the largest where cells merge, repeated where they split.
+def mean_within(error: Map, region: Region, channels: int = 1) -> Float[Tensor, ""]:
+    """Mean of the error over a region in each sample, then over the samples that have such cells (S2M2-SSD)."""
+    cells = region.sum(dim=(1, 2))
+    means = (error * region).sum(dim=(1, 2)) / (cells.clamp(min=1) * channels)
+    return means.sum() / (cells > 0).sum().clamp(min=1)
+
+
+def resize_map(values: Float[Tensor, "B *K _ _"], shape: tuple[int, int]) -> Float[Tensor, "B *K _ _"]:
+    """A map resized to H x W cells of the same range: the maximum where cells merge, repetition where they split.
 
     Raises:
         ConfigError: the numbers of cells are no multiples of each other.
     """
-    (h, w), (height, width) = heatmap.shape[-2:], shape
-    require_fit((h, w), shape, "a map")
+    (h, w), (height, width) = values.shape[-2:], shape
+    require_multiple((h, w), shape, "a map")
     if h < height:
-        return heatmap.repeat_interleave(height // h, dim=-2).repeat_interleave(width // w, dim=-1)
-    return heatmap if (h, w) == shape else F.max_pool2d(heatmap, (h // height, w // width))
+        return values.repeat_interleave(height // h, dim=-2).repeat_interleave(width // w, dim=-1)
+    return values if (h, w) == shape else F.max_pool2d(values, (h // height, w // width))
 
 
-def require_fit(cells: tuple[int, int], shape: tuple[int, int], where: str) -> None:
-    """Insist that cells merge or split into whole numbers of cells.
+def require_multiple(cells: tuple[int, int], shape: tuple[int, int], where: str) -> None:
+    """Raise unless cells merge or split into whole numbers of cells.
 
     Raises:
         ConfigError: they do not.

@@ -1,7 +1,7 @@
-"""Maps of one BEV grid as another grid sees them, through metres: augmentation, other ranges and cells, other frames.
+"""Warp of BEV maps from one grid to another through metres: augmentation, other ranges, cells and frames.
 
-A teacher says the same of the same ground when the student's frame is turned, scaled or mirrored, up to what its
-convolutions see of the grid's axes. So its maps are read where the student's cells lie in the frame it ran in.
+A teacher's output moves with the scene when that is rotated, scaled or flipped, up to its convolutions' dependence on
+the axes. So its maps are sampled at the student's cells, transformed into the frame that the teacher ran in.
 """
 
 import math
@@ -17,70 +17,67 @@ from torch.nn import functional as F
 
 from cache.geometry.grid import BevGrid
 from cache.store.codec import Encoded
-from student.distill.threads import for_each, one_thread
+from student.distill.parallel import parallel_map, single_threaded
 
 Maps = TypeVar("Maps", Tensor, Encoded, Tensor | Encoded)
 
 SNAP_CELLS = 1e-4
-"""A place nearer than this to a cell's centre is that centre: flips and quarter turns, which float32 matrices hold to
-about 1e-5 cells, then lose no cell at the edge and mix nothing in."""
+"""A sample point nearer than this to a cell's centre is moved there: flips and quarter turns, which float32 matrices
+represent to about 1e-5 cells, then are exact and lose no cell at the edge."""
 SLACK_CELLS = 0.1
-"""A cell that is longer by no more than this than the source's is read at its centre alone. At that spacing bilinear
-reading gives each of the source's cells 0.9 of its weight or more; a BEV scale of 0.95 asks for 1.05."""
+"""A cell longer than the source's by no more than this is sampled at its centre alone. At that spacing bilinear
+sampling gives each source cell 0.9 of its weight or more; a BEV scale of 0.95 needs 1.05."""
 BLOCK = 2**18
-"""Numbers that a CPU interpolates at once: 1 MB of float32, which stays in its cache."""
+"""Elements that a CPU interpolates at once: 1 MB of float32, which stays in its cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Warped(Generic[Maps]):
-    """Maps on the target's grid, and where they mean something.
+    """Maps on the target's grid, and their valid cells.
 
-    features: (B, ..., H, W); what lies outside the source's range counts as 0.
-    inside: the cells all of whose neighbours of a weight above 0 lie in the source's range.
+    features: (B, ..., H, W); 0 stands for values outside the source's range.
+    valid_mask: cells interpolated from values inside the source's range only.
     """
 
     features: Maps
-    inside: Bool[Tensor, "B H W"]
+    valid_mask: Bool[Tensor, "B H W"]
 
 
 def warp(features: Maps, source: BevGrid, target: BevGrid, to_source: Float[Tensor, "B 4 4"]) -> Warped[Maps]:
     """Features (B, C, h, w) over `source`, interpolated bilinearly at the centres of the cells of `target`.
 
-    The identity, flips and quarter turns are exact and keep all cells. A cell that is longer than the source's gets the
-    mean over s x s places spread over it, s = ceil(how many times as long), so that nothing is skipped.
+    The identity, flips and quarter turns are exact and keep all cells. A cell longer than the source's gets the mean
+    over s x s sample points spread over it, s = ceil(ratio of lengths), so that no source cell is skipped.
 
-    Float features come out as float32 (float64 if they are), with their gradients. Stored ones stay small: their codes
-    are interpolated a block at a time into float16, in which whole codes are exact, and keep their scales; companded
-    codes become uniform ones.
+    Float features become float32 (float64 stays), with gradients. Stored ones stay small: their codes are interpolated
+    block by block into float16, in which whole codes are exact, and keep their scales; companded codes become uniform.
 
     Args:
-        to_source: metres (x, y, 0) of the target's frame -> metres of the source's frame. On the CPU there is no wait
-            for a device.
+        to_source: metres (x, y, 0) of the target's frame -> metres of the source's frame; on the CPU, so that no device
+            is waited for.
     """
     device = features.values.device if isinstance(features, Encoded) else features.device
-    places = _bilinear_places(source, target, to_source, device)
-    warped = (
-        _warp_stored(features, places.unit) if isinstance(features, Encoded) else _interpolate(features, places.unit)
-    )
-    return Warped(features=warped, inside=places.inside)
+    points = _bilinear_points(source, target, to_source, device)
+    interpolate = _warp_stored if isinstance(features, Encoded) else _interpolate
+    return Warped(features=interpolate(features, points.unit), valid_mask=points.valid_mask)
 
 
-def warp_peaks(
+def warp_max(
     maps: Shaped[Tensor, "B *K h w"], source: BevGrid, target: BevGrid, to_source: Float[Tensor, "B 4 4"]
 ) -> Warped[Tensor]:
-    """Heatmaps or masks of any type: each cell of `target` gets the largest of the source's cells that it touches.
+    """Heatmaps or masks of any dtype: each cell of `target` gets the maximum of the source's cells that it touches.
 
-    Interpolation would lower a peak, by three quarters at worst. Here the cells that hold s x s places spread over the
-    target's are looked up, s = ceil(sqrt(2) how many times as long): among places no more than 1 / sqrt(2) of a cell
-    apart no cell can lie without holding one, so every peak arrives at its height, at times in two or three
-    neighbouring cells. The identity, flips and quarter turns are exact. `inside` is that of `warp`.
+    Interpolation would lower a peak, by three quarters at worst. Here s x s sample points are spread over a cell,
+    s = ceil(sqrt(2) ratio of lengths): no source cell fits between points at most 1 / sqrt(2) of its length apart, so
+    every peak keeps its height, at times in two or three neighbouring cells. The identity, flips and quarter turns are
+    exact. The valid mask is that of `warp`.
     """
     per_side = math.ceil(math.sqrt(2) * _cells_across(source, target, to_source))
-    places = _spread(source, target, to_source, per_side, maps.device)
-    read = _read(maps.reshape(len(maps), -1, *source.shape), places.unit, "nearest")
-    largest = reduce(torch.maximum, read).reshape(*maps.shape[:-2], *target.shape)
-    inside = _bilinear_places(source, target, to_source, maps.device).inside
-    return Warped(features=largest.to(maps.dtype), inside=inside)
+    points = _sample_points(source, target, to_source, per_side, maps.device)
+    samples = _sample(maps.reshape(len(maps), -1, *source.shape), points.unit, "nearest")
+    largest = reduce(torch.maximum, samples).reshape(*maps.shape[:-2], *target.shape)
+    valid_mask = _bilinear_points(source, target, to_source, maps.device).valid_mask
+    return Warped(features=largest.to(maps.dtype), valid_mask=valid_mask)
 
 
 def to_teacher(
@@ -92,39 +89,39 @@ def to_teacher(
 ) -> Float[Tensor, "B 4 4"] | None:
     """Metres of the student's augmented BEV frame -> those of the teacher's view, E_t V M^-1 E_s^-1; on the CPU.
 
-    E is lidar_to_ego for a grid of the vehicle's frame, else the identity.
+    E is lidar_to_ego for a grid in the ego frame, else the identity.
 
     Args:
-        view_matrix: V, canonical LiDAR -> the view that the teacher saw.
-        bev_matrix: M, LiDAR -> augmented BEV, the student's realised augmentation.
+        view_matrix: V, canonical LiDAR -> the teacher's view.
+        bev_matrix: M, LiDAR -> augmented BEV: the student's augmentation.
 
     Returns:
         None where the frames are the same and nothing within 100 m moves by more than 0.1 mm.
     """
-    view, realised, to_ego = (matrix.double().cpu() for matrix in (view_matrix, bev_matrix, lidar_to_ego))
+    view, augmentation, to_ego = (matrix.double().cpu() for matrix in (view_matrix, bev_matrix, lidar_to_ego))
     ours, theirs = (to_ego if grid.frame == "ego" else torch.eye(4).to(to_ego) for grid in (student, teacher))
-    moved = theirs @ view @ torch.linalg.inv(ours @ realised)
+    moved = theirs @ view @ torch.linalg.inv(ours @ augmentation)
     shift_m = (moved - torch.eye(4)).abs() * torch.tensor([100.0, 100.0, 100.0, 1.0])
     return None if student.frame == teacher.frame and shift_m.max() < 1e-4 else moved
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Places:
-    """Where each cell of a target is read on a source: at S places, spread evenly over it.
+class _SamplePoints:
+    """S points spread evenly over each cell of a target, in a source's coordinates.
 
-    unit: as grid_sample counts, -1 and 1 at the outer edges of a map that `_pad` has padded.
-    inside: cells all of whose places lie between the centres of the source's outermost cells.
+    unit: as for grid_sample, -1 and 1 at the outer edges of a map padded by `_pad`.
+    valid_mask: cells whose points all lie between the centres of the source's outermost cells.
     """
 
     unit: Float[Tensor, "B S H W 2"]
-    inside: Bool[Tensor, "B H W"]
+    valid_mask: Bool[Tensor, "B H W"]
 
 
-@one_thread()
-def _spread(
+@single_threaded()
+def _sample_points(
     source: BevGrid, target: BevGrid, to_source: Float[Tensor, "B 4 4"], per_side: int, device: torch.device
-) -> _Places:
-    """`per_side` x `per_side` places; formed in float64, with room to spare to `SNAP_CELLS`."""
+) -> _SamplePoints:
+    """`per_side` x `per_side` points in each cell; computed in float64, far more precise than `SNAP_CELLS`."""
     by_column, by_row, offset = _between_cells(source, target, to_source).to(device)[:, None, None, :2].unbind(dim=-1)
     part = (torch.arange(per_side).to(offset) + 0.5) / per_side
     rows, columns = ((part[:, None] + torch.arange(cells).to(offset))[..., None] for cells in target.shape)
@@ -134,29 +131,29 @@ def _spread(
     centre = at.round()
     at = torch.where((at - centre).abs() < SNAP_CELLS, centre, at)
     width_height = source.shape[::-1]
-    inside = (at >= 0) & (at <= at.new_tensor(width_height) - 1)
+    valid = (at >= 0) & (at <= at.new_tensor(width_height) - 1)
     sides = at.new_tensor([_padded(side) for side in width_height])
-    return _Places(unit=((2 * at + 1) / sides - 1).float(), inside=inside.all(dim=-1).all(dim=1))
+    return _SamplePoints(unit=((2 * at + 1) / sides - 1).float(), valid_mask=valid.all(dim=-1).all(dim=1))
 
 
-def _bilinear_places(
+def _bilinear_points(
     source: BevGrid, target: BevGrid, to_source: Float[Tensor, "B 4 4"], device: torch.device
-) -> _Places:
+) -> _SamplePoints:
     per_side = math.ceil(_cells_across(source, target, to_source) - SLACK_CELLS)
-    return _spread(source, target, to_source, max(1, per_side), device)
+    return _sample_points(source, target, to_source, max(1, per_side), device)
 
 
 def _cells_across(source: BevGrid, target: BevGrid, to_source: Float[Tensor, "B 4 4"]) -> float:
-    """How many of the source's cells a cell of the target is long, at most: over its directions and the samples."""
+    """The length of a target cell in source cells: the largest over its directions and the samples."""
     linear = _between_cells(source, target, to_source)[:, :2, :2]
     return float(torch.linalg.matrix_norm(linear, ord=2).max())
 
 
 def _between_cells(source: BevGrid, target: BevGrid, to_source: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 3 3"]:
-    """The target's continuous cell coordinates (column, row, 1) -> the source's, over the ground z = 0."""
-    ground = to_source.double()[:, [0, 1, 3]][:, :, [0, 1, 3]]
-    ours, theirs = (torch.from_numpy(grid.cell_matrix).to(ground) for grid in (target, source))
-    return theirs @ ground @ torch.linalg.inv(ours)
+    """The target's continuous cell coordinates (column, row, 1) -> the source's, in the plane z = 0."""
+    planar = to_source.double()[:, [0, 1, 3]][:, :, [0, 1, 3]]
+    ours, theirs = (torch.from_numpy(grid.cell_matrix).to(planar) for grid in (target, source))
+    return theirs @ planar @ torch.linalg.inv(ours)
 
 
 def _padded(side: int) -> int:
@@ -171,22 +168,22 @@ def _pad(maps: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C _ _"]:
 
 
 def _interpolate(maps: Float[Tensor, "B C h w"], unit: Float[Tensor, "B S H W 2"]) -> Float[Tensor, "B C H W"]:
-    """The mean over each cell's places."""
-    total = reduce(torch.add, _read(maps, unit, "bilinear"))
+    """The mean over each cell's sample points, bilinear."""
+    total = reduce(torch.add, _sample(maps, unit, "bilinear"))
     return total / unit.shape[1] if unit.shape[1] > 1 else total
 
 
-def _read(
+def _sample(
     maps: Shaped[Tensor, "B C h w"], unit: Float[Tensor, "B S H W 2"], mode: Literal["bilinear", "nearest"]
 ) -> Iterator[Float[Tensor, "B C H W"]]:
-    """The values at each cell's places, one place of all cells after the other; 0 where there is no cell."""
+    """The values at the S sample points in turn; 0 outside the source."""
     wide = _pad(maps.to(torch.promote_types(maps.dtype, torch.float32)))
-    for places in unit.unbind(dim=1):
-        yield F.grid_sample(wide, places.to(wide), mode=mode, align_corners=False)
+    for points in unit.unbind(dim=1):
+        yield F.grid_sample(wide, points.to(wide), mode=mode, align_corners=False)
 
 
 def _warp_stored(features: Encoded, unit: Float[Tensor, "B S H W 2"]) -> Encoded:
-    """Codes as float16; each sample is a thread's on a CPU, in blocks that stay in the cache."""
+    """Codes as float16; on a CPU one thread a sample, in blocks that stay in its cache."""
     values = features.values
     samples, channels, height, width = values.shape
     warped = values.new_empty(samples, channels, *unit.shape[2:4], dtype=torch.float16)
@@ -194,17 +191,17 @@ def _warp_stored(features: Encoded, unit: Float[Tensor, "B S H W 2"]) -> Encoded
     step = max(1, BLOCK // (_padded(height) * _padded(width))) if on_cpu else channels
 
     def fill(sample: int, codes: Tensor) -> None:
-        room = torch.zeros(1, step, _padded(height), _padded(width), device=codes.device)
+        buffer = torch.zeros(1, step, _padded(height), _padded(width), device=codes.device)
         for start in range(0, channels, step):
             block = codes[start : start + step]
-            # Where every step is 1, features are their codes, and companded ones those of a uniform code.
+            # With a scale of 1, features are uniform codes, from companded ones too.
             uniform = replace(features, values=block, scale=torch.ones(len(block), device=codes.device))
-            wide = room[:, : len(block)]
+            wide = buffer[:, : len(block)]
             wide[0, :, :height, :width] = uniform.decode()
             warped[sample, start : start + step] = _interpolate(wide, unit[sample : sample + 1])[0]
 
     if on_cpu:
-        for_each(values.unbind(), fill)
+        parallel_map(values.unbind(), fill)
     else:
         for sample, codes in enumerate(values):
             fill(sample, codes)

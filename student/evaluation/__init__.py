@@ -1,0 +1,1 @@
+"""The official nuScenes evaluation of students and cached teachers."""

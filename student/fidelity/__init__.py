@@ -1,0 +1,1 @@
+"""The fidelity study: the cached (and warped) teacher against the live one."""

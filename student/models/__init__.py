@@ -1,0 +1,1 @@
+"""Networks: image encoder, lift-splat, BEV encoder, centre head; detectors and their checkpoints."""

@@ -14,10 +14,10 @@ from student.config.student import HeadConfig
 
 HEAD_MAPS = {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
 """Channels of a task's maps: offset in the cell (x, y), z, log dx, dy, dz, sine and cosine of yaw, velocity.
-Side by side in this order they are a box's code, which `HeadConfig.code_weights` weighs."""
+Concatenated in this order they are a box's code, which `HeadConfig.code_weights` weights."""
 
 PRIOR_LOGIT = -2.19
-"""The heatmap's first bias: a probability of 0.1 everywhere."""
+"""The heatmap's initial bias: a probability of 0.1 everywhere."""
 
 Tasks = tuple[tuple[str, ...], ...]
 

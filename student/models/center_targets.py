@@ -1,7 +1,4 @@
-"""What the centre head should say of a sample's boxes, and how far it is from that: targets and losses.
-
-Numbers agree with mmdet3d's CenterHead.
-"""
+"""Targets and losses of the centre head; numbers agree with mmdet3d's CenterHead."""
 
 from dataclasses import dataclass
 
@@ -12,17 +9,18 @@ from torch import Tensor
 from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES
 from student.config.student import HeadConfig
+from student.distill.gaussians import draw_patches, gaussian, gaussian_radius
 from student.models.center_head import HEAD_MAPS, Tasks, labels_of_channels
 from student.models.lift_splat import cell_matrix
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadTargets:
-    """What the head should say of B samples that hold M boxes within the grid.
+    """The head's targets for B samples with M boxes inside the grid.
 
-    heatmap: 1 at each box's cell, a Gaussian around it.
-    sample, task, cell: where each box is: which sample, whose row of the maps, and which cell (row * W + column).
-    codes: what the maps should hold there, in the order of HEAD_MAPS.
+    heatmap: 1 at each box's centre cell, a Gaussian around it.
+    sample, task, cell: each box's sample, task, and centre cell (row * W + column).
+    codes: each box's regression target, in the order of HEAD_MAPS.
     """
 
     heatmap: Float[Tensor, "B K H W"]
@@ -35,7 +33,7 @@ class HeadTargets:
 def head_targets(
     boxes: tuple[Float[Tensor, "_ 9"], ...], labels: tuple[Int[Tensor, "_"], ...], grid: BevGrid, config: HeadConfig
 ) -> HeadTargets:
-    """Targets of B samples; boxes out of the grid, of no task, or without a size are left out."""
+    """Targets of B samples; boxes outside the grid, of no task, or without a size are left out."""
     device = boxes[0].device
     counts = torch.tensor([len(b) for b in boxes], device=device)
     sample = torch.arange(len(boxes), device=device).repeat_interleave(counts)
@@ -52,9 +50,8 @@ def head_targets(
 
     length, breadth = (box[:, 3:5] * to_cells.diagonal()[:2]).unbind(dim=-1)
     radius = gaussian_radius(length, breadth, config.gaussian_overlap).floor().clamp(min=config.min_radius)
-    heatmap = draw_gaussians(
-        sample * len(of_channels) + channel, column, row, radius, (len(boxes) * len(of_channels), *grid.shape)
-    )
+    plane, planes = sample * len(of_channels) + channel, len(boxes) * len(of_channels)
+    heatmap = draw_patches(gaussian, plane, row, column, radius, (planes, height, width))
     task_of_channel = torch.tensor([t for t, names in enumerate(config.tasks) for _ in names], device=device)
     offset, middle = center - center.floor(), box[:, 2:3] + box[:, 5:6] / 2
     yaw = box[:, 6:7]
@@ -65,42 +62,6 @@ def head_targets(
         cell=row * width + column,
         codes=torch.cat([offset, middle, box[:, 3:6].log(), yaw.sin(), yaw.cos(), box[:, 7:9]], dim=1),
     )
-
-
-def gaussian_radius(length: Float[Tensor, "M"], width: Float[Tensor, "M"], overlap: float) -> Float[Tensor, "M"]:
-    """How far, in cells, a corner may move so that the box still overlaps by `overlap` (CornerNet, section 3.2).
-
-    The least of the three cases' roots; they are halved where they should be divided by 2 a, as in every published
-    implementation, so that targets agree with theirs.
-    """
-    total, area = length + width, length * width
-    cases = (
-        (1, total, area * (1 - overlap) / (1 + overlap)),
-        (4, 2 * total, area * (1 - overlap)),
-        (4 * overlap, -2 * overlap * total, area * (overlap - 1)),
-    )
-    roots = [(b + (b * b - 4 * a * c).sqrt()) / 2 for a, b, c in cases]
-    return torch.stack(roots).amin(dim=0)
-
-
-def draw_gaussians(
-    plane: Int[Tensor, "M"],
-    column: Int[Tensor, "M"],
-    row: Int[Tensor, "M"],
-    radius: Float[Tensor, "M"],
-    shape: tuple[int, int, int],
-) -> Float[Tensor, "P H W"]:
-    """The largest, at each cell of each plane, of Gaussians with sigma = (2 radius + 1) / 6 cut off at the radius."""
-    planes, height, width = shape
-    reach = int(radius.max()) if len(radius) else 0
-    step = torch.arange(-reach, reach + 1, device=radius.device)
-    profile = (-0.5 * (step / ((2 * radius[:, None] + 1) / 6)) ** 2).exp() * (step.abs() <= radius[:, None])
-    values = profile[:, :, None] * profile[:, None, :]
-    rows, columns = (row[:, None] + step)[:, :, None], (column[:, None] + step)[:, None, :]
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    index = (plane[:, None, None] * height + rows) * width + columns
-    flat = values.new_zeros(planes * height * width)
-    return flat.scatter_reduce(0, index[inside], values[inside], "amax").view(shape)
 
 
 def heatmap_loss(logits: Float[Tensor, "B K H W"], target: Float[Tensor, "B K H W"], tasks: Tasks) -> Float[Tensor, ""]:
@@ -118,7 +79,7 @@ def heatmap_loss(logits: Float[Tensor, "B K H W"], target: Float[Tensor, "B K H 
 def boxes_loss(
     maps: dict[str, Float[Tensor, "B T _ H W"]], targets: HeadTargets, code_weights: tuple[float, ...]
 ) -> Float[Tensor, ""]:
-    """L1 of the codes at the boxes' cells, each task divided by its number of boxes."""
+    """L1 of the codes at the boxes' centre cells, each task divided by its number of boxes."""
     where = (targets.sample, targets.task, slice(None), targets.cell)
     predicted = torch.cat([maps[name].flatten(-2)[where] for name in HEAD_MAPS], dim=1).float()
     error = (predicted - targets.codes).abs() * predicted.new_tensor(code_weights)

@@ -1,4 +1,4 @@
-"""A student's checkpoint: the detector's weights beside the configuration that they belong to."""
+"""Student checkpoints: the detector's weights and its configuration in one file."""
 
 import pickle
 from pathlib import Path
@@ -9,14 +9,15 @@ from torch import Tensor
 
 from cache.config import differing
 from cache.errors import ConfigError, DataError
+from cache.teacher.state_dict import load_state_dict
 from student.config.student import DetectorConfig, StudentConfig
 from student.models.detectors import BevDetector, build_detector
 
 CONFIG_KEY = "student_config"
-"""Where a checkpoint keeps the StudentConfig, as plain data."""
+"""Key of the StudentConfig, as plain data."""
 
 WEIGHTS_KEY = "student_weights"
-"""Where a checkpoint says which weights `state_dict` holds: "average" (training.ema) or "trained"."""
+"""Key of which weights `state_dict` holds: "average" (training.ema) or "trained"."""
 
 MAY_CHANGE: dict[str, Any] = {
     "data": {"val_split", "workers"},
@@ -26,45 +27,48 @@ MAY_CHANGE: dict[str, Any] = {
         *("validate_every", "checkpoint_every_steps"),
     },
 }
-"""What of a StudentConfig a resumed training may set otherwise; the sequence of samples does not depend on these."""
+"""Settings that a resumed training may change; the sequence of samples does not depend on them."""
 
 _PREFIX = "detector."
 _LOSSES = {"gaussian_overlap", "min_radius", "code_weights", "heatmap_weight", "boxes_weight", "decoding"}
 _FREE: dict[str, Any] = {"image_weights": True, "depth_weight": True, "head": _LOSSES}
-"""What of a DetectorConfig does not decide what its weights compute."""
+"""Settings of a DetectorConfig that do not change what its weights compute."""
 
 
-def describe(config: StudentConfig) -> dict[str, Any]:
-    """What a checkpoint says of itself; beside an average, its `current_model_state` has the trained weights."""
+def checkpoint_metadata(config: StudentConfig) -> dict[str, Any]:
+    """The metadata of a checkpoint; beside an average, its `current_model_state` holds the trained weights."""
     weights = "trained" if config.training.ema is None else "average"
     return {CONFIG_KEY: config.model_dump(mode="json"), WEIGHTS_KEY: weights}
 
 
 def load_student(checkpoint: Path) -> tuple[BevDetector, StudentConfig]:
-    """The detector of a checkpoint of `train-student` or `import-checkpoint`, in eval mode, and its configuration.
+    """Load the detector of a checkpoint of `train-student` or `import-checkpoint`, in eval mode, and its configuration.
 
-    With training.ema the weights are their average. Runs no code of the file's.
+    With training.ema the weights are the averaged ones. No code of the file is run.
 
     Raises:
         DataError: the file is missing or is not such a checkpoint.
     """
     saved, config = _read(checkpoint)
     try:
-        # The weights are all here: the file that the training began with need not be.
+        # All weights are in this file: the one of image_weights may be gone.
         detector = build_detector(config.detector.model_copy(update={"image_weights": None}))
         named = saved["state_dict"].items()
-        detector.load_state_dict({key.removeprefix(_PREFIX): value for key, value in named if key.startswith(_PREFIX)})
-    except (RuntimeError, KeyError, TypeError, ConfigError) as error:
+        weights = {key.removeprefix(_PREFIX): value for key, value in named if key.startswith(_PREFIX)}
+        match = load_state_dict(detector, weights)
+    except (RuntimeError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise _not_a_checkpoint(checkpoint, error) from error
+    if match:
+        raise _not_a_checkpoint(checkpoint, match)
     return detector.eval(), config
 
 
 def step_to_resume(checkpoint: Path, config: StudentConfig) -> int:
-    """The step of the optimiser that a checkpoint was saved after.
+    """The number of optimiser steps before a checkpoint was saved.
 
     Raises:
         DataError: the file is missing or is not a checkpoint of `train-student`.
-        ConfigError: its training had another configuration.
+        ConfigError: its training's configuration differs in other settings than MAY_CHANGE.
     """
     saved, earlier = _read(checkpoint)
     before, now = (values.model_dump(mode="json", exclude=MAY_CHANGE) for values in (earlier, config))
@@ -85,15 +89,15 @@ def save_student(path: Path, state: dict[str, Tensor], config: StudentConfig) ->
     """Write a detector's state dict as a checkpoint that `load_student` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {_PREFIX + name: value for name, value in state.items()}
-    torch.save(describe(config) | {"state_dict": weights}, path)
+    torch.save(checkpoint_metadata(config) | {"state_dict": weights}, path)
 
 
 def start_from(detector: BevDetector, checkpoint: Path) -> None:
-    """Give a detector the weights of a student's checkpoint, all of them.
+    """Load all weights of a student's checkpoint into a detector.
 
     Raises:
         DataError: the file is missing or is not such a checkpoint.
-        ConfigError: its detector is another, or its grid, images or tasks are.
+        ConfigError: its detector, grid, images or tasks differ.
     """
     other, config = load_student(checkpoint)
     differences = _differences(_function(config.detector), _function(detector.config))
@@ -129,6 +133,6 @@ def _read(checkpoint: Path) -> tuple[dict[str, Any], StudentConfig]:
 _CURE = "Give the checkpoints/last.ckpt or best.ckpt of a `train-student` run"
 
 
-def _not_a_checkpoint(checkpoint: Path, error: Exception) -> DataError:
+def _not_a_checkpoint(checkpoint: Path, error: object) -> DataError:
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
     return DataError("not a student's checkpoint", where=checkpoint, got=first_line, cure=_CURE)

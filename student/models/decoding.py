@@ -18,7 +18,7 @@ from student.models.nms import circle_nms, rotated_nms
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """What was found in one sample, on the CPU.
+    """The detections of one sample, on the CPU.
 
     boxes: x, y, z (bottom), dx, dy, dz in metres, yaw_rad, vx, vy in m/s, in the frame of the grid.
     labels: index into cache.spec.CLASSES.
@@ -56,12 +56,12 @@ def decode(
     tasks: Tasks,
     decoding: Decoding,
 ) -> list[Detections]:
-    """Boxes of probabilities and maps, a student's or a cached teacher's: task by task, best first.
+    """Decode probabilities and maps, a student's or a cached teacher's, into boxes: task by task, best first.
 
     Agrees with mmdet3d's CenterPointBBoxCoder and CenterHead.predict_by_feat.
 
     Raises:
-        ConfigError: a task names an unknown class, or `decoding` has not one entry for each task or class.
+        ConfigError: a task names an unknown class, or `decoding` lacks one entry for each task or class.
         MismatchError: a map is missing, or the maps are not those of the tasks.
         DataError: a score or a box is not finite.
     """
@@ -81,7 +81,7 @@ def suppression_of_tasks(tasks: Tasks, decoding: Decoding) -> list[Suppression]:
     """Each task's NMS.
 
     Raises:
-        ConfigError: a task names an unknown class, or `decoding` has not one entry for each task or class.
+        ConfigError: a task names an unknown class, or `decoding` lacks one entry for each task or class.
     """
     labels, count = labels_of_channels(tasks), len(tasks)
     scale = torch.ones(len(CLASSES))
@@ -134,7 +134,7 @@ def _candidates(
     grid: BevGrid,
     decoding: Decoding,
 ) -> list[Detections]:
-    """The best cells of a task's classes as boxes, whose z is still the centre, one set for each sample."""
+    """The best cells of a task's classes as boxes for each sample; their z is still the centre."""
     _, classes, height, width = probability.shape
     scores, index = probability.flatten(1).topk(min(decoding.max_per_frame, classes * height * width))
     cell = index % (height * width)
@@ -150,7 +150,7 @@ def _candidates(
 
 
 def _in_range(found: Detections, decoding: Decoding) -> Detections:
-    """Those above the score threshold whose centre is in the range."""
+    """Detections above the score threshold whose centre is in the range."""
     low, high = torch.tensor(decoding.post_center_range).split(3)
     center = found.boxes[:, :3]
     bad = ~found.scores.isfinite() | ((found.scores > decoding.score_threshold) & ~found.boxes.isfinite().all(dim=1))
@@ -164,7 +164,7 @@ def _in_range(found: Detections, decoding: Decoding) -> Detections:
 
 
 def _suppress(found: Detections, suppression: Suppression, decoding: Decoding) -> Detections:
-    """What non-maximum suppression leaves of one task's candidates."""
+    """Non-maximum suppression of one task's candidates."""
     if suppression.nms_type == "circle":
         kept = circle_nms(found.boxes[:, :2].numpy(), suppression.threshold, decoding.post_max_size)
     else:
@@ -175,7 +175,7 @@ def _suppress(found: Detections, suppression: Suppression, decoding: Decoding) -
 
 
 def _join(parts: list[Detections]) -> Detections:
-    """One sample's tasks side by side, with z at the bottom."""
+    """Concatenate one sample's tasks, with z at the bottom."""
     boxes = torch.cat([part.boxes for part in parts])
     boxes[:, 2] -= boxes[:, 5] / 2
     return Detections(

@@ -1,11 +1,11 @@
-"""Depth nets, which give each image feature a distribution over depth bins and a context, and their loss."""
+"""Depth nets: a distribution over depth bins and a context for each image feature; and the depth loss."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
-from torchvision.ops import DeformConv2d
+from torchvision.ops import Conv2dNormActivation, DeformConv2d
 
 
 class DepthNet(nn.Module):
@@ -16,9 +16,7 @@ class DepthNet(nn.Module):
 
     def __init__(self, channels: int, bins: int, context_channels: int, camera_channels: int = 27) -> None:
         super().__init__()
-        self.reduce_conv = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
-        )
+        self.reduce_conv = Conv2dNormActivation(channels, channels, 3, bias=True)
         self.bn = nn.BatchNorm1d(camera_channels)
         self.context_mlp = Mlp(camera_channels, channels)
         self.context_se = SqueezeExcite(channels)
@@ -38,7 +36,7 @@ class DepthNet(nn.Module):
 
 
 class PlainDepthNet(nn.Module):
-    """BEVDet's: a 1 x 1 convolution that knows nothing of the cameras."""
+    """BEVDet's depth net: a 1 x 1 convolution; the camera parameters are not used."""
 
     def __init__(self, channels: int, bins: int, context_channels: int) -> None:
         super().__init__()
@@ -49,7 +47,7 @@ class PlainDepthNet(nn.Module):
 
 
 class DeformableDepthNet(nn.Module):
-    """Depth behind a gate that is told the cameras, context that is not: BEVDepth in BEVDet 0.x and DistillBEV."""
+    """Camera-aware depth through a gate, context without: BEVDepth in BEVDet 0.x and DistillBEV (`depth_net: dcn`)."""
 
     def __init__(
         self, channels: int, bins: int, context_channels: int, depth_channels: int, camera_channels: int = 33
@@ -74,7 +72,7 @@ class DeformableDepthNet(nn.Module):
 
 
 class DeformableConv(nn.Module):
-    """Modulated deformable 3 x 3 convolution (Zhu et al. 2019, equation 1); starts as half a plain one.
+    """Modulated deformable 3 x 3 convolution (Zhu et al. 2019, equation 1); initially half a plain one.
 
     The offsets' channels are (y, x) for each of the 9 taps, then come their masks: mmcv's layout is torchvision's.
     """
@@ -122,7 +120,7 @@ class Aspp(nn.Module):
         self.aspp1 = AtrousConv(channels, kernel=1, dilation=1)
         self.aspp2, self.aspp3, self.aspp4 = (AtrousConv(channels, kernel=3, dilation=d) for d in (6, 12, 18))
         self.global_avg_pool = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+            nn.AdaptiveAvgPool2d(1), *Conv2dNormActivation(channels, channels, 1, inplace=False)
         )
         self.conv1, self.bn1 = nn.Conv2d(5 * channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
         self.dropout = nn.Dropout(0.5)
@@ -151,10 +149,10 @@ class AtrousConv(nn.Module):
 def depth_loss(
     logits: Float[Tensor, "B N D h w"], depth_m: Float[Tensor, "B N h w"], bins_m: tuple[float, float, float]
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy of the bins' probabilities against the bin of the LiDAR's depth (BEVDepth, equation 3).
+    """Binary cross-entropy of the bins' probabilities against the bin of the LiDAR depth (BEVDepth, equation 3).
 
-    Only patches whose depth lies in a bin count (0 marks those without a point); summed over bins, averaged over
-    those patches; 0 where there is none.
+    Summed over bins, averaged over the patches whose depth lies in a bin (0 marks patches without a point); 0 if
+    there is none.
     """
     nearest, _, size = bins_m
     bins = logits.shape[2]

@@ -1,4 +1,4 @@
-"""BEVDet, BEVDet4D, BEVDepth, BEVDepth4D: compositions of the rooms above."""
+"""The detectors BEVDet, BEVDet4D, BEVDepth and BEVDepth4D, and their losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from student.models.lift_splat import Cameras, LiftSplat
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOutput:
-    """What a student says of B samples.
+    """Predictions of a student for B samples.
 
-    features: maps by layer name, as in DistillBEV: `backbone0..2` (H/2, H/4, H/8), `head` (the neck's, H x W).
+    features: maps by layer name, as in DistillBEV: `backbone0..2` (H/2, H/4, H/8), `head` (the neck's output, H x W).
     heatmap: logits of all classes, in the order of the tasks.
-    head_maps: the head's other maps, one row for each of T tasks; names and layout are the teacher's.
-    depth: logits of the current images' depth bins; None where no loss supervises them.
+    head_maps: the head's other maps, one row for each of T tasks; names and layout as in the teacher's.
+    depth: logits of the current images' depth bins; None without depth supervision.
     """
 
     features: dict[str, Float[Tensor, "B _ _ _"]]
@@ -35,11 +35,11 @@ class StudentOutput:
 
 
 class BevDetector(nn.Module):
-    """Images of several cameras and times -> centre head.
+    """Multi-camera images of one or several times -> centre head predictions.
 
     Args:
         config: sizes and losses.
-        depth_net: gives depth logits and context of image features, told the cameras' parameters.
+        depth_net: (image features, camera parameters) -> depth logits and context.
         supervise_depth: whether the depth logits are trained with LiDAR depth.
     """
 
@@ -51,7 +51,7 @@ class BevDetector(nn.Module):
             config.image_backbone, config.image_weights, config.image_neck_channels, config.image_stride
         )
         self.lift = LiftSplat(config, depth_net)
-        # The 4D models refine each time's map before they meet (BEVDet4D, section 3.2).
+        # The 4D models refine each time's map before they are concatenated (BEVDet4D, section 3.2).
         self.pre_process = BevResNet(lifted, (lifted,), strides=(1,)) if self.times > 1 else None
         self.bev_backbone = BevResNet(lifted * self.times, config.bev_channels, strides=(2, 2, 2))
         self.bev_neck = FpnLss(config.bev_channels[0] + config.bev_channels[-1], config.bev_neck_channels)
@@ -69,7 +69,7 @@ class BevDetector(nn.Module):
         )
 
     def losses(self, output: StudentOutput, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """The terms of the loss, weighted: their sum is what a student without a teacher minimises."""
+        """The weighted terms of the detection loss; a student without a teacher minimises their sum."""
         config, head = self.config, self.config.head
         targets = head_targets(batch.boxes, batch.labels, config.grid, head)
         terms = {
@@ -128,7 +128,7 @@ DETECTORS: dict[str, Callable[[DetectorConfig], BevDetector]] = {
 
 
 def build_detector(config: DetectorConfig) -> BevDetector:
-    """The detector of a configuration, with random weights except for `image_weights`.
+    """Build the detector of a configuration, with random weights except for `image_weights`.
 
     Raises:
         ConfigError: an unknown backbone or class, or weights that do not fit.

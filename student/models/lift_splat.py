@@ -1,6 +1,6 @@
-"""Lift-splat and voxel pooling: image features -> a map of the BEV grid.
+"""Lift-splat and voxel pooling: image features -> a map of the BEV grid (Philion and Fidler 2020).
 
-Geometry runs in float32 whatever the autocast: a bfloat16 matrix would move points by metres.
+Geometry runs in float32 also under autocast: a bfloat16 matrix would move points by metres.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Cameras:
     bev_matrix: Float[Tensor, "B 4 4"]
 
     def parameters(self) -> Float[Tensor, "B N 27"]:
-        """What a camera-aware depth net is told (BEVDepth, section 3.3), in the public code's order.
+        """Input of the camera-aware depth net (BEVDepth, section 3.3), in the public code's order.
 
         fx, fy, cx, cy; the 2 x 3 image augmentation; the BEV augmentation's 2 x 2 part and its z scale; the 3 x 4
         camera pose.
@@ -41,7 +41,7 @@ class Cameras:
         )
 
     def matrices(self) -> Float[Tensor, "B N 33"]:
-        """What the depth net "dcn" is told, in the order of BEVDet 0.x.
+        """Input of the depth net "dcn", in the order of BEVDet 0.x.
 
         The 3 x 3 intrinsics; the image augmentation's 3 x 3 part and its shift; the camera's pose in the augmented BEV
         frame as rotation and shift.
@@ -55,7 +55,7 @@ class Cameras:
 
 
 class LiftSplat(nn.Module):
-    """Image features and their depth distributions, summed into the cells of the BEV grid (Philion and Fidler 2020)."""
+    """Sum image features, weighted by their depth distributions, into the cells of the BEV grid."""
 
     def __init__(self, config: DetectorConfig, depth_net: nn.Module) -> None:
         super().__init__()
@@ -65,28 +65,26 @@ class LiftSplat(nn.Module):
         self, features: Float[Tensor, "B N c h w"], cameras: Cameras
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B N D h w"]]:
         """The BEV map and the logits of the depth bins."""
-        samples, views, _, *size = features.shape
-        told = cameras.matrices() if self.config.depth_net == "dcn" else cameras.parameters()
-        maps = self.depth_net(features.flatten(0, 1), told.flatten(0, 1))
-        bins = self.config.depth_bins
-        logits = maps[:, :bins].unflatten(0, (samples, views))
-        context = maps[:, bins:].unflatten(0, (samples, views))
+        size = features.shape[-2:]
+        parameters = cameras.matrices() if self.config.depth_net == "dcn" else cameras.parameters()
+        maps = self.depth_net(features.flatten(0, 1), parameters.flatten(0, 1)).unflatten(0, features.shape[:2])
+        logits, context = maps.tensor_split([self.config.depth_bins], dim=2)
         image_size = tuple(side * self.config.image_stride for side in size)
         points_m = frustum_points(cameras, image_size, tuple(size), self.config.bin_depths_m)
-        cells, inside = cells_of_points(points_m, self.config.grid, self.config.z_range_m)
+        cells, valid = cells_of_points(points_m, self.config.grid, self.config.z_range_m)
         # (B, N, D, h, w) -> (B, N, h, w, D): the bins of a pixel lie side by side, as in `cells`.
         probability = logits.float().softmax(dim=2).permute(0, 1, 3, 4, 2)
-        bev = pool(context.float().permute(0, 1, 3, 4, 2), probability, cells, inside, self.config.grid.shape)
+        bev = pool(context.float().permute(0, 1, 3, 4, 2), probability, cells, valid, self.config.grid.shape)
         return bev, logits
 
 
 def frustum_points(
     cameras: Cameras, image_size: tuple[int, ...], map_size: tuple[int, ...], depths_m: tuple[float, ...]
 ) -> Float[Tensor, "B N h w D 3"]:
-    """Where each (pixel, depth bin) lies in the augmented BEV frame, in metres.
+    """Coordinates of each (pixel, depth bin) in the augmented BEV frame, in metres.
 
-    As in the public code, the map's pixels spread over the image from its first to its last pixel, and a bin stands at
-    its near edge. The image augmentation is undone first; it must be affine.
+    As in the public code, the map's pixels span the image from its first to its last pixel, and a bin's depth is that
+    of its near edge. The image augmentation is undone first; it must be affine.
     """
     like = cameras.intrinsics
     rows, columns = (
@@ -106,13 +104,13 @@ def frustum_points(
 def cells_of_points(
     points_m: Float[Tensor, "*n 3"], grid: BevGrid, z_range_m: tuple[float, float]
 ) -> tuple[Int[Tensor, "*n"], Bool[Tensor, "*n"]]:
-    """Row-major index of the cell that holds each point, and whether one does (range and height)."""
+    """Row-major cell index of each point, and the valid mask: points within the grid and the height range."""
     matrix = cell_matrix(grid, points_m)
     column, row = (points_m[..., :2] * matrix.diagonal()[:2] + matrix[:2, 2]).floor().unbind(dim=-1)
     height, width = grid.shape
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    inside &= (points_m[..., 2] >= z_range_m[0]) & (points_m[..., 2] < z_range_m[1])
-    return (row * width + column).long(), inside
+    valid = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    valid &= (points_m[..., 2] >= z_range_m[0]) & (points_m[..., 2] < z_range_m[1])
+    return (row * width + column).long(), valid
 
 
 def cell_matrix(grid: BevGrid, like: Tensor) -> Float[Tensor, "3 3"]:
@@ -124,17 +122,16 @@ def pool(
     context: Float[Tensor, "B N h w C"],
     probability: Float[Tensor, "B N h w D"],
     cells: Int[Tensor, "B N h w D"],
-    inside: Bool[Tensor, "B N h w D"],
+    valid: Bool[Tensor, "B N h w D"],
     shape: tuple[int, int],
 ) -> Float[Tensor, "B C H W"]:
-    """The sum over the (pixel, bin) in each cell of probability * context: the splat of lift-splat.
+    """Sum probability * context over the (pixel, bin) pairs in each cell: the splat of lift-splat.
 
-    Each cell is a bag of pixels, weighted by the probabilities: an embedding bag, which reads the pixels' features
-    where they are and never builds the B * N * D * h * w * C frustum.
+    Each cell is an embedding bag of pixels, weighted by the probabilities: no B * N * D * h * w * C frustum is built.
     """
     samples, bins, (height, width) = len(context), probability.shape[-1], shape
     first_cell = torch.arange(samples, device=cells.device).view(-1, 1, 1, 1, 1) * (height * width)
-    entries = inside.flatten().nonzero().squeeze(1)
+    entries = valid.flatten().nonzero().squeeze(1)
     bags, order = (cells + first_cell).flatten()[entries].sort()
     entries = entries[order]
     starts = torch.searchsorted(bags, torch.arange(samples * height * width, device=bags.device))

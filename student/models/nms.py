@@ -1,4 +1,4 @@
-"""Non-maximum suppression of boxes seen from above; boxes come best first."""
+"""Non-maximum suppression of boxes in bird's-eye view; boxes are sorted by descending score."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 
 def circle_nms(centers_m: Float[np.ndarray, "M 2"], radius_m: float, limit: int) -> Int[np.ndarray, "k"]:
-    """Indices of at most `limit` centres none of which lies within `radius_m` of one kept before it."""
+    """Indices of at most `limit` centres, none within `radius_m` of a better one that was kept."""
 
     def covered(best: int, others: Int[np.ndarray, "_"]) -> Bool[np.ndarray, "_"]:
         return np.linalg.norm(centers_m[others] - centers_m[best], axis=1) <= radius_m
@@ -17,7 +17,7 @@ def circle_nms(centers_m: Float[np.ndarray, "M 2"], radius_m: float, limit: int)
 
 
 def rotated_nms(footprints: Float[np.ndarray, "M 5"], threshold: float, limit: int) -> Int[np.ndarray, "k"]:
-    """Indices of at most `limit` boxes none of which overlaps one kept before it.
+    """Indices of at most `limit` boxes, none overlapping a better one that was kept.
 
     Args:
         footprints: x, y, dx, dy in metres, yaw_rad.
@@ -39,7 +39,7 @@ def rotated_nms(footprints: Float[np.ndarray, "M 5"], threshold: float, limit: i
 
 
 def footprint_corners(footprints: Float[np.ndarray, "M 5"]) -> Float[np.ndarray, "M 4 2"]:
-    """The corners of boxes seen from above, counter-clockwise from the front left one, in metres."""
+    """The corners of boxes in bird's-eye view, counter-clockwise from the front left one, in metres."""
     x, y, dx, dy, yaw_rad = np.moveaxis(footprints.astype(np.float64), -1, 0)[..., None]
     along, across = dx / 2 * np.array([1, -1, -1, 1]), dy / 2 * np.array([1, 1, -1, -1])
     cosine, sine = np.cos(yaw_rad), np.sin(yaw_rad)
@@ -49,7 +49,7 @@ def footprint_corners(footprints: Float[np.ndarray, "M 5"]) -> Float[np.ndarray,
 def _greedy(
     count: int, covered: Callable[[int, Int[np.ndarray, "_"]], Bool[np.ndarray, "_"]], limit: int
 ) -> Int[np.ndarray, "k"]:
-    """Keep the first that is left and drop what it covers, until nothing is left."""
+    """Keep the best remaining one and drop those it covers, until none is left or `limit` are kept."""
     order, kept = np.arange(count), list[int]()
     while len(order) and len(kept) < limit:
         best, order = int(order[0]), order[1:]

@@ -1,4 +1,4 @@
-"""What watches a training: its progress on the terminal, its pace and memory."""
+"""Callbacks for a training's progress, pace and memory, and the summary of a run."""
 
 import statistics
 import time
@@ -11,12 +11,12 @@ import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from student.training.process_memory import peak_bytes
+from student.training.memory import peak_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
-    """What a training cost and reached; written to summary.json.
+    """Cost and result of a training, written to summary.json.
 
     peak_memory_mb: of the training process: CUDA memory where a GPU trained, resident memory otherwise.
     seconds_per_step: median over the steps after the first two, data loading included; None where there are none.
@@ -41,26 +41,26 @@ class TrainingSummary:
 
 
 class Progress(Callback):
-    """Tells whoever started the training how far it is."""
+    """Call `report` with (done, total) steps and a remark."""
 
-    def __init__(self, tell: Callable[[int, int, str], None]) -> None:
-        self.tell = tell
+    def __init__(self, report: Callable[[int, int, str], None]) -> None:
+        self.report = report
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         if "loss" in trainer.callback_metrics:
-            self._tell(trainer, f"loss {float(trainer.callback_metrics['loss']):.2f}")
+            self._report(trainer, f"loss {float(trainer.callback_metrics['loss']):.2f}")
 
     def on_validation_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-        self._tell(trainer, "validation")
+        self._report(trainer, "validation")
 
-    def _tell(self, trainer: lightning.Trainer, remark: str) -> None:
+    def _report(self, trainer: lightning.Trainer, remark: str) -> None:
         if trainer.is_global_zero:
             total = int(trainer.estimated_stepping_batches)
-            self.tell(trainer.global_step, total, f"epoch {trainer.current_epoch + 1}, {remark}")
+            self.report(trainer.global_step, total, f"epoch {trainer.current_epoch + 1}, {remark}")
 
 
 class Cost(Callback):
-    """Seconds a step and peak memory."""
+    """Record seconds a step and peak memory."""
 
     def __init__(self, accumulate: int = 1) -> None:
         self.accumulate = accumulate
@@ -79,7 +79,7 @@ class Cost(Callback):
         return statistics.median(steps) if steps else None
 
     def summary(self, trainer: lightning.Trainer, last: Path, best: ModelCheckpoint) -> TrainingSummary:
-        """Of a training that has ended."""
+        """The summary of a training that has ended."""
         return TrainingSummary(
             steps=trainer.global_step,
             seconds_per_step=self.seconds_per_step,

@@ -1,4 +1,4 @@
-"""When and how a training saves itself, and what a signal does to it."""
+"""Checkpoints of a training, and its stop by a signal."""
 
 import io
 import signal
@@ -15,13 +15,14 @@ from cache.errors import StoppedError, StoreError
 from cache.store.atomic import write_durably
 from cache.terminal.errors import Terminated
 
-LAST, BEST = "last.ckpt", "best.ckpt"
+LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
+"""Checkpoints in a run's folder."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class DurableCheckpoints(TorchCheckpointIO):
-    """Checkpoints that a crash, a kill or a full disk leaves whole: the earlier one or the new one.
+    """Atomic checkpoints: after a crash, a kill or a full disk the file is the earlier one or the new one, whole.
 
     Lightning writes to the system's temporary folder first; where that is another file system, its move is a copy.
     """
@@ -42,10 +43,10 @@ class DurableCheckpoints(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps the last checkpoint up to date, and stops the training there when a signal asks for it.
+    """Save the last checkpoint, and stop the training there after SIGTERM or SIGINT.
 
-    Saved at the end of every epoch, before its validation, after every `every_steps` steps, and when a signal came.
-    SIGTERM or SIGINT lets the current step end; a second SIGINT breaks it off.
+    Saved at the end of every epoch, before its validation, after every `every_steps` steps, and after a signal, which
+    lets the current step end; a second SIGINT breaks it off.
     """
 
     def __init__(self, path: Path, every_steps: int | None, accumulate: int) -> None:
@@ -55,9 +56,9 @@ class LastCheckpoint(Checkpoint):
         self.validation_is_due = False
 
     def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Take the place of Lightning's own handler, which talks to other ranks from wherever it was interrupted."""
+        """Replace Lightning's own handler, which communicates with other ranks wherever it interrupts the training."""
         for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
+            signal.signal(number, self._on_signal)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         # Not at the end of the batch before: its losses are logged after that.
@@ -97,14 +98,14 @@ class LastCheckpoint(Checkpoint):
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             progress["total"], progress["current"] = begun, dict(begun)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT == self.signal:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
     def _stop(self, trainer: lightning.Trainer) -> None:
         if not trainer.is_global_zero:
-            raise SystemExit(0)  # The first process speaks for all.
+            raise SystemExit(0)  # The first process reports for all.
         raise StoppedError(
             "the training was stopped",
             where=f"after step {trainer.global_step}, checkpoint {self.path}",
@@ -113,6 +114,6 @@ class LastCheckpoint(Checkpoint):
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """For loader workers: a signal to the whole group is the training's to answer, which still needs its batches."""
+    """Make a loader's worker ignore signals to the process group: the training handles them and needs its batches."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The Lightning module: a detector, the objective, and the optimiser."""
+"""StudentModule: detector, distillation objective and optimiser as a Lightning module."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,30 +16,23 @@ from torch.optim.lr_scheduler import LambdaLR
 from cache.errors import DataError
 from cache.spec import CacheSpec
 from student.config.student import DetectorConfig, StudentConfig
-from student.data.dataset import Batch
+from student.data.batch import Batch
 from student.distill.adapters import FeatureLayer
 from student.distill.objective import DistillObjective
-from student.distill.warp import to_teacher
-from student.models.checkpoint import describe
+from student.models.checkpoint import checkpoint_metadata
 from student.models.decoding import Detections
 from student.models.detectors import build_detector
 from student.training.activation_checkpoint import recompute_blocks
-from student.training.clock import StepClock
 
 Losses = dict[str, Float[Tensor, ""]]
 
 
 class StudentModule(lightning.LightningModule):
-    """A detector, and the distillation objective where there are teachers.
-
-    clock: where it is there, it is told of the end of each part of a step.
-    """
-
-    clock: StepClock | None = None
+    """A detector and, with `config.distill`, the objective that compares it with its teachers."""
 
     def __init__(self, config: StudentConfig, teachers: Sequence[CacheSpec] = ()) -> None:
         super().__init__()
-        self.config, self.teachers = config, tuple(teachers)
+        self.config = config
         # The detector is built first, so that it starts from the same weights with and without a teacher.
         self.detector = build_detector(config.detector)
         self.objective: DistillObjective | None = None
@@ -53,7 +46,7 @@ class StudentModule(lightning.LightningModule):
         self._step_losses: list[Losses] = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout draws by the batch's place among those of all devices, so that a resumed training draws alike."""
+        """Seed dropout with the batch's place among those of all devices, so that a resumed training draws alike."""
         place = batch_idx * self.trainer.world_size + self.global_rank
         sequence = np.random.SeedSequence((self.config.training.seed, self.current_epoch, place))
         torch.manual_seed(int(sequence.generate_state(1)[0]))
@@ -77,44 +70,25 @@ class StudentModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        self._end("data")
-        moved = batch.to(device, non_blocking=True)
-        self._end("transfer")
-        return moved
-
-    def _end(self, part: str) -> None:
-        if self.clock is not None:
-            self.clock.end(part)
+        return batch.to(device, non_blocking=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= describe(self.config)
+        checkpoint |= checkpoint_metadata(self.config)
 
     def loss_terms(self, batch: Batch) -> Losses:
         """The weighted terms whose sum is minimised."""
-        to_teachers = self._to_teachers(batch)
         output = self.detector(batch)
         terms = self.detector.losses(output, batch)
-        self._end("forward")
         if self.objective is None:
             return terms
         epoch = self.current_epoch
         weight = self.objective.detection_weight(epoch)
-        terms = {name: weight * value for name, value in terms.items()} | self.objective(
-            output.features, output.heatmap, batch.teachers, batch.boxes, batch.labels, epoch, to_teachers
+        return {name: weight * value for name, value in terms.items()} | self.objective(
+            output.features, output.heatmap, batch.teachers, batch.boxes, batch.labels, epoch, batch.to_teachers
         )
-        self._end("objective")
-        return terms
-
-    def _to_teachers(self, batch: Batch) -> list[Float[Tensor, "B 4 4"] | None]:
-        """Made before the forward pass, so that no work of the device's is waited for; on the CPU."""
-        grid = self.config.detector.grid
-        return [
-            to_teacher(grid, spec.heatmap_grid, maps.view_matrix, batch.bev_matrix, batch.lidar_to_ego)
-            for spec, maps in zip(self.teachers, batch.teachers, strict=True)
-        ]
 
     def _require_finite(self, total: Float[Tensor, ""], terms: Losses, batch: Batch) -> None:
-        """All devices stop together; the one whose loss it is tells why."""
+        """Stop all devices together; the one whose loss it is names the tokens."""
         finite = bool(torch.isfinite(total))
         if _all_agree(finite, total.device):
             return
@@ -138,7 +112,7 @@ class StudentModule(lightning.LightningModule):
 
 
 def _all_agree(here: bool, device: torch.device) -> bool:
-    """Whether it is so on every device."""
+    """Whether `here` is true on every device."""
     if not torch.distributed.is_initialized():
         return here
     least = torch.tensor(int(here), device=device)
@@ -147,7 +121,7 @@ def _all_agree(here: bool, device: torch.device) -> bool:
 
 
 def _layers(config: DetectorConfig) -> dict[str, FeatureLayer]:
-    """What the objective may compare: the student's layers by the names of StudentOutput.features."""
+    """The student's layers, by the names of StudentOutput.features."""
     stages = {
         f"backbone{stage}": FeatureLayer(channels=channels, grid=config.grid.coarser(2 ** (stage + 1)))
         for stage, channels in enumerate(config.bev_channels)

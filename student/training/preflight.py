@@ -1,29 +1,78 @@
-"""What would stop a training hours from now, found before its first step."""
+"""All checks of a training before its first step."""
 
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import torch
+from nuscenes.utils.splits import create_splits_scenes
 from torch import nn
 
-from cache.errors import ConfigError, DataError
-from cache.nuscenes.frames import Frames
-from student.config.student import StudentConfig
+from cache.errors import ConfigError, DataError, MismatchError, NotCachedError, OfflineDistillWarning
+from cache.nuscenes.frames import CAMERAS, Frames
+from cache.spec import CacheSpec
+from cache.store.reader import TeacherCache
+from student.config.student import DataConfig, StudentConfig
 from student.config.training import TrainingConfig
+from student.data.samplers import Order
+from student.data.teacher_source import TeacherSource
+from student.models.checkpoint import step_to_resume
+from student.training.memory import checkpoint_bytes
 
-ADAM_MOMENTS = 2
-"""Tensors that the optimiser keeps for each parameter."""
+Tasks = tuple[tuple[str, ...], ...]
+
+
+# The configuration alone.
+
+
+def require_sound(config: StudentConfig) -> None:
+    """Raise unless training and validation share no scene and the detector's grid is in the LiDAR frame.
+
+    Raises:
+        ConfigError: they do, a split is unknown, or the grid is in another frame.
+    """
+    _require_disjoint_splits(config.data)
+    # Images, boxes and ego motion reach a student in the LiDAR frame; a grid of another would be mislabelled.
+    if config.detector.grid.frame != "lidar":
+        raise ConfigError(
+            "the student's grid must be in the LiDAR frame",
+            where="detector.grid.frame",
+            got=config.detector.grid.frame,
+            expected="lidar",
+            cure="Leave it out; a cache of another frame is read where the student's cells lie",
+        )
+
+
+def _require_disjoint_splits(data: DataConfig) -> None:
+    scenes, (train, val) = create_splits_scenes(), (data.train_split, data.val_split)
+    unknown = [name for name in (train, val) if name not in scenes]
+    if unknown:
+        raise ConfigError(
+            "unknown split",
+            where="data",
+            got=", ".join(unknown),
+            expected=f"some of {', '.join(scenes)}",
+            cure="Change the split",
+        )
+    shared = sorted(set(scenes[train]) & set(scenes[val]))
+    if shared:
+        raise ConfigError(
+            "training and validation share frames",
+            where="data.train_split, data.val_split",
+            got=f"{train} and {val}, with {len(shared)} scenes in both, the first is {shared[0]}",
+            expected="splits without a common scene, such as train and val, or mini_train and mini_val",
+            cure="Change one of them; a student can be evaluated on any split with `evaluate --split`",
+        )
 
 
 def resolve_devices(config: StudentConfig) -> StudentConfig:
     """The same with `devices` a number: the sequence of samples, and so a resumed training, depends on it.
 
     Raises:
-        ConfigError: more devices than there are GPUs, or an option that needs a GPU or a compiler where there
-            is none.
+        ConfigError: more devices than GPUs, or an option needs a GPU or a compiler that is not there.
     """
     training, gpus = config.training, torch.cuda.device_count()
     devices = max(1, gpus) if training.devices == "auto" else training.devices
@@ -36,15 +85,17 @@ def resolve_devices(config: StudentConfig) -> StudentConfig:
             cure='Lower it, or say "auto"',
         )
     if not gpus:
-        _require_nothing_of_a_gpu(training)
+        _require_no_gpu_option(training)
     if training.compile:
         _require_compiler()
     return config.model_copy(update={"training": training.model_copy(update={"devices": devices})})
 
 
-def _require_nothing_of_a_gpu(training: TrainingConfig) -> None:
-    asked = [("precision", training.precision == "16-mixed"), ("sync_batchnorm", training.sync_batchnorm)]
-    for name, needs_gpu in asked:
+def _require_no_gpu_option(training: TrainingConfig) -> None:
+    for name, needs_gpu in (
+        ("precision", training.precision == "16-mixed"),
+        ("sync_batchnorm", training.sync_batchnorm),
+    ):
         if needs_gpu:
             raise ConfigError(
                 "there is no GPU, and an option needs one",
@@ -65,26 +116,29 @@ def _require_compiler() -> None:
         )
 
 
-def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:
-    """The frames of data.val_split; None without validation.
+# The run's folder.
+
+
+def first_step(last: Path, config: StudentConfig, resume: bool) -> int:
+    """The step to begin with: 0, or that of the last checkpoint.
 
     Raises:
-        DataError: it has no key frame in this version, or no annotations.
+        ConfigError: nothing to resume, another training in the folder, or a checkpoint of another configuration.
+        DataError: the checkpoint cannot be read.
     """
-    if not config.training.validate_every:
-        return None
-    frames = train.of_splits(config.data.val_split)
-    if not frames.label_counts().any():
-        raise DataError(
-            "the validation split has no annotations",
-            where=f"{frames.version}, {config.data.val_split}",
-            cure="Change data.val_split, or set training.validate_every to 0",
+    if resume and not last.exists():
+        raise ConfigError("nothing to resume", where=last, cure="Leave --resume out, or name the run with --out")
+    if last.exists() and not resume:
+        raise ConfigError(
+            "a training is there already",
+            where=last.parent.parent,
+            cure="Continue it with --resume, or give another --out",
         )
-    return frames
+    return step_to_resume(last, config) if resume else 0
 
 
 def require_room(out: Path, module: nn.Module, files: Sequence[Path], average: bool) -> None:
-    """Insist that a run's folder can be written and has room for its checkpoints, one more while it is replaced.
+    """Raise unless a run's folder can be written and has room for its checkpoints, one more while it is replaced.
 
     Args:
         files: the checkpoints that the run keeps.
@@ -113,8 +167,145 @@ def require_room(out: Path, module: nn.Module, files: Sequence[Path], average: b
         )
 
 
-def checkpoint_bytes(module: nn.Module, average: bool) -> int:
-    """Of the tensors in a checkpoint: weights, their average if there is one, and the optimiser's moments."""
-    state = sum(value.numel() * value.element_size() for value in module.state_dict().values())
-    trained = sum(value.numel() * value.element_size() for value in module.parameters() if value.requires_grad)
-    return (1 + average) * state + ADAM_MOMENTS * trained
+# The data set.
+
+
+def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:
+    """The frames of data.val_split; None without validation.
+
+    Raises:
+        DataError: it has no key frame in this version, or no annotations.
+    """
+    if not config.training.validate_every:
+        return None
+    frames = train.of_splits(config.data.val_split)
+    if not frames.label_counts().any():
+        raise DataError(
+            "the validation split has no annotations",
+            where=f"{frames.version}, {config.data.val_split}",
+            cure="Change data.val_split, or set training.validate_every to 0",
+        )
+    return frames
+
+
+def require_full_step(order: Order, training: TrainingConfig) -> None:
+    """Raise unless the frames of an epoch fill one step.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    devices = int(training.devices)
+    if len(order) < training.batch_size * training.accumulate * devices:
+        raise ConfigError(
+            "one step needs more samples than an epoch has",
+            where="training.batch_size",
+            got=f"{training.batch_size} x {training.accumulate} batches x {devices} devices",
+            expected=f"at most {len(order)} samples",
+            cure="Lower batch_size, accumulate or devices",
+        )
+
+
+# The teachers' caches.
+
+
+def require_caches(paths: Sequence[Path]) -> None:
+    """Raise unless distillation has a cache.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not paths:
+        raise ConfigError(
+            "distillation needs a teacher's cache",
+            where="distill",
+            cure="Give --cache STORE, or switch distillation off with --set distill=null",
+        )
+
+
+def require_fitting_sources(sources: Sequence[TeacherSource], config: StudentConfig, frames: Frames) -> None:
+    """Raise unless the caches fit the data set and the student.
+
+    Raises:
+        MismatchError: a cache is of another version of the data set, has a head that cannot be inherited, or depth of
+            other cameras.
+        NotCachedError: a cache lacks a frame of the training split, or the first one drawn views to replay.
+    """
+    for index, source in enumerate(sources):
+        inherits = config.distill is not None and config.distill.inherit_head and index == 0
+        require_fitting(source.cache.spec, source.cache.path, config, inherits)
+        _require_tokens(source.cache, frames)
+        if source.has_depth:
+            require_depth_cameras(source.cache)
+    if config.bev_augment.replay:
+        _require_drawn_views(sources[0].cache)
+
+
+def require_fitting(spec: CacheSpec, path: Path, config: StudentConfig, inherits: bool) -> None:
+    """Raise unless a cache is of the student's data set and, where its head is inherited, has the student's tasks.
+
+    Raises:
+        MismatchError: it is of another version, or its tasks are others or in another order.
+    """
+    version, tasks = spec.data.version, config.detector.head.tasks
+    if version != config.data.version:
+        raise MismatchError(
+            "the cache is of another version of the data set",
+            where=path,
+            got=version,
+            expected=f"{config.data.version}, as data.version says",
+            cure="Dump the teacher on this version, or change data.version",
+        )
+    if inherits and spec.teacher.tasks != tasks:
+        raise MismatchError(
+            "the teacher's head is ordered otherwise than the student's, which is to inherit it",
+            where=path,
+            got=_listed(spec.teacher.tasks),
+            expected=_listed(tasks),
+            cure="Set detector.head.tasks to the teacher's tasks, or distill.inherit_head to false",
+        )
+
+
+def _listed(tasks: Tasks) -> str:
+    return "; ".join(", ".join(task) for task in tasks)
+
+
+def _require_tokens(cache: TeacherCache, frames: Frames) -> None:
+    missing = [token for token in frames.tokens if token not in cache]
+    if missing:
+        raise NotCachedError(
+            "frames of the training split are not in the cache",
+            where=cache.path,
+            got=f"{len(missing)} of {len(frames)} missing, the first is {missing[0]}",
+            expected=f"all of {frames.version} {', '.join(frames.splits)}",
+            cure="Dump the teacher on this split, or train on the one that was dumped",
+        )
+
+
+def require_depth_cameras(cache: TeacherCache) -> None:
+    """Raise unless a store keeps the depth of the student's cameras.
+
+    Raises:
+        MismatchError: it keeps none, or that of other cameras.
+    """
+    cache.spec.require({"depth": {"cameras": CAMERAS}}, cache.path)
+
+
+def _require_drawn_views(cache: TeacherCache) -> None:
+    if cache.spec.drawn is None:
+        raise NotCachedError(
+            "the store holds no drawn views to replay",
+            where=cache.path,
+            got=f"the views {', '.join(cache.spec.views)}",
+            cure="Dump the teacher with views.drawn, or set bev_augment.replay to false",
+        )
+
+
+def warn_of_random_weights(spec: CacheSpec, path: Path) -> None:
+    """Warn of a cache whose teacher has random weights."""
+    if spec.teacher.weights == "random":
+        warnings.warn(
+            f"{path} holds the features of a teacher with random weights: a rehearsal, from which a student learns "
+            "nothing; dump a trained teacher with --checkpoint",
+            OfflineDistillWarning,
+            stacklevel=2,
+        )

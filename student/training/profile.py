@@ -1,25 +1,74 @@
-"""Where each step's time goes: some steps of a real training, watched."""
+"""Profile of a training's steps: the time of each part."""
 
 import statistics
+import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
+import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.profilers import Profiler
 
-from cache.visualization.tables import Table
 from student.config.student import StudentConfig
-from student.data.dataset import Batch, LoadSeconds
-from student.training.clock import PARTS, StepClock
-from student.training.setup import prepare
+from student.data.batch import Batch, LoadSeconds
+from student.training.setup import set_up_training
 
+PARTS = ("data", "transfer", "forward", "objective", "backward", "optimiser")
 STEPS = 20
 WARM_UP = 3
-"""Further steps that are not counted: workers start, memory is first asked for, convolutions are chosen."""
-BOUND_BY_DATA = 0.1
-"""A training that waits for its data for more than this share of its time would gain from workers."""
+"""Further steps that are not counted: workers start, memory is first allocated, convolutions are chosen."""
+
+_ENDS = {
+    "train_dataloader_next": "data",
+    "batch_to_device": "transfer",
+    "training_step": "forward",
+    "objective": "objective",
+    "backward": "backward",
+}
+"""Parts of a step by the last word of the Lightning action with which they end."""
+
+
+class StepProfiler(Profiler):
+    """Seconds of each part of every step, from the actions that Lightning profiles.
+
+    Lightning's own profilers leave out the time between actions and count nested ones twice. Here a part gets all the
+    time since the part before it ended, so that the parts add up to the step. On a GPU every end waits for the device:
+    otherwise its work would count to whichever part waits for it first.
+
+    steps: seconds by part, of each step that has ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[dict[str, float]] = []
+        self._step: defaultdict[str, float] = defaultdict(float)
+        self._ended = time.perf_counter()
+
+    def start(self, action_name: str) -> None:
+        if action_name == "objective":  # It interrupts the training step.
+            self._end("forward")
+
+    def stop(self, action_name: str) -> None:
+        part = _ENDS.get(action_name.rpartition(".")[2])
+        if part is not None:
+            self._end(part)
+
+    def end_step(self) -> None:
+        """End a step with its last part, the optimiser."""
+        self._end("optimiser")
+        self.steps.append(dict(self._step))
+        self._step.clear()
+
+    def _end(self, part: str) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self._step[part] += now - self._ended
+        self._ended = now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +82,9 @@ class PartTime:
 
 @dataclass(frozen=True, kw_only=True)
 class StepProfile:
-    """Where the time of a training's steps went.
+    """The time of a training's steps, by part.
 
-    load: what loading took for each sample, in the process that did it; beside the step where there are workers.
+    load: loading time of a sample, in the process that loads; beside the step where there are workers.
     """
 
     steps: int
@@ -49,7 +98,7 @@ class StepProfile:
     def of(
         cls, steps: Sequence[dict[str, float]], loads: Sequence[LoadSeconds], config: StudentConfig
     ) -> "StepProfile":
-        """Of some steps' parts, in seconds, and of what loading their batches took."""
+        """The profile of some steps: seconds by part, and the loading time of their batches."""
         totals = [sum(step.values()) for step in steps]
         samples = len(steps) * config.training.batch_size
         load = sum(loads, LoadSeconds())
@@ -58,63 +107,28 @@ class StepProfile:
             batch_size=config.training.batch_size,
             workers=config.data.workers,
             step_s=statistics.median(totals),
-            parts=tuple(_part(name, [step.get(name, 0.0) for step in steps], sum(totals)) for name in PARTS),
+            parts=tuple(_part_time(name, [step.get(name, 0.0) for step in steps], sum(totals)) for name in PARTS),
             load=LoadSeconds(
                 images=load.images / samples, depth=load.depth / samples, features=load.features / samples
             ),
         )
 
-    def table(self) -> Table:
-        """For a person; what the loader did comes last, and is no part of the sum."""
-        parts = [(_WHAT[part.name], f"{1e3 * part.median_s:.1f}", f"{part.share:.1%}") for part in self.parts]
-        step = ("step", f"{1e3 * self.step_s:.1f}", f"{sum(part.share for part in self.parts):.1%}")
-        load = [
-            (f"loading, a sample: {name}", f"{1e3 * getattr(self.load, name):.1f}", "")
-            for name in ("images", "depth", "features")
-        ]
-        return Table(
-            title=f"{self.steps} steps of {self.batch_size} samples, {self.workers} loader workers",
-            columns=("part", "median, ms", "share"),
-            rows=(*parts, step, *load),
-        )
 
-    def advice(self) -> str:
-        """What to do about it."""
-        waiting = next(part.share for part in self.parts if part.name == "data")
-        if waiting <= BOUND_BY_DATA:
-            return "The loader keeps up."
-        return f"{waiting:.0%} of the time is spent waiting for data: raise data.workers, if there are cores for them."
-
-
-def _part(name: str, seconds: list[float], total_s: float) -> PartTime:
+def _part_time(name: str, seconds: list[float], total_s: float) -> PartTime:
     return PartTime(name=name, median_s=statistics.median(seconds), share=sum(seconds) / total_s)
 
 
-_WHAT = {
-    "data": "data: waiting for the loader",
-    "transfer": "transfer to the device",
-    "forward": "forward, detection losses",
-    "objective": "distillation objective",
-    "backward": "backward",
-    "optimiser": "clipping, optimiser, log",
-}
+class _StepEnds(Callback):
+    """End the profiler's steps, and record what loading them took."""
 
-
-class _Watch(Callback):
-    """Presses the clock where the module cannot, and keeps what loading cost."""
-
-    def __init__(self, clock: StepClock, tell: Callable[[int, int], None]) -> None:
-        self.clock, self.tell = clock, tell
+    def __init__(self, profiler: StepProfiler, progress: Callable[[int, int], None]) -> None:
+        self.profiler, self.progress = profiler, progress
         self.loads: list[LoadSeconds] = []
 
-    def on_after_backward(self, *_: Any) -> None:
-        self.clock.end("backward")
-
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, _: int) -> None:
-        self.clock.end("optimiser")
-        self.clock.end_step()
+        self.profiler.end_step()
         self.loads.append(batch.load_seconds)
-        self.tell(len(self.loads), int(trainer.max_steps))
+        self.progress(len(self.loads), int(trainer.max_steps))
 
 
 def profile_student(
@@ -127,11 +141,13 @@ def profile_student(
     """Run some steps of a training, after a few that do not count; nothing is written.
 
     Raises:
-        ConfigError, NotCachedError, DataError: see `student.training.trainer.train_student`.
+        ConfigError, MismatchError, NotCachedError, DataError: see `student.training.trainer.train_student`.
     """
-    prepared = prepare(config, root, cache_paths)
-    prepared.module.clock = clock = StepClock()
-    watch = _Watch(clock, progress)
+    setup, profiler = set_up_training(config, root, cache_paths), StepProfiler()
+    ends = _StepEnds(profiler, progress)
+    if setup.module.objective is not None:
+        setup.module.objective.register_forward_pre_hook(lambda *_: profiler.start("objective"))
+        setup.module.objective.register_forward_hook(lambda *_: profiler.stop("objective"))
     trainer = lightning.Trainer(
         accelerator="auto",
         devices=1,
@@ -139,12 +155,13 @@ def profile_student(
         max_epochs=-1,
         precision=config.training.precision,
         gradient_clip_val=config.training.gradient_clip,
+        profiler=profiler,
         logger=False,
-        callbacks=[watch],
+        callbacks=[ends],
         use_distributed_sampler=False,
         enable_model_summary=False,
         enable_progress_bar=False,
         enable_checkpointing=False,
     )
-    trainer.fit(prepared.module, prepared.loader)
-    return StepProfile.of(clock.steps[WARM_UP:], watch.loads[WARM_UP:], config)
+    trainer.fit(setup.module, setup.loader())
+    return StepProfile.of(profiler.steps[WARM_UP:], ends.loads[WARM_UP:], config)

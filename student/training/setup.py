@@ -1,32 +1,124 @@
-"""What a training starts from: a module with its first weights, and its data."""
+"""Set up a training: checks, data, and a module with its first weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as lightning
+from torch.utils.data import Sampler
 
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from student.config.student import StudentConfig
-from student.data.dataset import StudentDataset, TeacherSource
+from student.data.dataset import StudentDataset
+from student.data.samplers import ClassBalanced, Order, RankShare, SeededSampler, Shuffled
+from student.data.teacher_source import TeacherSource
 from student.distill.inherit import inherit_head
 from student.models.checkpoint import start_from
-from student.training.early_checks import require_sound
-from student.training.loaders import open_sources, training_dataset, training_loader, training_sampler
+from student.training import preflight
+from student.training.checkpointing import BEST, LAST, ignore_stop_signals
 from student.training.module import StudentModule
-from student.training.preflight import resolve_devices
 
 
-def first_module(config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool = False) -> StudentModule:
-    """The module as its seed, `init_from` and its teacher's head make it.
+@dataclass(frozen=True, kw_only=True)
+class TrainingSetup:
+    """A training that can begin.
+
+    config: the training's, with `devices` a number.
+    order: of an epoch's frames.
+    step: the step to begin with, 0 unless resumed.
+    val_frames: of the validation split; None without validation.
+    """
+
+    config: StudentConfig
+    module: StudentModule
+    dataset: StudentDataset
+    order: Order
+    step: int
+    val_frames: Frames | None
+
+    def sampler(self, rank: int = 0) -> SeededSampler:
+        """The sequence of a rank's samples, from `step` on."""
+        training, ranks = self.config.training, int(self.config.training.devices)
+        samples_per_step = training.batch_size * training.accumulate * ranks
+        sampler = SeededSampler(self.order, training.seed, samples_per_step, rank, ranks)
+        sampler.go_to(self.step)
+        return sampler
+
+    def loader(self, rank: int = 0) -> Loader:
+        """A rank's batches, with the teachers' samples."""
+        return _loader(self.dataset, self.config, self.sampler(rank))
+
+    def validation_loader(self, rank: int = 0) -> Loader | None:
+        """The batches of a rank's share of the validation split, without augmentation; None without validation."""
+        if self.val_frames is None:
+            return None
+        dataset = StudentDataset(self.val_frames, self.config, self.dataset.times)
+        share = RankShare(len(self.val_frames), rank, int(self.config.training.devices))
+        return _loader(dataset, self.config, share)
+
+
+def set_up_training(
+    config: StudentConfig,
+    root: Path,
+    cache_paths: Sequence[Path],
+    out: Path | None = None,
+    resume: bool = False,
+    frames: Frames | None = None,
+) -> TrainingSetup:
+    """Check and build all that a training begins with.
 
     Args:
-        resumed: a checkpoint's weights will follow, and `init_from` is not looked at.
+        cache_paths: the teachers' caches, in the order of their indices in `config.distill`.
+        out: the run's folder; None where nothing will be written and nothing validated.
+        resume: go on from the run's last checkpoint.
+        frames: to train on; those of data.train_split by default.
 
     Raises:
-        ConfigError, MismatchError: the configuration and the caches do not fit.
+        ConfigError, MismatchError, NotCachedError, DataError: see `student.training.preflight`.
+        StoreError: a cache cannot be opened.
     """
+    preflight.require_sound(config)
+    config = preflight.resolve_devices(config)
+    step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
+    if frames is None:
+        frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
+    val_frames = None if out is None else preflight.validation_frames(config, frames)
+    order = _order(frames, config)
+    preflight.require_full_step(order, config.training)
+    sources = _open_sources(config, cache_paths)
+    preflight.require_fitting_sources(sources, config, frames)
+    module = _first_module(config, sources, resume)
+    if out is not None:
+        files = [out / LAST, out / BEST] if val_frames else [out / LAST]
+        preflight.require_room(out, module, files, average=config.training.ema is not None)
+    detector = module.detector
+    return TrainingSetup(
+        config=config,
+        module=module,
+        dataset=StudentDataset(frames, config, detector.times, detector.supervise_depth, sources),
+        order=order,
+        step=step,
+        val_frames=val_frames,
+    )
+
+
+def _open_sources(config: StudentConfig, paths: Sequence[Path]) -> list[TeacherSource]:
+    if config.distill is None:
+        return []
+    preflight.require_caches(paths)
+    return [TeacherSource.open(path, config, index) for index, path in enumerate(paths)]
+
+
+def _order(frames: Frames, config: StudentConfig) -> Order:
+    if not config.training.class_balanced:
+        return Shuffled(frames=len(frames))
+    classes = [name for task in config.detector.head.tasks for name in task]
+    return ClassBalanced.of(frames.label_counts(), classes)
+
+
+def _first_module(config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool) -> StudentModule:
+    """The module as its seed, `init_from` (unless resumed) and its teacher's head make it."""
     lightning.seed_everything(config.training.seed, verbose=False)
     module = StudentModule(config, [source.cache.spec for source in sources])
     if config.training.init_from is not None and not resumed:
@@ -36,31 +128,14 @@ def first_module(config: StudentConfig, sources: Sequence[TeacherSource], resume
     return module
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """A training that could begin; `loader` is that of its first device."""
-
-    module: StudentModule
-    dataset: StudentDataset
-    sources: tuple[TeacherSource, ...]
-    loader: Loader
-
-
-def prepare(config: StudentConfig, root: Path, cache_paths: Sequence[Path]) -> Preparation:
-    """What `student.training.trainer.train_student` begins with, for those who look at it before it runs.
-
-    Raises:
-        ConfigError, NotCachedError, DataError: see there.
-    """
-    require_sound(config)
-    config = resolve_devices(config)
-    frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
-    sources = open_sources(config, cache_paths, frames)
-    module = first_module(config, sources)
-    sampler = training_sampler(frames, config, ranks=int(config.training.devices))
-    return Preparation(
-        module=module,
-        dataset=training_dataset(frames, config, sources, module.detector),
-        sources=sources,
-        loader=training_loader(frames, config, sources, module.detector, sampler),
+def _loader(dataset: StudentDataset, config: StudentConfig, sampler: Sampler) -> Loader:
+    workers = config.data.workers
+    return Loader(
+        dataset,
+        batch_size=config.training.batch_size,
+        sampler=sampler,
+        collate_fn=dataset.collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=ignore_stop_signals,
     )

@@ -1,4 +1,4 @@
-"""The official nuScenes metrics while a training runs."""
+"""Validation with the official nuScenes metrics while a training runs."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from student.models.decoding import Detections
 
 
 class OfficialMetrics(Callback):
-    """Logs val/mAP and val/NDS of a split; the devkit's files go to a folder for each epoch.
+    """Log val/mAP and val/NDS of a split; the devkit's files go to a folder for each epoch.
 
     Args:
         frames: of the split.
@@ -32,7 +32,7 @@ class OfficialMetrics(Callback):
         parts = self._parts(trainer.world_size)
         self.found = {}
         outcome = self._evaluate(parts, trainer.current_epoch) if trainer.is_global_zero else None
-        # The other devices wait for the first one's outcome, its error too.
+        # The other devices wait for the first one's outcome, which may be an error.
         outcome = trainer.strategy.broadcast(outcome)
         if isinstance(outcome, OfflineDistillError):
             raise outcome
@@ -40,7 +40,7 @@ class OfficialMetrics(Callback):
         module.log_dict({"val/mAP": outcome.mean_ap, "val/NDS": outcome.nds}, prog_bar=True, sync_dist=True)
 
     def _parts(self, ranks: int) -> list[dict[str, Detections]]:
-        """What each device found."""
+        """The detections of each device."""
         if ranks == 1:
             return [self.found]
         parts: list[Any] = [None] * ranks
@@ -48,7 +48,7 @@ class OfficialMetrics(Callback):
         return parts
 
     def _evaluate(self, parts: list[dict[str, Detections]], epoch: int) -> Metrics | OfflineDistillError:
-        # Devices repeat samples where these do not divide evenly: the same answer twice is one.
+        # Devices repeat samples where these do not divide evenly; a token counts once.
         found = {token: detections for part in parts for token, detections in part.items()}
         try:
             return evaluate(found.items(), self.frames, self.out / f"epoch{epoch + 1:03d}")

@@ -1,4 +1,4 @@
-"""Pictures of the regions and masks, as a person on the ground plane would draw them: x to the right, y up."""
+"""Figures of regions and cell weights on the BEV plane, in metres: x to the right, y up."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from cache.geometry.grid import BevGrid
-from student.distill.fgd import CellWeights
+from student.distill.cell_weights import CellWeights
 from student.distill.regions import Regions
 from student.models.nms import footprint_corners
 
@@ -27,7 +27,7 @@ REGION_COLOURS = {
 def plot_regions(
     regions: Regions, grid: BevGrid, boxes: Float[Tensor, "M D"] | None = None, sample: int = 0, title: str = ""
 ) -> Figure:
-    """One sample's TP, FP, FN and TN cells in metres, with the boxes' outlines over them.
+    """One sample's TP, FP, FN and TN cells, with the boxes' outlines.
 
     Args:
         boxes: x, y, z, dx, dy, dz in metres, yaw in radians, ... of this sample.
@@ -36,14 +36,14 @@ def plot_regions(
     axes = figure.add_subplot()
     layers = [getattr(regions, name)[sample].cpu().numpy() for name in REGION_COLOURS]
     index = np.argmax(np.stack(layers), axis=0)
-    axes.imshow(index, cmap=ListedColormap(list(REGION_COLOURS.values())), vmin=0, vmax=3, **_placed(grid))
+    axes.imshow(index, cmap=ListedColormap(list(REGION_COLOURS.values())), vmin=0, vmax=3, **_image_options(grid))
     counts = [int(layer.sum()) for layer in layers]
     handles = [
         Patch(facecolor=colour, edgecolor="grey", label=f"{name.replace('_', ' ')}: {count} cells")
         for (name, colour), count in zip(REGION_COLOURS.items(), counts, strict=True)
     ]
     axes.legend(handles=handles, loc="upper right", fontsize=8)
-    _finish(axes, grid, boxes, title or "Regions of the heatmap")
+    _label(axes, grid, boxes, title or "Regions of the heatmap")
     return figure
 
 
@@ -60,7 +60,7 @@ def plot_cells(
         "foreground": cells.foreground,
         "false positives": cells.false_positive,
         "background": cells.background,
-        "non-empty ground": cells.non_empty,
+        "non-empty cells": cells.non_empty,
         "spatial attention": attention,
     }
     shown = {name: values for name, values in maps.items() if values is not None}
@@ -69,24 +69,26 @@ def plot_cells(
         axes = figure.add_subplot(rows, -(-len(shown) // rows), place)
         weights = values[sample].detach().cpu().double().numpy()
         with np.errstate(divide="ignore"):
-            image = axes.imshow(np.where(weights > 0, np.log10(weights), np.nan), cmap="viridis", **_placed(grid))
+            image = axes.imshow(
+                np.where(weights > 0, np.log10(weights), np.nan), cmap="viridis", **_image_options(grid)
+            )
         figure.colorbar(image, ax=axes, shrink=0.8, label="log10 of weight")
-        _finish(axes, grid, boxes, name)
+        _label(axes, grid, boxes, name)
     return figure
 
 
-def _placed(grid: BevGrid) -> dict[str, Any]:
+def _image_options(grid: BevGrid) -> dict[str, Any]:
     return {"extent": (*grid.x_range_m, *grid.y_range_m), "origin": "lower", "interpolation": "nearest"}
 
 
-def _finish(axes: Axes, grid: BevGrid, boxes: Float[Tensor, "M D"] | None, title: str) -> None:
-    for corners in [] if boxes is None else outlines(boxes).cpu().numpy():
+def _label(axes: Axes, grid: BevGrid, boxes: Float[Tensor, "M D"] | None, title: str) -> None:
+    for corners in [] if boxes is None else box_outlines(boxes).cpu().numpy():
         axes.plot(*corners.T, color="black", linewidth=0.8)
     axes.set(title=title, xlabel=f"x in m ({grid.frame} frame)", ylabel="y in m")
     axes.set(xlim=grid.x_range_m, ylim=grid.y_range_m)
 
 
-def outlines(boxes: Float[Tensor, "M D"]) -> Float[Tensor, "M 5 2"]:
-    """The corners of boxes seen from above, in metres, the first one again at the end."""
+def box_outlines(boxes: Float[Tensor, "M D"]) -> Float[Tensor, "M 5 2"]:
+    """The BEV corners of boxes in metres; the first is repeated at the end."""
     corners = torch.from_numpy(footprint_corners(boxes[:, [0, 1, 3, 4, 6]].detach().cpu().numpy()))
     return torch.cat([corners, corners[:, :1]], dim=1).to(boxes)

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache.dumping.run import DumpConfig, dump
+from cache.dumping.config import DumpConfig
+from cache.dumping.run import dump
 from cache.geometry.grid import BevGrid
 from cache.nuscenes.frames import Frame, Frames, Sweep
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, Decoding, LayerSpec, PointPipeline, TeacherIdentity
-from cache.store.codec import Distortion, encode, measure
+from cache.store.codec import encode
+from cache.store.distortion import Distortion, measure
 from cache.store.layout import Layout, StoredSample, sample_arrays
 from cache.store.partition import WHOLE, Part
 from cache.store.writer import StoreWriter

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from cache.dumping.run import DumpConfig, dump
+from cache.dumping.config import DumpConfig
+from cache.dumping.run import dump
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import ViewsConfig
 from cache.nuscenes.frames import Frames

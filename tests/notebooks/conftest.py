@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cache.dumping.run import DumpConfig, dump
+from cache.dumping.config import DumpConfig
+from cache.dumping.run import dump
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from student.evaluation.evaluate import evaluate

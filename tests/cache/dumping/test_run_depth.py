@@ -1,6 +1,7 @@
 """Stores that keep the depth: what the cameras see of the key sweep, without a LiDAR file."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from cache.dumping.verify import repair, verify
 from cache.errors import DataError, MismatchError, NotCachedError
 from cache.geometry.views import ViewsConfig
 from cache.nuscenes.frames import CAMERAS, Frames
-from cache.nuscenes.points import camera_points
+from cache.nuscenes.points import _read_sweep, camera_points
 from cache.store.partition import Part
 from cache.store.reader import TeacherCache
 from cache.visualization.summary import store_tables
@@ -99,6 +100,22 @@ def test_parts_and_workers_write_the_same_bytes(dumped, made_frames, tmp_path):
     assert contents(tmp_path / "parts.zarr") == contents(dumped)
 
 
+def test_a_frames_sweeps_are_read_once_for_all_views_and_the_depth(dumped, made_frames, tmp_path, monkeypatch):
+    reads: Counter[Path] = Counter()
+
+    def counting(path):
+        reads[path] += 1
+        return _read_sweep(path)
+
+    monkeypatch.setattr("cache.nuscenes.points._read_sweep", counting)
+    dump(config(), made_frames, SmallTeacher(), tmp_path / "teacher.zarr")
+    first, second = ([sweep.path for sweep in frame.sweeps[:2]] for frame in made_frames)
+    assert [reads.pop(path) for path in first] == [3, 2], "the spec takes the first frame's points and those in cameras"
+    assert [reads.pop(path) for path in second] == [1, 1]
+    assert not reads
+    assert contents(tmp_path / "teacher.zarr") == contents(dumped)
+
+
 def test_damage_is_found_and_repaired(dumped, made_frames, tmp_path):
     store = shutil.copytree(dumped, tmp_path / "teacher.zarr")
     assert verify(store).damage == ()
@@ -142,13 +159,13 @@ def test_a_store_without_depth_says_so(sealed_store):
 
 
 def test_an_image_with_too_many_points_names_camera_and_token(made_frames, tmp_path, monkeypatch):
-    monkeypatch.setattr("cache.geometry.camera_points.LEAST_ROOM", 1)
+    monkeypatch.setattr("cache.geometry.camera_points.MIN_POINTS", 1)
     real = camera_points
 
-    def crowded(frame):
-        points = real(frame)
+    def crowded(frame, key_sweep=None):
+        points = real(frame, key_sweep=key_sweep)
         return points if frame.token == made_frames.tokens[0] else [np.repeat(each, 9, axis=0) for each in points]
 
-    monkeypatch.setattr("cache.dumping.spec_builder.camera_points", crowded)
+    monkeypatch.setattr("cache.dumping.prepared.camera_points", crowded)
     with pytest.raises(DataError, match=rf"\(CAM_\w+, token {made_frames.tokens[1]}\); got \d+ points"):
         dump(config(), made_frames, SmallTeacher(), tmp_path / "teacher.zarr")

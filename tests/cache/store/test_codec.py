@@ -6,7 +6,8 @@ import torch
 
 from cache.errors import ConfigError, TeacherError
 from cache.spec import CodecSpec
-from cache.store.codec import Distortion, encode, expected_sqnr_db, measure, require_budget, shared_step
+from cache.store.codec import encode, shared_step
+from cache.store.distortion import Distortion, expected_sqnr_db, measure, require_budget
 
 UNSIGNED, SIGNED, HALF = (CodecSpec(kind=kind) for kind in ("unsigned", "signed", "float16"))
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cache.dumping.run import DumpConfig, dump
+from cache.dumping.config import DumpConfig
+from cache.dumping.run import dump
 from cache.errors import TeacherError
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import ViewsConfig, transform_boxes

@@ -11,7 +11,7 @@ import pytest
 
 from cache.errors import CorruptStoreError
 from cache.terminal import console
-from cache.terminal.console import answering, duration, examples, progress, say
+from cache.terminal.console import duration, examples, print_report, progress, report_writer
 from cache.visualization.tables import Table
 
 TABLE = Table(title="long", columns=("a", "b"), rows=(("x" * 90, "y" * 90),))
@@ -35,16 +35,16 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def test_a_report_is_printed_as_it_is(capsys):
-    with answering(as_json=False) as answer:
-        answer(Report(Path("a" * 200), 0.5))
+    with report_writer(as_json=False) as write:
+        write(Report(Path("a" * 200), 0.5))
     assert capsys.readouterr().out == f"{'a' * 200}: [bold] 0.5\n"
 
 
 def test_a_machine_gets_json_and_nothing_else(capsys):
     fault = CorruptStoreError("broken", where=Path("a/b"), got=3, cure="Mend it")
-    with answering(as_json=True) as answer:
+    with report_writer(as_json=True) as write:
         sys.stdout.write("a library's remark\n")
-        answer(Report(Path("a/b"), math.nan, (fault,)), "what a person sees")
+        write(Report(Path("a/b"), math.nan, (fault,)), "what a person sees")
     printed = capsys.readouterr()
     said = {"what": "broken", "where": "a/b", "got": "3", "expected": None, "cure": "Mend it"}
     assert json.loads(printed.out) == {
@@ -55,17 +55,17 @@ def test_a_machine_gets_json_and_nothing_else(capsys):
     assert printed.err == "a library's remark\n"
 
 
-def test_what_json_cannot_say_is_refused():
-    with answering(as_json=True) as answer, pytest.raises(ValueError, match="a report holds a object"):
-        answer(Report(object(), 0.0))
+def test_what_json_cannot_represent_is_refused():
+    with report_writer(as_json=True) as write, pytest.raises(ValueError, match="a report holds a object"):
+        write(Report(object(), 0.0))
 
 
 def test_a_table_in_a_file_is_not_folded(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
-    say(TABLE)
+    print_report(TABLE)
     assert f"{'x' * 90} │ {'y' * 90}" in capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "100")
-    say(TABLE)
+    print_report(TABLE)
     assert max(map(len, capsys.readouterr().out.splitlines())) == 100
 
 

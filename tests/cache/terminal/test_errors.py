@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from cache.errors import ConfigError, UnsealedError
-from cache.terminal.errors import Terminated, ending_well
+from cache.terminal.errors import Terminated, exit_codes
 
 
 def end_of(capsys, error: BaseException, debug: bool = False) -> tuple[int, str]:
     """The exit code and the message that an error ends with."""
-    with pytest.raises(SystemExit) as end, ending_well(debug):
+    with pytest.raises(SystemExit) as end, exit_codes(debug):
         raise error
     return end.value.code, capsys.readouterr().err
 
@@ -26,7 +26,7 @@ def test_an_error_of_ours_is_one_line(capsys):
 def test_a_bug_is_one_line_and_its_traceback_is_kept(capsys):
     code, message = end_of(capsys, ZeroDivisionError("by zero"))
     assert code == 1
-    assert "this is a bug (test_ending.py, line " in message
+    assert "this is a bug (test_errors.py, line " in message
     assert "got ZeroDivisionError: by zero" in message
     assert "Traceback" not in message
     kept = Path(re.search(r"traceback is in (\S+);", message)[1])
@@ -61,14 +61,14 @@ def test_an_interruption_has_its_own_code(capsys):
 
 @pytest.mark.parametrize(("kind", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
 def test_an_interruption_is_known_by_whatever_it_became(capsys, kind, code):
-    with pytest.raises(SystemExit) as end, ending_well():
+    with pytest.raises(SystemExit) as end, exit_codes():
         try:
             raise kind
         except KeyboardInterrupt:
             raise UnsealedError("the dump was interrupted") from None
     assert end.value.code == code
     assert capsys.readouterr().err == "error: UnsealedError: the dump was interrupted\n"
-    with pytest.raises(SystemExit) as end, ending_well():
+    with pytest.raises(SystemExit) as end, exit_codes():
         try:
             raise kind
         except KeyboardInterrupt:
@@ -77,7 +77,7 @@ def test_an_interruption_is_known_by_whatever_it_became(capsys, kind, code):
 
 
 def test_an_end_on_purpose_passes(capsys):
-    with pytest.raises(SystemExit) as end, ending_well():
+    with pytest.raises(SystemExit) as end, exit_codes():
         sys.exit(3)
     assert end.value.code == 3
     assert capsys.readouterr().err == ""
@@ -85,15 +85,15 @@ def test_an_end_on_purpose_passes(capsys):
 
 def test_the_handler_of_sigterm_is_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with ending_well():
+    with exit_codes():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 PROGRAM = """
 import multiprocessing, time
-from cache.terminal.errors import ending_well
-with ending_well():
+from cache.terminal.errors import exit_codes
+with exit_codes():
     worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
     worker.start()
     print("ready", flush=True)
@@ -111,7 +111,7 @@ def test_real_signals_end_a_process_and_its_workers(number, code, message):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ,
-        # A shell makes what it starts in the background deaf to Ctrl-C, and tests may have been started so.
+        # A shell makes background processes ignore SIGINT, and tests may run in one.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout.readline() == "ready\n"

@@ -15,14 +15,17 @@ from cache.store.batch import TeacherBatch
 from cache.store.codec import Encoded
 from cache.store.reader import TeacherCache
 from student.config.student import StudentBevAugmentConfig, StudentConfig
-from student.data.dataset import Batch, Draw, StudentDataset, TeacherSource, collate
+from student.data.batch import Batch
+from student.data.dataset import StudentDataset
+from student.data.samplers import SampleDraw
+from student.data.teacher_source import TeacherSource
 
 CONFIG = StudentConfig.model_validate({"image": {"size": (128, 352)}, "detector": {"image_stride": 16}})
 
 
 def test_a_batch_has_the_promised_shapes(made_frames: Frames) -> None:
     dataset = StudentDataset(made_frames, CONFIG, times=2, with_depth=True)
-    batch = collate([dataset[0], dataset[Draw(index=1, seed=(1, 2, 3))]])
+    batch = dataset.collate([dataset[0], dataset[SampleDraw(index=1, seed=(1, 2, 3))]])
     assert batch.images.shape == (2, 2, 6, 3, 128, 352)
     assert batch.images.dtype == torch.uint8
     assert batch.depth_m is not None
@@ -55,7 +58,7 @@ def test_history_goes_back_in_steps(made_frames: Frames) -> None:
 
 def test_a_seed_decides_every_draw(made_frames: Frames) -> None:
     dataset = StudentDataset(made_frames, CONFIG)
-    same, again, other = (dataset[Draw(index=0, seed=(0, 0, seed))] for seed in (5, 5, 6))
+    same, again, other = (dataset[SampleDraw(index=0, seed=(0, 0, seed))] for seed in (5, 5, 6))
     assert torch.equal(same.images, again.images)
     assert torch.equal(same.image_matrix, again.image_matrix)
     assert not torch.equal(same.image_matrix, other.image_matrix)
@@ -65,12 +68,13 @@ def test_lidar_is_read_only_for_a_detector_that_learns_depth(
     made_frames: Frames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_depth = StudentDataset(made_frames, CONFIG, with_depth=True)[0]
-    assert with_depth.taught_depth_m().shape == (1, 6, 8, 22)
+    assert with_depth.require_depth_m().shape == (1, 6, 8, 22)
     monkeypatch.setattr("student.data.dataset.camera_points", None)
-    batch = collate([StudentDataset(made_frames, CONFIG)[0]])
+    dataset = StudentDataset(made_frames, CONFIG)
+    batch = dataset.collate([dataset[0]])
     assert batch.depth_m is None
     with pytest.raises(DataError, match="the detector learns depth and the batch has none"):
-        batch.taught_depth_m()
+        batch.require_depth_m()
 
 
 def test_data_loader_pins_every_tensor_of_a_batch(made_frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +88,8 @@ def test_data_loader_pins_every_tensor_of_a_batch(made_frames: Frames, monkeypat
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_come_pinned_where_there_is_a_gpu(made_frames: Frames) -> None:
-    loader = Loader(StudentDataset(made_frames, CONFIG, with_depth=True), collate_fn=collate, num_workers=1)
+    dataset = StudentDataset(made_frames, CONFIG, with_depth=True)
+    loader = Loader(dataset, collate_fn=dataset.collate, num_workers=1)
     assert all(tensor.is_pinned() for tensor in tensors_of(next(iter(loader))))
 
 
@@ -95,11 +100,8 @@ AUGMENTED = CONFIG.model_copy(
 
 def test_the_teacher_is_read_in_the_view_nearest_to_the_draw(made_frames: Frames, views_store: Path) -> None:
     cache = TeacherCache(views_store)
-    dataset = StudentDataset(made_frames, AUGMENTED)
-    batch = collate(
-        [dataset[Draw(index=index % 2, seed=(index,))] for index in range(8)],
-        (TeacherSource(cache=cache, layers=("head",)),),
-    )
+    dataset = StudentDataset(made_frames, AUGMENTED, sources=(TeacherSource(cache=cache, layers=("head",)),))
+    batch = dataset.collate([dataset[SampleDraw(index=index % 2, seed=(index,))] for index in range(8)])
     (teacher,) = batch.teachers
     stored = torch.from_numpy(cache.view_matrices(batch.tokens))
     pairs = zip(stored, teacher.view_matrix, strict=True)
@@ -117,10 +119,10 @@ def test_the_teacher_is_read_in_the_view_nearest_to_the_draw(made_frames: Frames
 
 def test_replayed_draws_are_the_views_that_the_teacher_saw(made_frames: Frames, views_store: Path) -> None:
     cache = TeacherCache(views_store)
-    dataset = StudentDataset(made_frames, CONFIG, replayed=cache)
-    sources = (TeacherSource(cache=cache, layers=()),)
-    draws = [Draw(index=0, seed=(seed,)) for seed in range(8)]
-    batch, again = (collate([dataset[draw] for draw in draws], sources) for _ in range(2))
+    replaying = CONFIG.model_copy(update={"bev_augment": StudentBevAugmentConfig(replay=True)})
+    dataset = StudentDataset(made_frames, replaying, sources=(TeacherSource(cache=cache, layers=()),))
+    draws = [SampleDraw(index=0, seed=(seed,)) for seed in range(8)]
+    batch, again = (dataset.collate([dataset[draw] for draw in draws]) for _ in range(2))
     (first, second) = cache.view_matrices(made_frames.tokens[:1])[0, 4:]
     seen = [[matrix.equal(torch.from_numpy(view)) for view in (first, second)] for matrix in batch.bev_matrix]
     assert all(sum(row) == 1 for row in seen)

@@ -14,7 +14,7 @@ def test_depth_is_the_nearest_point_of_a_patch(made_frames: Frames) -> None:
     frame, camera_index = made_frames[0], 1
     sample = StudentDataset(made_frames, CONFIG, with_depth=True)[0]
     matrix = sample.image_matrix[0, 0, camera_index].double().numpy()
-    depth = sample.taught_depth_m()[0, camera_index].numpy()
+    depth = sample.require_depth_m()[0, camera_index].numpy()
     camera = frame.cameras[camera_index]
     expected: dict[tuple[int, int], float] = {}
     for point in load_points(frame, KEY_SWEEP_ONLY)[:, :3].astype(np.float64):

@@ -7,8 +7,7 @@ from torch.utils.data import Dataset
 
 from cache.nuscenes.loader import Loader
 from cache.spec import CLASSES
-from student.data.dataset import Draw
-from student.data.samplers import ClassBalanced, Order, RankShare, SeededSampler, Shuffled
+from student.data.samplers import ClassBalanced, Order, RankShare, SampleDraw, SeededSampler, Shuffled
 
 # Cars in every frame but two, one frame with a bus, two with barriers.
 BOXES = [("car",)] * 5 + [("car", "car", "bus", "barrier"), ("barrier",), ()]
@@ -25,11 +24,11 @@ class Draws(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, draw: Draw) -> Draw:
+    def __getitem__(self, draw: SampleDraw) -> SampleDraw:
         return draw
 
 
-def batches(order: Order, batch_size: int, workers: int, rank: int, ranks: int, step: int = 0) -> list[list[Draw]]:
+def batches(order: Order, batch_size: int, workers: int, rank: int, ranks: int, step: int = 0) -> list[list[SampleDraw]]:
     sampler = SeededSampler(order, 7, batch_size * ranks, rank, ranks)
     sampler.go_to(step)
     return list(Loader(Draws(), batch_size=batch_size, sampler=sampler, collate_fn=list, num_workers=workers))

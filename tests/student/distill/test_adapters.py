@@ -5,8 +5,7 @@ from torch import nn
 
 from cache.errors import MismatchError
 from cache.geometry.grid import BevGrid
-from student.distill.adapters import adapted_grid, build_adapter, changes_channels, grid_before
-from student.distill.config import AdapterConfig
+from student.distill.adapters import AdapterConfig, adapted_grid, build_adapter, changes_channels, grid_before
 
 GRID = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-4.0, 4.0), cell_m=(1.0, 1.0))
 KINDS = {

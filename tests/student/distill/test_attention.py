@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from student.distill.attention import activation_map, joint_attention, spatial_attention
+from student.distill.attention import joint_attention, spatial_attention
 
 
 def test_spatial_attention_by_hand() -> None:
@@ -26,10 +26,3 @@ def test_joint_attention_by_hand() -> None:
 def test_attention_takes_no_gradient() -> None:
     energy = torch.rand(1, 2, 2, requires_grad=True)
     assert not joint_attention("teacher_student", energy, energy, 0.5).requires_grad
-
-
-def test_activation_map_by_hand() -> None:
-    features = torch.tensor([[[[1.0, 0.0]], [[-1.0, 2.0]]]])
-    assert torch.allclose(activation_map(features, 2.0), torch.tensor([[2.0, 4.0]]) / math.sqrt(20))
-    assert torch.allclose(activation_map(features, 1.0), torch.tensor([[2.0, 2.0]]) / math.sqrt(8))
-    assert not activation_map(torch.zeros(1, 2, 1, 2), 2.0).any()

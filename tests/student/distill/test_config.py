@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -7,8 +7,11 @@ import yaml
 from cache.config import Strict
 from cache.errors import ConfigError
 from student.config.student import StudentConfig
-from student.distill.config import AdapterConfig, DistillConfig
-from student.distill.term_configs import FgdTerm, pick
+from student.distill.adapters import AdapterConfig
+from student.distill.config import DistillConfig
+from student.distill.terms import TERMS
+from student.distill.terms.base import pick
+from student.distill.terms.fgd import FgdTerm
 
 PAIRS = [
     {"student": "backbone1", "teacher": "backbone1", "student_adapter": {"kind": "upsample_3layer", "factor": 4}},
@@ -102,8 +105,10 @@ def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
 
 
 def test_every_model_is_strict_and_documents_itself() -> None:
-    models = [model for model in Strict.__subclasses__() if model.__module__.startswith("student.distill.")]
-    models += [sub for model in models for sub in model.__subclasses__()]
+    def descendants(model: type[Strict]) -> set[type[Strict]]:
+        return {model}.union(*map(descendants, model.__subclasses__()))
+
+    models = {model for model in descendants(Strict) if model.__module__.startswith("student.distill.")}
     assert len(models) >= 15
     assert all(model.__doc__ for model in models)
 
@@ -136,3 +141,8 @@ def test_the_recipe_of_the_documentation_is_the_papers() -> None:
     assert term.false_positives == ("none", "none", "teacher")
     assert config.inherit_head
     assert len(DistillConfig.parse(recipes[1], "docs/objective.md").pairs) == 2
+
+
+def test_each_term_is_listed_under_its_kind() -> None:
+    for kind, (config, _) in TERMS.items():
+        assert get_args(config.model_fields["kind"].annotation) == (kind,)

@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from cache.geometry.grid import BevGrid
 from cache.spec import CacheSpec
 from student.distill.adapters import FeatureLayer
-from student.distill.boxes import draw_heatmaps, pad_boxes
+from student.distill.boxes import pad_boxes
 from student.distill.config import DistillConfig
+from student.distill.gaussians import draw_heatmaps
 from student.distill.objective import DistillObjective
 from student.distill.predictions import TeacherMaps
 from tests.factories.distill import make_spec

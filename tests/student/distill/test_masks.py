@@ -8,11 +8,12 @@ import torch
 
 from cache.errors import ConfigError
 from cache.geometry.grid import BevGrid
-from student.distill.boxes import draw_heatmaps, pad_boxes
-from student.distill.fgd import weigh_cells
+from student.distill.boxes import pad_boxes
+from student.distill.cell_weights import weigh_cells
+from student.distill.gaussians import draw_heatmaps
 from student.distill.masks import background, bg_scale, box_masks, extension, foreground, region_share, scales
 from student.distill.regions import false_positives
-from student.distill.term_configs import FgdTerm
+from student.distill.terms.fgd import FgdTerm
 from tests.factories.distill import make_box
 
 GOLDENS = Path(__file__).parents[2] / "data" / "goldens"
@@ -142,7 +143,7 @@ def test_every_scale_by_hand() -> None:
 
 def test_masks_beyond_boxes_need_their_extension() -> None:
     inside = torch.ones(1, 2, 2)
-    with pytest.raises(ConfigError, match=r"needs their extension .foreground mask 'gauss'.\. Hand over a map"):
+    with pytest.raises(ConfigError, match=r"needs their extension .foreground mask 'gauss'.\. Pass a map"):
         foreground("gauss", inside)
     with pytest.raises(ConfigError, match=r"scale mask 'combine_extend'"):
         scales("combine_extend", inside, None, inside)
@@ -164,7 +165,7 @@ def test_masks_never_wait_for_a_device() -> None:
     for kind in ("gt", "gauss"):
         scale = "combine_gt" if kind == "gt" else "combine_extend"
         config = FgdTerm(kind="fgd", foreground_mask=kind, scale_mask=scale, context_cells=2.0, context_weight=0.5)
-        cells = weigh_cells(config, boxes, GRID, answered=region, occupied=region)
+        cells = weigh_cells(config, boxes, GRID, false_positives=region, occupied=region)
         assert cells.foreground.shape == cells.false_positive.shape == (2, 6, 8)
     channels = torch.empty(2, 70, dtype=torch.long, device="meta")
     assert draw_heatmaps(boxes, channels, 10, GRID).shape == (2, 10, 6, 8)

@@ -14,7 +14,7 @@ from student.config.student import TASKS
 from student.distill.adapters import FeatureLayer
 from student.distill.config import DistillConfig
 from student.distill.objective import DistillObjective
-from student.distill.predictions import TeacherAnswer, TeacherMaps
+from student.distill.predictions import TeacherMaps, TeacherPredictions
 from tests.factories.distill import make_spec
 
 # H != W, and not centred at 0.
@@ -158,9 +158,9 @@ def test_s2m2_by_its_definition() -> None:
     found = {name.removeprefix("distill/"): value.item() for name, value in one.terms(objective).items()}
     adapted = objective.pairs[0].student_adapter(one.features["head"]).detach()
     error = (adapted - one.teacher.features["head"].decode()).square().mean(dim=1)
-    heard = TeacherAnswer(heatmap=one.teacher.heatmap, canvas_mask=one.teacher.canvas_mask)
-    answers = objective._answers(one.logits, (heard,), one.boxes, one.labels, 0)
-    seen, there = one.logits.sigmoid().amax(1) > threshold, answers.truth > threshold
+    teacher = TeacherPredictions(heatmap=one.teacher.heatmap, canvas_mask=one.teacher.canvas_mask)
+    predictions = objective._predictions(one.logits, (teacher,), one.boxes, one.labels, 0)
+    seen, there = one.logits.sigmoid().amax(1) > threshold, predictions.truth_max > threshold
     regions = {"tp": seen & there, "fp": seen & ~there, "fn": ~seen & there, "fpfn": seen ^ there}
     assert all(region.any() for region in regions.values())
     for name, part in (("new", "tp"), ("new", "fp"), ("new", "fn"), ("old", "tp"), ("old", "fpfn")):
@@ -323,7 +323,7 @@ def test_gradients_reach_adapters_and_student() -> None:
         ),
         ({"student": "backbone1"}, MismatchError, "different cells.*got student 4 x 8 .*Upsample the student by 4"),
         ({"teacher_adapter": {"kind": "maxpool", "factor": 3}}, MismatchError, "cannot merge the cells"),
-        ({"cache": 1}, ConfigError, "cache that is not there .distill.; got cache 1; expected below 1"),
+        ({"cache": 1}, ConfigError, "cache that does not exist .distill.; got cache 1; expected below 1"),
     ],
 )
 def test_pairs_that_are_refused(pair: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -340,7 +340,7 @@ def test_linfengzhang_refuses_to_compare_cells_of_different_size() -> None:
 
 def test_caches_that_are_refused() -> None:
     away = GRID.model_copy(update={"x_range_m": (200.0, 225.6)})
-    with pytest.raises(MismatchError, match=r"no ground in common .heatmaps of cache 0.*x 200 .. 225.6 m"):
+    with pytest.raises(MismatchError, match=r"do not overlap .heatmaps of cache 0.*x 200 .. 225.6 m"):
         build([{"kind": "gauss_focal_heatmap"}], [], [make_spec(TEACHER, heatmap_grid=away)])
     with pytest.raises(MismatchError, match="canvas mask of cache 0"):
         build([RECIPE], specs=[make_spec(TEACHER, heatmap_grid=GRID, canvas_grid=away)])

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from cache.errors import ConfigError
-from student.distill.regions import false_positives, fit, region_decomposition, region_scale, strongest
+from student.distill.regions import (
+    false_positives,
+    max_over_classes,
+    mean_within,
+    region_decomposition,
+    region_scale,
+    resize_map,
+)
 
 
 def test_decomposition_by_hand() -> None:
@@ -32,8 +39,8 @@ def test_every_cell_is_in_one_region() -> None:
 
 
 def test_strongest_of_stored_heatmaps_has_no_gradient() -> None:
-    assert strongest(torch.tensor([[[[7]], [[200]]]], dtype=torch.uint8)).tolist() == [[[200]]]
-    assert not strongest(torch.rand(1, 2, 3, 3, requires_grad=True)).requires_grad
+    assert max_over_classes(torch.tensor([[[[7]], [[200]]]], dtype=torch.uint8)).tolist() == [[[200]]]
+    assert not max_over_classes(torch.rand(1, 2, 3, 3, requires_grad=True)).requires_grad
 
 
 def test_every_kind_of_false_positive_by_hand() -> None:
@@ -81,12 +88,21 @@ def test_region_scale_of_nothing() -> None:
 
 def test_fit_takes_the_largest_and_repeats() -> None:
     fine = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]])
-    assert fit(fine, (1, 2)).tolist() == [[[6.0, 8.0]]]
-    assert fit(torch.tensor([[[1.0, 2.0]]]), (2, 4)).tolist() == [[[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]]
-    assert fit(fine, (2, 4)) is fine
-    assert fit(torch.rand(2, 3, 8, 4), (2, 2)).shape == (2, 3, 2, 2)
+    assert resize_map(fine, (1, 2)).tolist() == [[[6.0, 8.0]]]
+    assert resize_map(torch.tensor([[[1.0, 2.0]]]), (2, 4)).tolist() == [[[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]]
+    assert resize_map(fine, (2, 4)) is fine
+    assert resize_map(torch.rand(2, 3, 8, 4), (2, 2)).shape == (2, 3, 2, 2)
 
 
 def test_fit_refuses_what_does_not_divide() -> None:
     with pytest.raises(ConfigError, match=r"do not merge or split .*got 6 x 6 cells; expected 4 x 4 cells"):
-        fit(torch.zeros(1, 6, 6), (4, 4))
+        resize_map(torch.zeros(1, 6, 6), (4, 4))
+
+
+def test_mean_within_by_hand() -> None:
+    error = torch.tensor([[[2.0, 4.0]], [[6.0, 8.0]], [[1.0, 1.0]]])
+    region = torch.tensor([[[True, True]], [[False, True]], [[False, False]]])
+    # Means 3 and 8 over the two samples that have cells; two channels halve them.
+    assert mean_within(error, region).item() == 5.5
+    assert mean_within(error, region, channels=2).item() == 2.75
+    assert mean_within(error, torch.zeros_like(region)).item() == 0.0

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from cache.geometry.grid import BevGrid
 from cache.spec import CodecSpec
 from cache.store.codec import encode
-from student.distill.feature_stats import moments
-from student.distill.warp import to_teacher, warp, warp_peaks
+from student.distill.feature_stats import feature_stats
+from student.distill.warp import to_teacher, warp, warp_max
 
 GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
 WIDE = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-6.0, 6.0), cell_m=(1.0, 1.0))
@@ -65,9 +65,9 @@ def test_identity_and_flips_are_exact_and_keep_all_cells(grid, to_source, expect
     assert warped.features.values.dtype == torch.float16
     assert torch.equal(warped.features.decode(), expected(codes.decode()))
     assert torch.equal(warp(codes.decode(), grid, grid, to_source).features, expected(codes.decode()))
-    peaks = warp_peaks(codes.values, grid, grid, to_source)
+    peaks = warp_max(codes.values, grid, grid, to_source)
     assert torch.equal(peaks.features, expected(codes.values))
-    assert warped.inside.all() and peaks.inside.all()
+    assert warped.valid_mask.all() and peaks.valid_mask.all()
 
 
 @pytest.mark.parametrize("grid", [GRID, FINE], ids=["128", "180"])
@@ -77,8 +77,8 @@ def test_quarter_turns_are_exact_and_keep_all_cells(grid, turns):
     warped = warp(maps, grid, grid, matrix(90.0 * turns))
     # Turned by +90 degrees, (x, y) reads (-y, x): row r, column c reads row c, column W - 1 - r, which is rot90's rule.
     assert torch.equal(warped.features, torch.rot90(maps, turns, (-2, -1)))
-    assert torch.equal(warp_peaks(maps, grid, grid, matrix(90.0 * turns)).features, warped.features)
-    assert warped.inside.all()
+    assert torch.equal(warp_max(maps, grid, grid, matrix(90.0 * turns)).features, warped.features)
+    assert warped.valid_mask.all()
 
 
 @pytest.mark.parametrize("target", [GRID, FINE, WIDE.resized((24, 32))], ids=["the same", "finer and larger", "within"])
@@ -88,10 +88,10 @@ def test_a_smooth_function_is_read_where_it_lies(target, rotation_deg, scale):
     warped = warp(drawn(smooth, GRID), GRID, target, to_source)
     there = np.concatenate([target.centers_m(), np.zeros((*target.shape, 1)), np.ones((*target.shape, 1))], axis=-1)
     x, y = np.moveaxis(there @ to_source[0].double().numpy().T, -1, 0)[:2]
-    error = (warped.features[0, 0].numpy() - smooth(x, y))[warped.inside[0].numpy()]
+    error = (warped.features[0, 0].numpy() - smooth(x, y))[warped.valid_mask[0].numpy()]
     # Bilinear: cell^2 / 8 times the second derivatives, 1 / 81 and 1 / 49.
     assert np.abs(error).max() < 0.8**2 / 8 * (1 / 81 + 1 / 49) + 1e-5
-    assert warped.inside.float().mean() > 0.6
+    assert warped.valid_mask.float().mean() > 0.6
 
 
 def test_as_scipy_reads_it():
@@ -104,7 +104,7 @@ def test_as_scipy_reads_it():
     warped = warp(maps, WIDE, WIDE, to_source)
     np.testing.assert_allclose(warped.features[0, 0], expected, atol=1e-5)
     inside = (column >= 0) & (column <= 15) & (row >= 0) & (row <= 11)
-    np.testing.assert_array_equal(warped.inside[0], inside)
+    np.testing.assert_array_equal(warped.valid_mask[0], inside)
 
 
 def test_each_sample_has_its_own_matrix():
@@ -114,7 +114,7 @@ def test_each_sample_has_its_own_matrix():
     for index in range(3):
         alone = warp(maps[index : index + 1], WIDE, WIDE, matrices[index : index + 1])
         assert torch.equal(together.features[index], alone.features[0])
-        assert torch.equal(together.inside[index], alone.inside[0])
+        assert torch.equal(together.valid_mask[index], alone.valid_mask[0])
 
 
 def test_inside_by_hand():
@@ -123,7 +123,7 @@ def test_inside_by_hand():
     expected = torch.ones(WIDE.shape, dtype=torch.bool)
     expected[:, 14:] = False
     expected[0] = False
-    assert torch.equal(warped.inside[0], expected)
+    assert torch.equal(warped.valid_mask[0], expected)
     # Half a neighbour outside counts as 0: 0.75 of column 15 are left in column 14, and nothing in column 15.
     assert warped.features[0, 0, 5].tolist() == [1.0] * 14 + [0.75, 0.0]
 
@@ -132,8 +132,8 @@ def test_a_place_next_to_a_centre_is_that_centre():
     maps = torch.rand(1, 1, *WIDE.shape)
     nearly = matrix(shift_m=(5e-5, -5e-5))
     assert torch.equal(warp(maps, WIDE, WIDE, nearly).features, maps)
-    assert warp(maps, WIDE, WIDE, nearly).inside.all()
-    assert not warp(maps, WIDE, WIDE, matrix(shift_m=(5e-4, 0.0))).inside.all()
+    assert warp(maps, WIDE, WIDE, nearly).valid_mask.all()
+    assert not warp(maps, WIDE, WIDE, matrix(shift_m=(5e-4, 0.0))).valid_mask.all()
 
 
 @pytest.mark.parametrize("factor", [2, 3])
@@ -142,7 +142,7 @@ def test_larger_cells_get_the_mean_of_what_they_cover(factor):
     maps = torch.rand(1, 4, *grid.shape)
     warped = warp(maps, grid, grid.coarser(factor), matrix())
     torch.testing.assert_close(warped.features, F.avg_pool2d(maps, factor))
-    assert warped.inside.all()
+    assert warped.valid_mask.all()
 
 
 def test_nothing_is_skipped_between_larger_cells():
@@ -157,13 +157,13 @@ def test_a_teacher_of_another_range_and_stride():
     """180 x 180 cells of 0.6 m over +-54 m, on 128 x 128 of 0.8 m."""
     warped = warp(drawn(tilted, FINE), FINE, GRID, matrix())
     torch.testing.assert_close(warped.features, drawn(tilted, GRID), atol=1e-4, rtol=0)
-    assert warped.inside.all()
+    assert warped.valid_mask.all()
     back = warp(drawn(tilted, GRID), GRID, FINE, matrix())
     # From 0.8 m to 0.6 m, the cells beyond the outermost centres, 50.8 m from the middle, have nothing to read.
     x, y = np.moveaxis(FINE.centers_m(), -1, 0)
-    np.testing.assert_array_equal(back.inside[0], np.maximum(abs(x), abs(y)) < 50.8)
+    np.testing.assert_array_equal(back.valid_mask[0], np.maximum(abs(x), abs(y)) < 50.8)
     torch.testing.assert_close(
-        back.features[0, 0][back.inside[0]], drawn(tilted, FINE)[0, 0][back.inside[0]], atol=1e-4, rtol=0
+        back.features[0, 0][back.valid_mask[0]], drawn(tilted, FINE)[0, 0][back.valid_mask[0]], atol=1e-4, rtol=0
     )
 
 
@@ -176,9 +176,9 @@ def test_rows_along_x():
     for source, target in ((turned, WIDE), (WIDE, turned), (turned, turned)):
         given = maps.mT if source is turned else maps
         warped = warp(given, source, target, to_source)
-        features, inside = (part.mT if target is turned else part for part in (warped.features, warped.inside))
+        features, inside = (part.mT if target is turned else part for part in (warped.features, warped.valid_mask))
         torch.testing.assert_close(features, expected.features)
-        assert torch.equal(inside, expected.inside)
+        assert torch.equal(inside, expected.valid_mask)
     assert torch.equal(warp(maps.mT, turned, WIDE, matrix()).features, maps)
 
 
@@ -190,8 +190,8 @@ def test_a_map_in_the_frame_of_the_vehicle():
     warped = warp(drawn(tilted, ego), ego, GRID, lidar_to_ego)
     # What lies at (x, y) of the LiDAR, x to the right and y ahead, is at (y + 0.94, -x) of the vehicle.
     expected = drawn(lambda x, y: tilted(y + 0.94, -x), GRID)
-    torch.testing.assert_close(warped.features[0, 0][warped.inside[0]], expected[0, 0][warped.inside[0]])
-    assert warped.inside[0].any(dim=1).tolist() == [True] * 126 + [False] * 2
+    torch.testing.assert_close(warped.features[0, 0][warped.valid_mask[0]], expected[0, 0][warped.valid_mask[0]])
+    assert warped.valid_mask[0].any(dim=1).tolist() == [True] * 126 + [False] * 2
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_every_code_is_interpolated_as_its_features_are(codec):
     assert warped.values.dtype == torch.float16
     torch.testing.assert_close(warped.decode(), expected, rtol=1e-3, atol=1e-3)
     student = torch.rand(2, 5, *WIDE.shape)
-    stored, floats = moments(student, warped), moments(student, warped.decode())
+    stored, floats = feature_stats(student, warped), feature_stats(student, warped.decode())
     for name in ("error", "weighted_error", "teacher_sum", "teacher_energy", "teacher_channels"):
         torch.testing.assert_close(getattr(stored, name), getattr(floats, name), rtol=1e-4, atol=1e-4)
 
@@ -233,7 +233,7 @@ def test_no_peak_is_lost_or_lowered(rotation_deg, scale):
     maps = torch.zeros(1, 200, *GRID.shape, dtype=torch.uint8)
     maps[0, range(200), cells[:, 0], cells[:, 1]] = 200
     to_source = matrix(rotation_deg, 1 / scale)
-    warped = warp_peaks(maps, GRID, GRID, to_source).features[0]
+    warped = warp_max(maps, GRID, GRID, to_source).features[0]
     assert (warped.amax((1, 2)) == 200).all()
     assert (warped > 0).sum((1, 2)).max() <= 4
     bilinear = warp(maps.float(), GRID, GRID, to_source).features[0].amax((1, 2))
@@ -251,7 +251,7 @@ def test_a_canvas_of_finer_cells_loses_no_point():
     canvas = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-6.0, 6.0), cell_m=(0.25, 0.25))
     mask = torch.rand(1, *canvas.shape) < 0.05
     expected = F.max_pool2d(mask.float()[None], 4)[0] > 0
-    warped = warp_peaks(mask, canvas, WIDE, matrix())
+    warped = warp_max(mask, canvas, WIDE, matrix())
     assert warped.features.dtype == torch.bool
     assert torch.equal(warped.features, expected)
 
@@ -265,9 +265,9 @@ def test_a_gpu_reads_as_a_cpu_does() -> None:
     assert there.features.values.is_cuda
     torch.testing.assert_close(there.features.values.cpu(), here.features.values, rtol=1e-3, atol=0.13)
     assert torch.equal(there.features.values[1].cpu(), codes.values[1].flip(-1).half())
-    assert torch.equal(there.inside.cpu(), here.inside)
-    peaks = warp_peaks(codes.values, GRID, GRID, to_source)
-    assert torch.equal(warp_peaks(codes.values.cuda(), GRID, GRID, to_source).features[1].cpu(), peaks.features[1])
+    assert torch.equal(there.valid_mask.cpu(), here.valid_mask)
+    peaks = warp_max(codes.values, GRID, GRID, to_source)
+    assert torch.equal(warp_max(codes.values.cuda(), GRID, GRID, to_source).features[1].cpu(), peaks.features[1])
 
 
 def test_the_way_to_a_teachers_frame() -> None:

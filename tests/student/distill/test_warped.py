@@ -175,7 +175,7 @@ def test_a_sample_of_which_the_teacher_knows_nothing_gives_zeros_and_not_nan() -
 def test_a_teacher_of_another_frame_needs_its_matrix() -> None:
     ego = GRID.model_copy(update={"frame": "ego"})
     one, objective = Batch(GRID), build(GRID, ego, [{"kind": "all"}])
-    with pytest.raises(MismatchError, match=r"different frames, and the calibration .*Hand over `to_teacher`"):
+    with pytest.raises(MismatchError, match=r"different frames, and the calibration .*Pass `to_teacher`"):
         one.terms(objective)
     turned = torch.tensor([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]).expand(2, 4, 4)
     assert one.terms(objective, turned)["distill/all/head/feature"].item() > 0

@@ -12,8 +12,6 @@ from student.models.center_head import HEAD_MAPS
 from student.models.center_targets import (
     HeadTargets,
     boxes_loss,
-    draw_gaussians,
-    gaussian_radius,
     head_targets,
     heatmap_loss,
 )
@@ -100,19 +98,6 @@ def test_samples_without_boxes() -> None:
     assert nothing.heatmap.shape == (1, 10, 16, 32) and not nothing.heatmap.any()
     maps = {name: torch.randn(1, 6, width, 16, 32) for name, width in HEAD_MAPS.items()}
     assert boxes_loss(maps, nothing, HEAD.code_weights).item() == 0
-
-
-def test_radius_by_hand() -> None:
-    """Length 8, width 4, overlap 0.1: the third case is the least, (-2.4 + sqrt(2.4^2 + 4 * 0.4 * 28.8)) / 2 = 2.4."""
-    radius = gaussian_radius(torch.tensor([8.0]), torch.tensor([4.0]), 0.1)
-    assert radius.item() == pytest.approx(2.4)
-
-
-def test_planes_do_not_mix() -> None:
-    zero = torch.tensor([0, 0])
-    heat = draw_gaussians(torch.tensor([0, 2]), zero, torch.tensor([0, 1]), torch.tensor([1.0, 1.0]), (3, 2, 2))
-    assert (heat == 1).nonzero().tolist() == [[0, 0, 0], [2, 1, 0]]
-    assert not heat[1].any()
 
 
 def test_heatmap_loss_by_hand() -> None:

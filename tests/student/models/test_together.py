@@ -11,8 +11,11 @@ from cache.geometry.views import PUBLIC_AUGMENT, transform_boxes
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from student.config.student import StudentBevAugmentConfig, StudentConfig
-from student.data.dataset import Batch, Draw, StudentDataset, TeacherSource, collate
-from student.distill.warp import to_teacher, warp_peaks
+from student.data.batch import Batch
+from student.data.dataset import StudentDataset
+from student.data.samplers import SampleDraw
+from student.data.teacher_source import TeacherSource
+from student.distill.warp import to_teacher, warp_max
 from student.models.bev_encoder import align
 from student.models.lift_splat import Cameras, cells_of_points, frustum_points
 
@@ -30,9 +33,9 @@ SEEDS = range(4)
 @pytest.fixture(scope="module")
 def augmented(made_frames: Frames, views_store: Path) -> Batch:
     """The second frame, which has a first one behind it, under four draws."""
-    dataset = StudentDataset(made_frames, CONFIG, times=2, with_depth=True)
     source = TeacherSource(cache=TeacherCache(views_store), layers=("head",))
-    return collate([dataset[Draw(index=1, seed=(seed,))] for seed in SEEDS], (source,))
+    dataset = StudentDataset(made_frames, CONFIG, times=2, with_depth=True, sources=(source,))
+    return dataset.collate([dataset[SampleDraw(index=1, seed=(seed,))] for seed in SEEDS])
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +105,8 @@ def test_depth_knows_nothing_of_the_bev_matrix(made_frames: Frames, augmented: B
     still = CONFIG.model_copy(update={"bev_augment": StudentBevAugmentConfig()})
     dataset = StudentDataset(made_frames, still, times=2, with_depth=True)
     dataset._bev_matrix = StudentDataset(made_frames, CONFIG)._bev_matrix  # draws as many numbers
-    depth = torch.cat([dataset[Draw(index=1, seed=(seed,))].taught_depth_m() for seed in SEEDS])
-    assert torch.equal(depth, augmented.taught_depth_m())
+    depth = torch.cat([dataset[SampleDraw(index=1, seed=(seed,))].require_depth_m() for seed in SEEDS])
+    assert torch.equal(depth, augmented.require_depth_m())
 
 
 def test_the_past_meets_the_present(made_frames: Frames, augmented: Batch) -> None:
@@ -134,7 +137,7 @@ def test_a_teachers_peak_lies_on_the_augmented_box(augmented: Batch, plain: Batc
         cells, inside = cells_of_points(seen[:, :3], GRID, (-50.0, 50.0))
         maps = torch.zeros(1, len(boxes), *GRID.shape)
         maps[0].flatten(1)[torch.arange(len(boxes))[inside], cells[inside]] = 1.0
-        warped = warp_peaks(maps, GRID, GRID, way[sample : sample + 1]).features[0]
+        warped = warp_max(maps, GRID, GRID, way[sample : sample + 1]).features[0]
         for box, peak in zip(augmented.boxes[sample][inside], warped[inside], strict=True):
             rows, columns = peak.nonzero().unbind(1)
             shown = torch.from_numpy(GRID.to_metres(torch.stack([columns, rows], dim=1).double().numpy() + 0.5))

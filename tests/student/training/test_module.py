@@ -12,7 +12,10 @@ from cache.geometry.views import PUBLIC_AUGMENT
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from student.config.student import StudentConfig
-from student.data.dataset import Batch, Draw, StudentDataset, TeacherSource, collate
+from student.data.batch import Batch
+from student.data.dataset import StudentDataset
+from student.data.samplers import SampleDraw
+from student.data.teacher_source import TeacherSource
 from student.training.module import StudentModule
 from student.training.trainer import train_student
 from tests.factories.students import GRID, dump_views
@@ -44,10 +47,10 @@ def augmented(config: StudentConfig, **changes: Any) -> StudentConfig:
 
 
 def make_batch(frames: Frames, config: StudentConfig, store: Path, replayed: bool = False) -> Batch:
-    cache = TeacherCache(store)
-    dataset = StudentDataset(frames, config, config.detector.times, replayed=cache if replayed else None)
-    source = TeacherSource(cache=cache, layers=("head",))
-    return collate([dataset[Draw(index=index, seed=(index + 7,))] for index in range(2)], (source,))
+    source = TeacherSource(cache=TeacherCache(store), layers=("head",))
+    config = augmented(config, replay=True) if replayed else config
+    dataset = StudentDataset(frames, config, config.detector.times, sources=(source,))
+    return dataset.collate([dataset[SampleDraw(index=index, seed=(index + 7,))] for index in range(2)])
 
 
 def make_module(config: StudentConfig, batch: Batch, store: Path) -> StudentModule:
@@ -63,10 +66,10 @@ def test_nothing_is_warped_where_the_teacher_saw_the_same(
     replayed: bool, config: StudentConfig, made_frames: Frames, views_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("student.distill.pairs.warp", None)
-    monkeypatch.setattr("student.distill.predictions.warp_peaks", None)
+    monkeypatch.setattr("student.distill.predictions.warp_max", None)
     batch = make_batch(made_frames, config, views_store, replayed)
     module = make_module(config, batch, views_store)
-    assert module._to_teachers(batch) == [None]
+    assert batch.to_teachers == (None,)
     assert torch.isfinite(module.training_step(batch, 0))
 
 
@@ -76,18 +79,19 @@ def test_a_reflection_that_the_store_holds_is_not_warped(
     config = augmented(config, flip_x=True, flip_y=True)
     batch = make_batch(made_frames, config, views_store)
     assert not torch.equal(batch.bev_matrix, torch.eye(4).expand(2, 4, 4))
-    assert make_module(config, batch, views_store)._to_teachers(batch) == [None]
+    assert batch.to_teachers == (None,)
 
 
 def test_an_augmented_step_warps_and_learns(config: StudentConfig, made_frames: Frames, views_store: Path) -> None:
     config = augmented(config, **PUBLIC_AUGMENT.model_dump())
     batch = make_batch(made_frames, config, views_store)
     module = make_module(config, batch, views_store)
-    (way,) = module._to_teachers(batch)
-    assert way is not None
+    (to_teacher,) = batch.to_teachers
+    assert to_teacher is not None
+    assert to_teacher.device.type == "cpu"
     (teacher,) = batch.teachers
-    # The way back is the draw, from the view that the teacher saw.
-    back = torch.linalg.inv(way).float() @ teacher.view_matrix
+    # Its inverse is the draw, from the teacher's view.
+    back = torch.linalg.inv(to_teacher).float() @ teacher.view_matrix
     torch.testing.assert_close(back, batch.bev_matrix, atol=1e-5, rtol=0)
     loss = module.training_step(batch, 0)
     loss.backward()
@@ -98,13 +102,12 @@ def test_an_augmented_step_warps_and_learns(config: StudentConfig, made_frames: 
 def test_a_warped_teacher_is_told_apart_from_one_that_is_not(
     config: StudentConfig, made_frames: Frames, views_store: Path
 ) -> None:
-    """The distillation sees where the teacher looked: the same step with a wrong view_matrix costs more or less."""
+    """The same step without the matrix to the teacher's view has another loss."""
     config = augmented(config, **PUBLIC_AUGMENT.model_dump())
     batch = make_batch(made_frames, config, views_store)
     module = make_module(config, batch, views_store).eval()
-    wrong = replace(batch.teachers[0], view_matrix=batch.bev_matrix)
     with torch.no_grad():
-        right, other = (module.training_step(b, 0) for b in (batch, replace(batch, teachers=(wrong,))))
+        right, other = (module.training_step(b, 0) for b in (batch, replace(batch, to_teachers=(None,))))
     assert right != other
 
 

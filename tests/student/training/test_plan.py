@@ -4,19 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from cache.store.reader import TeacherCache
 from student.config.student import StudentConfig
-from student.data.dataset import TeacherSource
-from student.training.live_bytes import LiveBytes
-from student.training.memory import bytes_of, tensors_of
+from student.data.teacher_source import TeacherSource
 from student.training.plan import TrainingMemory, bytes_per_sample, plan_training
+from student.visualization.training import plan_tables
 
 ROOT = Path(__file__).parents[3]
 GB = 10**9
-FLOATS = 1000
-BYTES = 4 * FLOATS
 
 SMALL = StudentConfig.model_validate(
     {
@@ -41,52 +37,18 @@ import sys, torch
 from pathlib import Path
 from benchmarks.memory import reset_peak
 from student.config.student import StudentConfig
-from student.data.dataset import collate
-from student.training.setup import prepare
-from student.training.process_memory import peak_bytes
+from student.training.memory import peak_bytes
+from student.training.setup import set_up_training
 
 torch.set_num_threads(1)
-prepared = prepare(StudentConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), ())
-batch = collate([prepared.dataset[0], prepared.dataset[1]])
+setup = set_up_training(StudentConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), ())
+batch = setup.dataset.collate([setup.dataset[0], setup.dataset[1]])
 for _ in range(2):
     before = reset_peak("cpu")
-    torch.stack(list(prepared.module.loss_terms(batch).values())).sum().backward()
+    torch.stack(list(setup.module.loss_terms(batch).values())).sum().backward()
     print(peak_bytes("cpu") - before)
-    prepared.module.zero_grad()
+    setup.module.zero_grad()
 """
-
-
-def test_a_tensor_counts_while_it_lives() -> None:
-    with LiveBytes() as live:
-        x = torch.ones(FLOATS)
-        y = x * 2
-        assert live.now == 2 * BYTES
-        view = y[10:]
-        del y
-        assert live.now == 2 * BYTES
-        del view
-        assert live.now == BYTES
-        x.add_(1)
-    assert (live.now, live.peak) == (BYTES, 2 * BYTES)
-
-
-def test_what_autograd_saves_and_frees_is_seen() -> None:
-    x = torch.rand(FLOATS, requires_grad=True)
-    with LiveBytes() as live:
-        loss = x.exp().sum()  # exp keeps its result, and the sum is one number
-        assert live.now == BYTES + 4
-        loss.backward()
-        assert live.now == BYTES + 4  # the result went, the gradient came
-    assert x.grad is not None
-
-
-def test_tensors_are_found_in_batches(kit_batch: object) -> None:
-    assert bytes_of(tensors_of(kit_batch)) == 2 * BYTES + 3
-
-
-@pytest.fixture
-def kit_batch() -> object:
-    return (torch.zeros(FLOATS), {"a": torch.zeros(3, dtype=torch.uint8)}, None, (torch.zeros(FLOATS), "b"))
 
 
 def test_the_largest_batch_by_hand() -> None:
@@ -104,7 +66,7 @@ def test_a_plan_without_a_teacher(made_root: Path) -> None:
     assert plan.memory.weights > 4 * plan.parameters
     assert plan.memory.optimiser == 8 * plan.parameters
     assert plan.memory.fixed >= 0
-    rows = dict(plan.table().rows)
+    rows = dict(plan_tables(plan)[0].rows)
     assert rows["steps"] == "3 in 3 epochs of 1"
     assert rows["peak with 2 samples"] == f"{plan.memory.peak(2) / GB:,.2f} GB"
 

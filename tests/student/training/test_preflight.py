@@ -1,4 +1,5 @@
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,13 +8,41 @@ import pytest
 import torch
 from torch import nn
 
-from cache.errors import ConfigError, DataError
+from cache.errors import ConfigError, DataError, MismatchError, OfflineDistillWarning
+from cache.geometry.grid import BevGrid
 from cache.nuscenes.frames import Frames
+from cache.spec import CacheSpec, DataIdentity, PointPipeline, TeacherIdentity
+from student.config.student import TASKS, DataConfig, StudentConfig
+from student.data.samplers import Shuffled
 from student.training import preflight
-from student.training.loaders import training_sampler
-from student.training.preflight import checkpoint_bytes, require_room, resolve_devices, validation_frames
+from student.training.memory import checkpoint_bytes
+from student.training.preflight import (
+    require_fitting,
+    require_full_step,
+    require_room,
+    require_sound,
+    resolve_devices,
+    validation_frames,
+    warn_of_random_weights,
+)
 from student.training.trainer import train_student
 from tests.factories.students import tiny_student
+
+GRID = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
+STORE = Path("teacher.zarr")
+MINE = StudentConfig()
+
+
+def spec(version: str = "v1.0-trainval", **teacher: object) -> CacheSpec:
+    identity = TeacherIdentity(name="t", weights_sha256="0", config_sha256="0", tasks=TASKS)
+    return CacheSpec(
+        teacher=identity.model_copy(update=teacher),
+        data=DataIdentity.of(version, ("train",), ("a",)),
+        points=PointPipeline(),
+        layers=(),
+        heatmap_grid=GRID,
+        canvas_grid=GRID,
+    )
 
 
 @pytest.fixture
@@ -69,7 +98,9 @@ def test_validation_needs_annotations(made_frames: Frames, made_root: Path, tmp_
 
 def test_a_step_must_fit_an_epoch(made_frames: Frames) -> None:
     with pytest.raises(ConfigError) as caught:
-        training_sampler(made_frames, tiny_student(batch_size=1, accumulate=2), rank=0, ranks=2)
+        require_full_step(
+            Shuffled(frames=len(made_frames)), tiny_student(batch_size=1, accumulate=2, devices=2).training
+        )
     assert str(caught.value) == (
         "one step needs more samples than an epoch has (training.batch_size); got 1 x 2 batches x 2 devices; "
         "expected at most 2 samples. Lower batch_size, accumulate or devices."
@@ -104,6 +135,54 @@ def test_checkpoints_must_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
 def test_missing_image_weights(made_root: Path, tmp_path: Path) -> None:
     config = tiny_student()
     detector = config.detector.model_copy(update={"image_weights": tmp_path / "gone.pth"})
-    with pytest.raises(ConfigError, match=r"weights cannot be read \(.*gone.pth\); got no such file"):
+    with pytest.raises(ConfigError, match=r"weights cannot be read \(.*gone.pth\); got No such file"):
         train_student(config.model_copy(update={"detector": detector}), made_root, [], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sound_training_passes_in_silence() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        require_sound(MINE)
+        require_fitting(spec(), STORE, MINE, inherits=True)
+        warn_of_random_weights(spec(), STORE)
+
+
+@pytest.mark.parametrize(("train", "val", "shared"), [("train", "train", 700), ("train", "mini_train", 1)])
+def test_validation_on_what_was_trained_is_refused(train: str, val: str, shared: int) -> None:
+    data = DataConfig(train_split=train, val_split=val)
+    said = rf"share frames .*got {train} and {val}, with \d+ scenes in both, the first is scene-\d+"
+    with pytest.raises(ConfigError, match=said) as caught:
+        require_sound(MINE.model_copy(update={"data": data}))
+    assert int(str(caught.value.got).split("with ")[1].split()[0]) >= shared
+
+
+def test_an_unknown_split_is_named_before_the_training() -> None:
+    with pytest.raises(ConfigError, match=r"unknown split .*got vali; expected some of .*mini_train"):
+        require_sound(MINE.model_copy(update={"data": DataConfig(val_split="vali")}))
+
+
+def test_a_student_s_grid_is_in_the_lidar_frame() -> None:
+    detector = MINE.detector.model_copy(update={"grid": GRID.model_copy(update={"frame": "ego"})})
+    with pytest.raises(ConfigError, match=r"the student's grid must be in the LiDAR frame .*got ego; expected lidar"):
+        require_sound(MINE.model_copy(update={"detector": detector}))
+
+
+def test_a_cache_of_another_version_is_refused() -> None:
+    said = r"another version of the data set \(teacher\.zarr\); got v1\.0-mini; expected v1\.0-trainval"
+    with pytest.raises(MismatchError, match=said):
+        require_fitting(spec(version="v1.0-mini"), STORE, MINE, inherits=False)
+
+
+def test_a_head_of_another_order_is_not_inherited() -> None:
+    """Tasks of the same sizes in another order have the same shapes: copying them would exchange their classes."""
+    swapped = (TASKS[0], TASKS[2], TASKS[1], *TASKS[3:])
+    said = r"ordered otherwise .*got car; bus, trailer; truck, construction_vehicle; .*expected car; truck,"
+    with pytest.raises(MismatchError, match=said):
+        require_fitting(spec(tasks=swapped), STORE, MINE, inherits=True)
+    require_fitting(spec(tasks=swapped), STORE, MINE, inherits=False)
+
+
+def test_random_weights_are_warned_of() -> None:
+    with pytest.warns(OfflineDistillWarning, match=r"teacher\.zarr holds .* random weights: a rehearsal"):
+        warn_of_random_weights(spec(weights="random"), STORE)

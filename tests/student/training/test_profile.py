@@ -5,9 +5,10 @@ import torch
 
 from cache.nuscenes.frames import Frames
 from student.config.student import StudentConfig
-from student.data.dataset import LoadSeconds, StudentDataset, collate
-from student.training.clock import PARTS, StepClock
-from student.training.profile import WARM_UP, StepProfile, profile_student
+from student.data.batch import LoadSeconds
+from student.data.dataset import StudentDataset
+from student.training.profile import PARTS, WARM_UP, StepProfile, StepProfiler, profile_student
+from student.visualization.training import profile_advice
 
 TINY = StudentConfig.model_validate(
     {
@@ -40,24 +41,44 @@ class Seconds:
 
 def test_a_part_gets_the_time_since_the_part_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = Seconds()
-    monkeypatch.setattr("student.training.clock.time", seconds)
-    clock = StepClock()
-    for forward in (2.0, 3.0):
-        for part, spent in (("data", 0.5), ("forward", forward), ("data", 0.25), ("backward", 4.0)):
+    monkeypatch.setattr("student.training.profile.time", seconds)
+    profiler = StepProfiler()
+    data, forward, backward = (
+        "[Loop].train_dataloader_next",
+        "[Strategy]Single.training_step",
+        "[Strategy]Single.backward",
+    )
+    for forward_s in (2.0, 3.0):
+        for action, spent in ((data, 0.5), (forward, forward_s), (data, 0.25), ("ignored", 1.0), (backward, 3.0)):
+            profiler.start(action)
             seconds.now += spent
-            clock.end(part)
-        clock.end_step()
-    assert clock.steps == [
-        {"data": 0.75, "forward": 2.0, "backward": 4.0},
-        {"data": 0.75, "forward": 3.0, "backward": 4.0},
+            profiler.stop(action)
+        seconds.now += 0.5
+        profiler.end_step()
+    assert profiler.steps == [
+        {"data": 0.75, "forward": 2.0, "backward": 4.0, "optimiser": 0.5},
+        {"data": 0.75, "forward": 3.0, "backward": 4.0, "optimiser": 0.5},
     ]
 
 
-def test_a_press_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_objective_is_no_part_of_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = Seconds()
+    monkeypatch.setattr("student.training.profile.time", seconds)
+    profiler = StepProfiler()
+    with profiler.profile("[Strategy]Single.training_step"):
+        seconds.now += 2.0
+        with profiler.profile("objective"):
+            seconds.now += 4.0
+        seconds.now += 1.0
+    profiler.end_step()
+    assert profiler.steps == [{"forward": 3.0, "objective": 4.0, "optimiser": 0.0}]
+
+
+def test_a_parts_end_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
-    StepClock().end("forward")
+    StepProfiler().stop("[Strategy]Single.training_step")
     assert waited == [True]
 
 
@@ -75,7 +96,7 @@ def test_medians_and_shares_by_hand() -> None:
     assert profile.load.features == pytest.approx(0.2 / 6)
     assert profile.load.depth == pytest.approx(0.1)
     assert (
-        profile.advice()
+        profile_advice(profile)
         == "20% of the time is spent waiting for data: raise data.workers, if there are cores for them."
     )
 
@@ -83,7 +104,7 @@ def test_medians_and_shares_by_hand() -> None:
 def test_loading_is_timed_where_it_happens(made_frames: Frames) -> None:
     dataset = StudentDataset(made_frames, TINY, with_depth=True)
     first, second = dataset[0], dataset[1]
-    load = collate([first, second]).load_seconds
+    load = dataset.collate([first, second]).load_seconds
     assert load.images == first.load_seconds.images + second.load_seconds.images
     assert min(load.images, load.depth) > 0
 

@@ -7,10 +7,10 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cache.geometry.grid import BevGrid
-from student.distill.fgd import weigh_cells
+from student.distill.cell_weights import weigh_cells
 from student.distill.regions import region_decomposition
-from student.distill.term_configs import FgdTerm
-from student.visualization.distill import REGION_COLOURS, outlines, plot_cells, plot_regions
+from student.distill.terms.fgd import FgdTerm
+from student.visualization.distill import REGION_COLOURS, box_outlines, plot_cells, plot_regions
 
 GRID = BevGrid(x_range_m=(0.0, 8.0), y_range_m=(-2.0, 2.0), cell_m=(1.0, 1.0))
 BOXES = torch.tensor([[3.0, 0.0, 0, 4.0, 2.0, 1, 0.0, 0, 0]])
@@ -19,7 +19,7 @@ BOXES = torch.tensor([[3.0, 0.0, 0, 4.0, 2.0, 1, 0.0, 0, 0]])
 def test_outlines_by_hand() -> None:
     turned = torch.tensor([[1.0, 2.0, 0, 4.0, 2.0, 1, torch.pi / 2]])
     expected = [[0.0, 4.0], [0.0, 0.0], [2.0, 0.0], [2.0, 4.0], [0.0, 4.0]]
-    np.testing.assert_allclose(outlines(turned)[0].numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(box_outlines(turned)[0].numpy(), expected, atol=1e-6)
 
 
 def test_regions_lie_where_they_are_in_metres() -> None:
@@ -40,13 +40,13 @@ def test_regions_lie_where_they_are_in_metres() -> None:
 @pytest.mark.parametrize("everything", [False, True])
 def test_cells_show_every_region_there_is(everything: bool) -> None:
     none = torch.zeros(1, 4, 8, dtype=torch.bool)
-    more = {"answered": none, "occupied": ~none} if everything else {}
+    more = {"false_positives": none, "occupied": ~none} if everything else {}
     cells = weigh_cells(FgdTerm(kind="fgd"), BOXES[None].double(), GRID, **more)
     figure = plot_cells(cells, torch.ones(1, 4, 8), GRID, BOXES)
     FigureCanvasAgg(figure).draw()
     titles = {axes.get_title() for axes in figure.axes} - {""}
     expected = {"foreground", "background", "spatial attention"}
-    assert titles == (expected | {"false positives", "non-empty ground"} if everything else expected)
+    assert titles == (expected | {"false positives", "non-empty cells"} if everything else expected)
 
 
 def test_the_documentations_pictures_can_be_drawn(tmp_path: Path) -> None:

@@ -1,30 +1,8 @@
-import math
-
 import numpy as np
 import pytest
 import torch
 
-from student.distill.regions import CLIP, region_decomposition
-from student.distill.responses import SOFTENED, clipped, gauss_focal, s2m2_heatmap
-
-
-def test_gauss_focal_by_hand() -> None:
-    student, teacher = torch.tensor([[[[0.5, 0.1]]]]), torch.tensor([[[[0.0, 0.5]]]])
-    expected = -math.log(0.5) * 0.25 - math.log(0.9) * 0.01 * 0.5**4
-    assert gauss_focal(student, teacher, torch.tensor(0.0)).item() == pytest.approx(expected, rel=1e-5)
-    assert gauss_focal(student, teacher, torch.tensor(4.0)).item() == pytest.approx(expected / 4, rel=1e-5)
-
-
-def test_s2m2_heatmap_by_hand() -> None:
-    #                           TP    FP    FN   TN
-    student = torch.tensor([[[[0.8, 0.6, 0.02, 0.0]], [[0.1, 0.2, 0.0, 0.05]]]])
-    teacher = torch.tensor([[[[0.9, 0.1, 0.5, 0.4]], [[0.2, 0.0, 0.7, 0.0]]]])
-    truth = torch.tensor([[[1.0, 0.0, 1.0, 0.0]]])
-    regions = region_decomposition(student, truth, 0.1)
-    right, wrong = s2m2_heatmap(student, teacher, regions, "mse")
-    assert right.item() == pytest.approx(0.1**2, rel=1e-5)
-    # Both sides are masked: the true negative, where the teacher says 0.4, does not count.
-    assert wrong.item() == pytest.approx((0.5**2 + 0.68**2) / 2, rel=1e-5)
+from student.distill.terms.heatmap_temperature import SOFTENED
 
 
 def softmax(x: np.ndarray, axis: int) -> np.ndarray:
@@ -54,8 +32,3 @@ def test_softened_heatmaps_pull_the_student_to_the_teacher(over: str) -> None:
     before = SOFTENED[over](student, teacher, 2.0)
     before.backward()
     assert SOFTENED[over]((student - 0.5 * student.grad).detach(), teacher, 2.0) < before
-
-
-def test_clipped() -> None:
-    found = clipped(torch.tensor([[[[-50.0, 0.0, 50.0]]]]))
-    assert found.flatten().tolist() == pytest.approx([CLIP, 0.5, 1 - CLIP])

@@ -7,15 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cache.geometry.grid import BevGrid
 from student.distill.adapters import FeatureLayer
-from student.distill.config import PairConfig
-from student.distill.fgd import Fgd, weigh_cells
-from student.distill.pairs import LayerPair
-from student.distill.predictions import Answers, TeacherAnswer
-from student.distill.term_configs import FgdTerm
+from student.distill.cell_weights import weigh_cells
+from student.distill.feature_stats import feature_stats
+from student.distill.pairs import LayerPair, PairConfig
+from student.distill.predictions import BatchPredictions, TeacherPredictions
+from student.distill.terms.fgd import (
+    FgdLoss,
+    FgdTerm,
+    attended_cells,
+    channel_distance,
+    selected_affinity,
+    spatial_distance,
+)
 
 GRID = BevGrid(x_range_m=(-3.2, 9.6), y_range_m=(0.0, 8.0), cell_m=(0.8, 0.8))
 HEIGHT, WIDTH = GRID.shape
@@ -43,28 +50,28 @@ class Scene:
         self.logits = torch.randn(BATCH, 10, HEIGHT, WIDTH, generator=generator) * 2 - 4
         self.canvas = torch.rand(BATCH, 4 * HEIGHT, 4 * WIDTH, generator=generator) > 0.98
 
-    def answers(self, epoch: int = 0) -> Answers:
+    def predictions(self, epoch: int = 0) -> BatchPredictions:
         padded = nn.utils.rnn.pad_sequence([boxes.double() for boxes in BOXES], batch_first=True)
-        answer = TeacherAnswer(heatmap=self.heatmap, canvas_mask=self.canvas)
-        return Answers(
+        teacher = TeacherPredictions(heatmap=self.heatmap, canvas_mask=self.canvas)
+        return BatchPredictions(
             boxes=padded,
             channels=torch.zeros(padded.shape[:2], dtype=torch.long),
             task_slices=(slice(0, 10),),
             grid=GRID,
             student_logits=self.logits,
-            teachers=(answer,),
+            teachers=(teacher,),
             teacher_order=(tuple(range(10)),),
             epoch=epoch,
         )
 
 
-def run(options: dict[str, Any], scene: Scene, epoch: int = 0) -> tuple[dict[str, float], Fgd]:
+def run(options: dict[str, Any], scene: Scene, epoch: int = 0) -> tuple[dict[str, float], FgdLoss]:
     config = FgdTerm.parse({"kind": "fgd", **options}, "test")
     layer = FeatureLayer(channels=CHANNELS, grid=GRID)
     pair = LayerPair(PairConfig(student="head", teacher="head"), layer, layer)
-    term = Fgd(config, 0, pair)
+    term = FgdLoss(config, 0, pair)
     view = pair({"head": scene.student}, {"head": scene.teacher})
-    losses = term(view, scene.answers(epoch))
+    losses = term(view, scene.predictions(epoch))
     return {name: value.item() for name, value in losses.items()}, term
 
 
@@ -338,3 +345,38 @@ def test_a_split_affinity_is_the_mean_of_its_groups() -> None:
     found, _ = run(options, Scene())
     whole, _ = run({**options, "affinity_split": 1}, Scene())
     assert 0 < found["affinity"] != whole["affinity"]
+
+
+@pytest.fixture
+def pair() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(3, 4, 5, 6, generator=generator), torch.randn(3, 4, 5, 6, generator=generator)
+
+
+def test_channel_and_spatial_terms(pair: tuple[Tensor, Tensor]) -> None:
+    student, teacher = (x.double().numpy() for x in pair)
+    adapter = nn.Conv2d(1, 1, 3, padding=1)
+    found = feature_stats(*pair)
+    expected = np.abs(student.mean((2, 3)) - teacher.mean((2, 3))).sum() / 3
+    assert channel_distance(found, "l1").item() == pytest.approx(expected, rel=1e-5)
+    moved = adapter(pair[0].mean(1, keepdim=True))[:, 0].detach().double().numpy()
+    expected = np.square(moved - teacher.mean(1)).sum() / 3
+    assert spatial_distance(found, adapter, "mse").item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_selected_affinity_sums_samples_and_skips_those_without_cells() -> None:
+    student, teacher = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 4, 5)
+    selected = torch.zeros(2, 4, 5, dtype=torch.bool)
+    selected[0, 1, 2:4] = selected[0, 3, 0] = True
+    s, t = student[0][:, selected[0]].detach().numpy(), teacher[0][:, selected[0]].numpy()
+    found = selected_affinity(student, teacher, selected)
+    assert found.item() == pytest.approx(pointwise("smooth_l1", s.T @ s - t.T @ t).mean(), rel=1e-5)
+    found.backward()
+    assert not student.grad[1].any()
+
+
+def test_attended_cells() -> None:
+    attention = torch.tensor([[[0.5, 2.0], [1.5, 0.0]]])
+    assert attended_cells(attention, top_k=2).tolist() == [[[False, True], [True, False]]]
+    assert attended_cells(attention, top_k=9).all()
+    assert attended_cells(attention, top_k=1, threshold=0.12).tolist() == [[[True, True], [True, False]]]

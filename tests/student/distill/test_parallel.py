@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from student.distill.threads import for_each, one_thread
+from student.distill.parallel import parallel_map, single_threaded
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def test_for_each_keeps_the_order_and_gives_each_worker_one_thread(three_threads
         meeting.wait()
         return index, item, torch.get_num_threads()
 
-    assert for_each("abcdef", work) == [(index, item, 1) for index, item in enumerate("abcdef")]
+    assert parallel_map("abcdef", work) == [(index, item, 1) for index, item in enumerate("abcdef")]
     assert torch.get_num_threads() == 3
 
 
@@ -31,8 +31,8 @@ def test_the_number_of_threads_comes_back_after_an_error(three_threads: None) ->
         return 1 / item
 
     with pytest.raises(ZeroDivisionError):
-        for_each([1, 0, 2], work)
-    with pytest.raises(ZeroDivisionError), one_thread():
+        parallel_map([1, 0, 2], work)
+    with pytest.raises(ZeroDivisionError), single_threaded():
         assert torch.get_num_threads() == 1
         work(0, 0)
     assert torch.get_num_threads() == 3
@@ -44,4 +44,4 @@ def test_the_number_of_threads_comes_back_after_an_error(three_threads: None) ->
 
 
 def test_a_single_item_is_worked_on_by_all_threads(three_threads: None) -> None:
-    assert for_each([7], lambda index, item: (item, torch.get_num_threads())) == [(7, 3)]
+    assert parallel_map([7], lambda index, item: (item, torch.get_num_threads())) == [(7, 3)]

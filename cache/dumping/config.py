@@ -1,0 +1,37 @@
+"""Configuration of a dump."""
+
+from pydantic import Field, PositiveInt
+
+from cache.config import Strict
+from cache.geometry.views import CANONICAL, ViewsConfig
+from cache.spec import CodecSpec
+from cache.store.layout import Layout
+
+
+class DumpConfig(Strict):
+    """What to dump. Layers after a ReLU take codec kind unsigned, others signed."""
+
+    teacher: str
+    """An mmdet3d config: a file, or a name of mmdet3d's model zoo."""
+    version: str = "v1.0-trainval"
+    splits: tuple[str, ...] = ("train", "val")
+    layers: dict[str, CodecSpec] = Field(
+        default_factory=lambda: {name: CodecSpec() for name in ("head", "backbone0", "backbone1", "backbone2")}
+    )
+    head_maps: bool = True
+    """Keep the head's other maps as float16 too: the cached teacher can be evaluated, and boxes be drawn."""
+    views: ViewsConfig = CANONICAL
+    depth: bool = False
+    """Keep the key sweep's points in the cameras: a training that learns depth then needs no LiDAR file."""
+    samples_per_shard: int = Field(32, ge=1, le=64)
+    zstd_level: int = Field(1, ge=1, le=19)
+    batch_size: PositiveInt = 4
+    """Frames in one pass of the teacher, all in one view; never from two shards, so that a resumed dump forms the same
+    batches."""
+    workers: int = Field(4, ge=0)
+    """Processes that load points and voxelise."""
+
+    @property
+    def layout(self) -> Layout:
+        """How the store is cut into files."""
+        return Layout(samples_per_shard=self.samples_per_shard, zstd_level=self.zstd_level)

@@ -1,0 +1,50 @@
+"""TeacherSource: what a training reads of one teacher's cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from cache.geometry.views import nearest_view
+from cache.store.batch import TeacherBatch
+from cache.store.reader import TeacherCache
+from student.config.student import StudentConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSource:
+    """A teacher's cache, and the layers of it that the objective compares."""
+
+    cache: TeacherCache
+    layers: tuple[str, ...]
+
+    @classmethod
+    def open(cls, path: Path, config: StudentConfig, index: int = 0) -> "TeacherSource":
+        """The cache with that index in `config.distill`.
+
+        Raises:
+            StoreError: the store cannot be opened.
+        """
+        return cls(cache=TeacherCache(path), layers=config.teacher_layers(index))
+
+    def read(self, tokens: Sequence[str], bev_matrix: Float[Tensor, "B 4 4"]) -> TeacherBatch:
+        """The samples of these tokens, still encoded, each in the view nearest to its realised BEV augmentation."""
+        views = nearest_view(bev_matrix.numpy(), self.cache.view_matrices(tokens))
+        return self.cache.read(tokens, layers=self.layers, views=views.tolist())
+
+    def drawn_matrices(self, token: str) -> Float[np.ndarray, "K 4 4"]:
+        """LiDAR -> BEV of the K drawn views of a sample, to be replayed as its augmentation."""
+        (matrices,) = self.cache.view_matrices((token,))
+        return matrices[[name.startswith("drawn") for name in self.cache.spec.views]]
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether the store keeps the depth (`depth: true`)."""
+        return self.cache.spec.depth is not None
+
+    def camera_points(self, token: str, nearest_m: float) -> list[Float[np.ndarray, "_ 3"]]:
+        """u, v (original pixels) and depth (metres) of the LiDAR points in each camera."""
+        return self.cache.camera_points(token, nearest_m)
