@@ -174,9 +174,18 @@ class Frames(Sequence[Frame]):
         object.__setattr__(others, "tokens", others._tokens())
         return others
 
+    def scenes_of(self, *splits: str) -> set[str]:
+        """The names of all scenes of some splits, whether the tables hold them or not.
+
+        Raises:
+            ConfigError: a split is unknown.
+            DataError: splits.json is broken.
+        """
+        return scenes_of_splits(splits, self.index.names, self.root / self.version)
+
     def _tokens(self) -> tuple[str, ...]:
         columns, names = self.index.columns, self.index.names
-        wanted = scenes_of_splits(self.splits, names, self.root / self.version)
+        wanted = self.scenes_of(*self.splits)
         of_scene = np.array([name in wanted for name in names.scenes], dtype=bool)
         tokens = columns.sample_token[of_scene[columns.sample_scene]] if len(of_scene) else np.zeros(0, "S1")
         if not len(tokens):

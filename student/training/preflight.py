@@ -8,10 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import torch
-from nuscenes.utils.splits import create_splits_scenes
 from torch import nn
 
 from cache.errors import ConfigError, DataError, MismatchError, NotCachedError, OfflineDistillWarning
+from cache.nuscenes.counts import count_boxes, require_boxes, warn_of_boxes
 from cache.nuscenes.frames import CAMERAS, Frames
 from cache.spec import CacheSpec
 from cache.store.reader import TeacherCache
@@ -29,12 +29,11 @@ Tasks = tuple[tuple[str, ...], ...]
 
 
 def require_sound(config: StudentConfig) -> None:
-    """Raise unless training and validation share no scene and the detector's grid is in the LiDAR frame.
+    """Raise unless the detector's grid is in the LiDAR frame.
 
     Raises:
-        ConfigError: they do, a split is unknown, or the grid is in another frame.
+        ConfigError: it is in another.
     """
-    _require_disjoint_splits(config.data)
     # Images, boxes and ego motion reach a student in the LiDAR frame; a grid of another would be mislabelled.
     if config.detector.grid.frame != "lidar":
         raise ConfigError(
@@ -43,28 +42,6 @@ def require_sound(config: StudentConfig) -> None:
             got=config.detector.grid.frame,
             expected="lidar",
             cure="Leave it out; a cache of another frame is read where the student's cells lie",
-        )
-
-
-def _require_disjoint_splits(data: DataConfig) -> None:
-    scenes, (train, val) = create_splits_scenes(), (data.train_split, data.val_split)
-    unknown = [name for name in (train, val) if name not in scenes]
-    if unknown:
-        raise ConfigError(
-            "unknown split",
-            where="data",
-            got=", ".join(unknown),
-            expected=f"some of {', '.join(scenes)}",
-            cure="Change the split",
-        )
-    shared = sorted(set(scenes[train]) & set(scenes[val]))
-    if shared:
-        raise ConfigError(
-            "training and validation share frames",
-            where="data.train_split, data.val_split",
-            got=f"{train} and {val}, with {len(shared)} scenes in both, the first is {shared[0]}",
-            expected="splits without a common scene, such as train and val, or mini_train and mini_val",
-            cure="Change one of them; a student can be evaluated on any split with `evaluate --split`",
         )
 
 
@@ -168,6 +145,36 @@ def require_room(out: Path, module: nn.Module, files: Sequence[Path], average: b
 
 
 # The data set.
+
+
+def require_disjoint_splits(data: DataConfig, frames: Frames) -> None:
+    """Raise unless training and validation share no scene.
+
+    Raises:
+        ConfigError: they do, or a split is unknown.
+        DataError: splits.json beside the tables is broken.
+    """
+    train, val = data.train_split, data.val_split
+    shared = sorted(frames.scenes_of(train) & frames.scenes_of(val))
+    if shared:
+        raise ConfigError(
+            "training and validation share frames",
+            where="data.train_split, data.val_split",
+            got=f"{train} and {val}, with {len(shared)} scenes in both, the first is {shared[0]}",
+            expected="splits without a common scene, such as train and val, or mini_train and mini_val",
+            cure="Change one of them; a student can be evaluated on any split with `evaluate --split`",
+        )
+
+
+def look_at_boxes(frames: Frames) -> None:
+    """Warn of what is suspicious about the boxes of the training split.
+
+    Raises:
+        DataError: there are none.
+    """
+    where, counts = f"{frames.version}, {', '.join(frames.splits)}", count_boxes(frames)
+    require_boxes(counts, where)
+    warn_of_boxes(counts, where)
 
 
 def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:

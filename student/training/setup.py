@@ -83,6 +83,8 @@ def set_up_training(
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
     if frames is None:
         frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
+    preflight.require_disjoint_splits(config.data, frames)
+    preflight.look_at_boxes(frames)
     val_frames = None if out is None else preflight.validation_frames(config, frames)
     order = _order(frames, config)
     preflight.require_full_step(order, config.training)
