@@ -351,8 +351,8 @@ def fidelity(
 ) -> None:
     """Compare the cached, warped teacher with the live teacher on augmented points."""
     from cache import Frames, TeacherCache
-    from student.fidelity.measure import FidelityStudy
     from student.fidelity.report import tables, write
+    from student.fidelity.study import FidelityStudy
 
     with report_writer(json) as write_report:
         cache = TeacherCache(store)

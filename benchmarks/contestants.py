@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.dumping.spec_builder import PreparedFrames
+from cache.dumping.prepared import PreparedFrames
 from cache.nuscenes.frames import Frames
 from cache.teacher.mmdet3d import load_teacher
 from student.config.student import StudentConfig

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numcodecs import zstd
 
 from benchmarks.tables import show
-from cache.dumping.spec_builder import depth_spec
+from cache.dumping.setup import depth_spec
 from cache.geometry.camera_points import DepthSpec, decoded_points, depth_codes
 from cache.nuscenes.frames import Frame, Frames
 from cache.nuscenes.points import camera_points

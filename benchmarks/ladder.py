@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numcodecs import zstd
 from torch import Tensor
 
-from cache.dumping.spec_builder import PreparedFrames
+from cache.dumping.prepared import PreparedFrames
 from cache.nuscenes.frames import Frames
 from cache.spec import CodecSpec
 from cache.store.codec import encode

@@ -1,17 +1,4 @@
-"""The project's exceptions; each message has what, where, got, expected and cure.
-
-OfflineDistillError
-|-- ConfigError             a configuration asks for something impossible or unknown
-|-- DataError               the data set: a file, table, version or value is missing or broken
-|-- TeacherError            the teacher cannot be built, loaded or trusted
-|-- StoppedError            a signal stopped the work, which can go on from there
-`-- StoreError              the store on disk
-    |-- NotCachedError      a token, layer or view that was not dumped (also a KeyError)
-    |-- CorruptStoreError   bytes that do not match their checksum, or a broken layout
-    |-- MismatchError       the store is not the one that was expected
-    |-- StoreBusyError      another process is writing there
-    `-- UnsealedError       the dump has not finished
-"""
+"""The project's exceptions; each message has what, where, got, expected and cure."""
 
 from functools import partial
 from pathlib import Path
@@ -80,7 +67,7 @@ class StoreError(OfflineDistillError):
 
 
 class NotCachedError(StoreError, KeyError):
-    """A token, layer or view that was not dumped."""
+    """A token, layer or view that was not dumped; also a KeyError."""
 
     __str__ = OfflineDistillError.__str__
 

@@ -181,12 +181,12 @@ class CacheSpec(Strict):
     heatmap_grid: BevGrid
     canvas_grid: BevGrid
     head_maps: dict[str, int] = Field(default_factory=dict)
-    """Channels for each task of the head's other maps ("reg": 2, ...); empty where they are not kept."""
+    """Channels for each task of the head's other maps ("reg": 2, ...); empty where they are not stored."""
     views: tuple[ViewName, ...] = ("canonical",)
     drawn: DrawnViews | None = None
-    """How the drawn views were drawn; None where there is none."""
+    """How the drawn views were drawn; None without drawn views."""
     depth: DepthSpec | None = None
-    """How the key sweep's points in the cameras are kept; None where they are not."""
+    """How the key sweep's points in the cameras are stored; None where they are not."""
 
     @model_validator(mode="after")
     def _views_in_order(self) -> "CacheSpec":

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/objective.md: `python docs/draw_objective.py`.
+"""Draw the pictures of docs/objective.md: `python docs/draw_objective.py`.
 
 Without options, from made-up boxes; with --store and --data, from a teacher's cache and the boxes of one of its frames:
 
@@ -24,7 +24,7 @@ from student.visualization.distill import plot_cells, plot_regions
 
 IMAGES = Path(__file__).parent / "images"
 GRID = BevGrid(x_range_m=(-25.6, 25.6), y_range_m=(-25.6, 25.6), cell_m=(0.8, 0.8))
-# A street along y: x, y, length, width, yaw_rad. The last three are seen by a network only.
+# A street along y: x, y, length, width, yaw_rad. The last three are predicted by a network only.
 OBJECTS = (
     (-3.2, -18.0, 4.6, 1.9, 1.57),
     (-3.4, -9.0, 4.4, 1.9, 1.60),
@@ -40,13 +40,13 @@ OBJECTS = (
     (15.5, -17.0, 4.4, 1.8, 1.0),
     (-17.0, 19.0, 9.0, 2.6, 0.2),
 )
-SEEN_ONLY = 3
-OVERLOOKED = 2
+PREDICTED_ONLY = 3
+MISSED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One frame: ground truth, and what a network makes of it."""
+    """One frame: ground truth, and a network's predictions."""
 
     grid: BevGrid
     boxes: Float[Tensor, "M 9"]
@@ -60,11 +60,11 @@ def made_up() -> Scene:
     """The street above."""
     rows = [[x, y, 0.0, length, width, 1.6, yaw, 0.0, 0.0] for x, y, length, width, yaw in OBJECTS]
     everything = torch.tensor(rows, dtype=torch.float64)
-    predicted = drawn(everything[OVERLOOKED:], GRID)
+    predicted = drawn(everything[MISSED:], GRID)
     torch.manual_seed(0)
     return Scene(
         grid=GRID,
-        boxes=everything[:-SEEN_ONLY],
+        boxes=everything[:-PREDICTED_ONLY],
         predicted=predicted,
         occupied=(torch.rand(1, *GRID.shape) < 0.25) & (torch.from_numpy(GRID.centers_m()[..., 0]) > 10),
         energy=0.4 + 1.5 * predicted + 0.1 * torch.rand(1, *GRID.shape),

@@ -1,6 +1,6 @@
-"""Draws the pictures of docs/seeing.md from what `make demo` left: `python docs/draw_seeing.py demo-output`.
+"""Draw the pictures of docs/seeing.md from the output of `make demo`: `python docs/draw_seeing.py demo-output`.
 
-The page's picture is taken by Chromium.
+The page's picture is a screenshot by Chromium.
 """
 
 import io
@@ -11,11 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from cache.nuscenes.frames import Frames
-from cache.store.reader import TeacherCache
-from cache.visualization.report import write_html
-from student.evaluation.results import read_results
-from student.visualization.scenes import plot_bev_and_cameras
+from cache import Frames, TeacherCache
+from cache.visualization import write_html
+from student.visualization import plot_bev_and_cameras, read_results
 
 IMAGES = Path(__file__).parent / "images"
 

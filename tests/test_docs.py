@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,3 +121,37 @@ def test_every_command_is_listed() -> None:
         r"^\| `([\w-]+)`", (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert set(COMMANDS) <= {name for row in listed for name in row.split("`, `")}
+
+
+def design_tree() -> dict[str, set[str]]:
+    """The tree of docs/design.md: each folder, top layer first, with the stems of its files."""
+    tree: dict[str, set[str]] = {}
+    package = folder = ""
+    for line in re.findall(r"^    (.+)$", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"), re.MULTILINE):
+        if found := re.match(r"(\w+)/ ", line):
+            package = folder = found[1]
+            tree[folder] = set()
+        elif found := re.match(r"  (\w+)\.py ", line):
+            tree[package].add(found[1])
+            tree[f"{package}/{found[1]}"] = set()
+        elif found := re.match(r"  ([\w/]+)/ ", line):
+            folder = f"{package}/{found[1]}"
+            tree[folder] = set()
+        elif folder and line.startswith(" " * 19):
+            tree[folder] |= set(line.split())
+    return tree
+
+
+def test_the_design_shows_every_file_in_its_folder() -> None:
+    files = [path for package in ("cache", "student", "demo") for path in (ROOT / package).rglob("*.py")]
+    expected: dict[str, set[str]] = {}
+    for path in files:
+        expected.setdefault(named(path.parent), set()).update({path.stem} - {"__init__"})
+    assert {folder: names for folder, names in design_tree().items() if (ROOT / folder).is_dir()} == expected
+
+
+def test_the_designs_layers_are_those_of_the_import_linter() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = contracts["contracts"][0]["layers"]
+    shown = [folder.replace("/", ".") for folder in design_tree()]
+    assert [layer for layer in shown if layer in layers] == layers

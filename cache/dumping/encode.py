@@ -77,27 +77,32 @@ def join_views(
 
 
 def _probabilities(heatmap: Float[Tensor, "B K H W"], tokens: tuple[str, ...]) -> UInt8[Tensor, "B K H W"]:
-    for row, token in enumerate(tokens):
-        if not ((heatmap[row] >= 0) & (heatmap[row] <= 1)).all():  # NaN fails both
-            raise TeacherError(
-                "the teacher's heatmap is no probability",
-                where=f"token {token}",
-                got=f"{heatmap[row].min().item():.4g} .. {heatmap[row].max().item():.4g}",
-                expected="0 .. 1",
-                cure="Check the teacher's checkpoint and this frame's points",
-            )
+    _require_valid(
+        (heatmap >= 0) & (heatmap <= 1),  # NaN fails both
+        heatmap,
+        [f"token {token}" for token in tokens],
+        "the teacher's heatmap is no probability",
+        expected="0 .. 1",
+        cure="Check the teacher's checkpoint and this frame's points",
+    )
     return (heatmap.float() * 255).round().to(torch.uint8)
 
 
 def _half(maps: Float[Tensor, "B T D H W"], name: str, tokens: tuple[str, ...]) -> Float[Tensor, "B T D H W"]:
     half = maps.half()
-    for row, token in enumerate(tokens):
-        if not half[row].isfinite().all():
-            raise TeacherError(
-                "a map of the teacher's head does not fit float16",
-                where=f"head map {name}, token {token}",
-                got=f"{maps[row].min().item():.4g} .. {maps[row].max().item():.4g}",
-                expected="finite values within 65504",
-                cure="Check the teacher's checkpoint, or leave these maps out with head_maps: false",
-            )
+    _require_valid(
+        half.isfinite(),
+        maps,
+        [f"head map {name}, token {token}" for token in tokens],
+        "a map of the teacher's head does not fit float16",
+        expected="finite values within 65504",
+        cure="Check the teacher's checkpoint, or leave these maps out with head_maps: false",
+    )
     return half
+
+
+def _require_valid(valid: Tensor, maps: Tensor, places: list[str], what: str, expected: str, cure: str) -> None:
+    for row, where in enumerate(places):
+        if not valid[row].all():
+            got = f"{maps[row].min().item():.4g} .. {maps[row].max().item():.4g}"
+            raise TeacherError(what, where=where, got=got, expected=expected, cure=cure)

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from cache.dumping.config import DumpConfig
 from cache.dumping.setup import DumpSetup
@@ -93,7 +94,7 @@ def fill_store(
     began = time.monotonic()
     with setup.open_writer(out, part, redo) as writer:
         try:
-            done = _fill(writer, setup, progress)
+            written, size = _fill(writer, setup, progress)
         except KeyboardInterrupt:
             raise UnsealedError(
                 "the dump was interrupted", where=out, cure="Run the same command again to resume it"
@@ -102,15 +103,14 @@ def fill_store(
     return DumpReport(
         path=Path(out),
         samples=setup.spec.data.samples,
-        written=done.samples,
-        bytes_written=done.bytes,
+        written=written,
+        bytes_written=size,
         seconds=time.monotonic() - began,
         sealed=sealed,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Batch:
+class _Batch(NamedTuple):
     """Frames of one pass of the teacher, all of one shard."""
 
     shard: int
@@ -118,31 +118,36 @@ class _Batch:
     ends_shard: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Written:
-    samples: int = 0
-    bytes: int = 0
-
-
-def _fill(writer: StoreWriter, setup: DumpSetup, progress: Callable[[DumpProgress], None]) -> _Written:
-    """Write the missing shards."""
+def _fill(writer: StoreWriter, setup: DumpSetup, progress: Callable[[DumpProgress], None]) -> tuple[int, int]:
+    """Write the missing shards; returns the numbers of samples and of bytes written."""
     batches = list(_batches(writer, setup.config.batch_size))
     total = sum(len(batch.positions) for batch in batches)
-    done, began = _Written(), time.monotonic()
+    done, size, began = 0, 0, time.monotonic()
     with closing(_overlapped(_jobs(writer, batches, setup), limit=2)) as results:
-        for written in results:
-            done = _Written(samples=done.samples + written.samples, bytes=done.bytes + written.bytes)
-            progress(_progress(done, total, time.monotonic() - began))
-    return done
+        for batch, written in zip(batches, results, strict=True):
+            done, size = done + len(batch.positions), size + written
+            rate = done / (time.monotonic() - began)
+            left_s = (total - done) / rate
+            progress(
+                DumpProgress(done=done, total=total, samples_per_s=rate, bytes_per_sample=size / done, left_s=left_s)
+            )
+    return done, size
 
 
-def _jobs(writer: StoreWriter, batches: list[_Batch], setup: DumpSetup) -> Iterator[Callable[[], _Written]]:
-    """Run the teacher over the batches; each job writes what is encoded of one."""
+def _batches(writer: StoreWriter, batch_size: int) -> Iterator[_Batch]:
+    for shard in writer.missing_shards():
+        positions = writer.positions(shard)
+        for start in range(0, len(positions), batch_size):
+            chosen = list(positions[start : start + batch_size])
+            yield _Batch(shard, chosen, ends_shard=chosen[-1] == positions[-1])
+
+
+def _jobs(writer: StoreWriter, batches: list[_Batch], setup: DumpSetup) -> Iterator[Callable[[], int]]:
+    """Run the teacher over the batches; each job writes one and returns its bytes."""
     workers = setup.config.workers if batches else 0
-    positions = [batch.positions for batch in batches]
     loader = Loader(
         setup.prepared,
-        batch_sampler=positions,
+        batch_sampler=[batch.positions for batch in batches],
         collate_fn=list,
         num_workers=workers,
         prefetch_factor=1 if workers else None,  # a batch holds all views: memory stays bounded
@@ -151,10 +156,18 @@ def _jobs(writer: StoreWriter, batches: list[_Batch], setup: DumpSetup) -> Itera
         yield partial(_write, writer, batch, setup.encode(frames))
 
 
-def _overlapped(jobs: Iterable[Callable[[], _Written]], limit: int) -> Generator[_Written, None, None]:
+def _write(writer: StoreWriter, batch: _Batch, samples: list[StoredSample]) -> int:
+    shard = writer.shard(batch.shard)
+    size = shard.add(samples)
+    if batch.ends_shard:
+        shard.commit()
+    return size
+
+
+def _overlapped(jobs: Iterable[Callable[[], int]], limit: int) -> Generator[int, None, None]:
     """Run jobs in order in another thread, at most `limit` of them waiting while the next is made here."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
-    waiting: deque[Future[_Written]] = deque()
+    waiting: deque[Future[int]] = deque()
     try:
         for job in jobs:
             waiting.append(thread.submit(job))
@@ -164,30 +177,3 @@ def _overlapped(jobs: Iterable[Callable[[], _Written]], limit: int) -> Generator
             yield waiting.popleft().result()
     finally:
         thread.shutdown(cancel_futures=True)
-
-
-def _batches(writer: StoreWriter, batch_size: int) -> Iterator[_Batch]:
-    for shard in writer.missing_shards():
-        positions = writer.positions(shard)
-        for start in range(0, len(positions), batch_size):
-            chosen = list(positions[start : start + batch_size])
-            yield _Batch(shard=shard, positions=chosen, ends_shard=chosen[-1] == positions[-1])
-
-
-def _write(writer: StoreWriter, batch: _Batch, samples: list[StoredSample]) -> _Written:
-    shard = writer.shard(batch.shard)
-    size = shard.add(samples)
-    if batch.ends_shard:
-        shard.commit()
-    return _Written(samples=len(samples), bytes=size)
-
-
-def _progress(done: _Written, total: int, seconds: float) -> DumpProgress:
-    rate = done.samples / seconds
-    return DumpProgress(
-        done=done.samples,
-        total=total,
-        samples_per_s=rate,
-        bytes_per_sample=done.bytes / done.samples,
-        left_s=(total - done.samples) / rate,
-    )

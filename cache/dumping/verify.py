@@ -1,4 +1,4 @@
-"""Integrity of a store, and its repair."""
+"""Check the integrity of a store, and repair it."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from cache.teacher.base import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """One thing that is wrong; `shard` is None where it concerns no shard."""
+    """One fault; `shard` is None if it concerns no shard."""
 
     error: CorruptStoreError
     shard: int | None = None
@@ -29,7 +29,7 @@ class Damage:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was found in a store."""
+    """Result of a check."""
 
     path: Path
     full: bool
@@ -55,7 +55,7 @@ class VerifyReport:
 
 
 def verify(path: str | Path, full: bool = True, progress: Callable[[int, int], None] = lambda *_: None) -> VerifyReport:
-    """Look for damage; nothing is changed.
+    """Check a store; nothing is changed.
 
     Args:
         full: Check every byte; otherwise documents, file sizes and shard indexes.
@@ -89,10 +89,10 @@ def repair(
     teacher: Teacher,
     progress: Callable[[DumpProgress], None] = lambda _: None,
 ) -> VerifyReport:
-    """Write damaged small files again, and run the teacher over the frames of damaged shards alone.
+    """Write damaged small files again, and dump the frames of damaged shards again.
 
     Raises:
-        CorruptStoreError: the root document itself is damaged: nothing says any more what the store is.
+        CorruptStoreError: the root document itself is damaged, and with it the spec.
         MismatchError: the teacher or the frames are not those of the store.
     """
     setup = DumpSetup.of(config, frames, teacher)

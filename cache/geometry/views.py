@@ -82,7 +82,7 @@ class ViewsConfig(Strict):
     @model_validator(mode="after")
     def _some_view(self) -> "ViewsConfig":
         if not self.names:
-            raise ConfigError("the dump has no view", where="views", cure="Leave canonical on, or ask for others")
+            raise ConfigError("the dump has no view", where="views", cure="Leave canonical on, or choose others")
         return self
 
     @property
@@ -101,11 +101,7 @@ CANONICAL = ViewsConfig()
 
 
 def require_views(names: Sequence[str], drawn: DrawnViews | None) -> None:
-    """Check for at least one view, each once and in order, and for `drawn` where some are drawn.
-
-    Raises:
-        ConfigError: one of these fails.
-    """
+    """Raise ConfigError unless there is a view, each once and in order, and `drawn` if and only if some are drawn."""
     fixed = [name for name in REFLECTIONS if name in names]
     ordered = fixed + [f"drawn{k}" for k in range(len(names) - len(fixed))]
     if not names or list(names) != ordered or (len(fixed) < len(names)) != (drawn is not None):

@@ -1,4 +1,4 @@
-"""A DataLoader whose workers hand an error of ours back whole."""
+"""A DataLoader that raises its workers' errors unchanged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,14 @@ from cache.errors import OfflineDistillError
 
 
 class Loader(DataLoader):
-    """Like DataLoader, but an OfflineDistillError of a worker is raised in the parent as it was.
+    """DataLoader that raises a worker's OfflineDistillError unchanged; DataLoader adds the worker's traceback to it.
 
-    DataLoader itself would raise one whose message is the worker's traceback, which no user can read. Where there is a
-    GPU, batches come in page-locked memory.
+    With a GPU, batches are in page-locked memory.
     """
 
     def __init__(self, dataset: Dataset, *, collate_fn: Callable[[list], Any], **options: Any) -> None:
         super().__init__(
-            _Handed(dataset=dataset),
+            _ErrorsAsSamples(dataset=dataset),
             collate_fn=_Collate(function=collate_fn),
             pin_memory=torch.cuda.is_available(),
             **options,
@@ -33,8 +32,8 @@ class Loader(DataLoader):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Handed(Dataset):
-    """A data set that returns its errors."""
+class _ErrorsAsSamples(Dataset):
+    """A data set that returns its errors as samples."""
 
     dataset: Any
 
@@ -50,7 +49,7 @@ class _Handed(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class _Collate:
-    """A collate function that passes errors on, and returns its own."""
+    """A collate function that returns an error among the samples, or its own."""
 
     function: Callable[[list], Any]
 

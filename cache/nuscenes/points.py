@@ -1,4 +1,4 @@
-"""A frame's LiDAR sweeps -> the points that the teacher sees, and those that the cameras see."""
+"""LiDAR points of a frame: the accumulated sweeps for the teacher, and the key sweep in the cameras."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from cache.errors import DataError
+from cache.geometry.views import transform_points
 from cache.nuscenes.frames import Frame
 from cache.spec import PointPipeline
 
@@ -36,10 +37,7 @@ def load_sweeps(frame: Frame, pipeline: PointPipeline) -> list[Float[np.ndarray,
         clouds += [own[_is_far(own, pipeline.remove_close_m)]] * pipeline.past_sweeps
     for sweep in past:
         points = _read_sweep(sweep.path)
-        points = points[_is_far(points, pipeline.remove_close_m)]
-        points[:, :3] = points[:, :3] @ sweep.to_key[:3, :3].T.astype(np.float32) + sweep.to_key[:3, 3].astype(
-            np.float32
-        )
+        points = transform_points(points[_is_far(points, pipeline.remove_close_m)], sweep.to_key)
         points[:, 4] = sweep.lag_s
         clouds.append(points)
     return clouds
@@ -62,12 +60,12 @@ def camera_points(
     found = []
     for camera in frame.cameras:
         lidar_to_camera = np.linalg.inv(camera.to_lidar)
-        seen = points @ lidar_to_camera[:3, :3].T + lidar_to_camera[:3, 3]
-        seen = seen[seen[:, 2] > nearest_m]
-        pixels = (seen / seen[:, 2:]) @ camera.intrinsics[:2].T
+        in_camera = points @ lidar_to_camera[:3, :3].T + lidar_to_camera[:3, 3]
+        in_front = in_camera[in_camera[:, 2] > nearest_m]
+        pixels = (in_front / in_front[:, 2:]) @ camera.intrinsics[:2].T
         height, width = camera.size
         inside = ((pixels >= -0.5) & (pixels < (width - 0.5, height - 0.5))).all(axis=1)
-        found.append(np.column_stack([pixels, seen[:, 2]])[inside])
+        found.append(np.column_stack([pixels, in_front[:, 2]])[inside])
     return found
 
 

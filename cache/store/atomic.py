@@ -24,11 +24,7 @@ class Leases:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def take(self, shards: range) -> None:
-        """Hold the leases of some shards until closed.
-
-        Raises:
-            StoreBusyError: another process holds one of them.
-        """
+        """Hold the leases of some shards until closed; StoreBusyError where another process holds one of them."""
         if not shards:
             return
         try:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -94,22 +93,25 @@ def empty_batch(
     Args:
         pin: Page-locked memory, from which a copy to a GPU does not block.
     """
-    empty, arrays = partial(_empty, pin=pin), sample_arrays(spec)
-    maps = {name: arrays[head_map_array(name)].shape for name in spec.head_maps} if head_maps else {}
+    arrays = sample_arrays(spec)
+
+    def empty(name: str) -> Tensor:
+        return _empty(samples, *arrays[name].shape, dtype=getattr(torch, arrays[name].dtype), pin=pin)
+
     return TeacherBatch(
         tokens=(),
         features={
             layer.name: Encoded(
-                values=empty(samples, layer.channels, *layer.grid.shape, dtype=getattr(torch, layer.codec.dtype)),
-                scale=empty(samples, layer.channels).fill_(1),
+                values=empty(feature_array(layer.name)),
+                scale=_empty(samples, layer.channels, pin=pin).fill_(1),
                 codec=layer.codec,
             )
             for layer in layers
         },
-        heatmap=empty(samples, *arrays[HEATMAP].shape, dtype=torch.uint8),
-        canvas_mask=empty(samples, *spec.canvas_grid.shape, dtype=torch.bool),
-        head_maps={name: empty(samples, *shape, dtype=torch.float16) for name, shape in maps.items()},
-        view_matrix=empty(samples, 4, 4),
+        heatmap=empty(HEATMAP),
+        canvas_mask=_empty(samples, *spec.canvas_grid.shape, dtype=torch.bool, pin=pin),
+        head_maps={name: empty(head_map_array(name)) for name in spec.head_maps} if head_maps else {},
+        view_matrix=_empty(samples, 4, 4, pin=pin),
     )
 
 

@@ -80,11 +80,7 @@ def expected_sqnr_db(encoded: Encoded) -> Float[Tensor, "*n"]:
 
 
 def require_budget(distortion: Distortion, codec: CodecSpec, where: str) -> None:
-    """Check the codec's declared fidelity.
-
-    Raises:
-        ConfigError: the measured ratio is below `codec.min_sqnr_db`.
-    """
+    """Raise ConfigError if the measured ratio is below `codec.min_sqnr_db`."""
     if distortion.sqnr_db < codec.min_sqnr_db:
         raise ConfigError(
             "the codec loses more of a layer than its budget allows",

@@ -76,13 +76,7 @@ def codec_report(records: Sequence[ShardRecord]) -> dict[str, LayerReport]:
 
 
 def read_attributes(store: Path) -> StoreAttributes:
-    """The attributes in a store's root document.
-
-    Raises:
-        StoreError: there is no store.
-        CorruptStoreError: the document is broken, or this project did not write it.
-        MismatchError: it is of another format version, or has attributes that this version does not know.
-    """
+    """The attributes in a store's root document; StoreError where there is no store."""
     try:
         data = (store / ROOT).read_bytes()
     except OSError as error:
@@ -92,7 +86,12 @@ def read_attributes(store: Path) -> StoreAttributes:
 
 
 def parse_attributes(data: bytes, where: str) -> StoreAttributes:
-    """The attributes in the bytes of a root document; see `read_attributes`."""
+    """The attributes in the bytes of a root document.
+
+    Raises:
+        CorruptStoreError: it is broken, or this project did not write it.
+        MismatchError: it is of another format version, or has attributes that this version does not know.
+    """
     attributes = read_signed(data, where)["attributes"]
     version = attributes.get("format_version")
     if version != FORMAT_VERSION:
@@ -115,21 +114,13 @@ def parse_attributes(data: bytes, where: str) -> StoreAttributes:
 
 
 def read_record(store: Path, shard: int) -> ShardRecord:
-    """The manifest's record of a committed shard.
-
-    Raises:
-        CorruptStoreError: it is missing or broken.
-    """
+    """The manifest's record of a committed shard; CorruptStoreError where it is missing or broken."""
     path = store / record_key(shard)
     return ShardRecord.parse(read_document(path), path)
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """A signed JSON document.
-
-    Raises:
-        CorruptStoreError: it cannot be read, is not JSON, or its digest differs.
-    """
+    """A signed JSON document; CorruptStoreError as in `read_file` and `read_signed`."""
     return read_signed(read_file(path), str(path))
 
 
@@ -148,11 +139,7 @@ def node_files(root: dict[str, Any]) -> dict[str, bytes]:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file of a store.
-
-    Raises:
-        CorruptStoreError: it cannot be read.
-    """
+    """The bytes of a file of a store; CorruptStoreError where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -169,11 +156,7 @@ def sign(document: dict[str, Any]) -> bytes:
 
 
 def read_signed(data: bytes, where: str) -> dict[str, Any]:
-    """The document that `sign` wrote, without its digest.
-
-    Raises:
-        CorruptStoreError: it is not JSON, or its digest differs.
-    """
+    """The document that `sign` wrote; CorruptStoreError where it is not JSON or its digest differs."""
     try:
         document = json.loads(data)
         stored = document.get("attributes", document).pop("sha256", None)

@@ -24,11 +24,7 @@ def pack_chunk(values: np.ndarray, level: int) -> bytes:
 
 
 def unpack_chunk(stored: UInt8[np.ndarray, "n"], out: np.ndarray, where: str) -> None:
-    """Check and decompress a chunk into `out`, whose shape is the chunk's.
-
-    Raises:
-        CorruptStoreError: the bytes do not match their checksum, or do not fill `out`.
-    """
+    """Decompress a chunk into `out`; CorruptStoreError where its checksum does not match or it does not fill `out`."""
     body = checked(stored, where)
     try:
         zstd.decompress(body, out)
@@ -42,11 +38,7 @@ def with_checksum(data: bytes) -> bytes:
 
 
 def checked(stored: UInt8[np.ndarray, "n"], where: str) -> UInt8[np.ndarray, "_"]:
-    """The data before a crc32c that matches.
-
-    Raises:
-        CorruptStoreError: it does not.
-    """
+    """The data before a crc32c; CorruptStoreError where it does not match."""
     body = stored[:-CHECKSUM_BYTES]
     if stored.size < CHECKSUM_BYTES or checksum_of(stored) != google_crc32c.value(body):
         raise CorruptStoreError("stored bytes do not match their checksum", where=where, cure=REPAIR)
@@ -72,9 +64,5 @@ def pack_index(sizes: list[int], chunks: int) -> bytes:
 
 
 def unpack_index(stored: UInt8[np.ndarray, "n"], where: str) -> Int[np.ndarray, "chunks 2"]:
-    """Offset and length of each chunk in a shard file; -1 where a chunk is absent.
-
-    Raises:
-        CorruptStoreError: the index does not match its checksum.
-    """
+    """Offset and length of each chunk in a shard file, -1 where it is absent; CorruptStoreError as in `checked`."""
     return checked(stored, where).view("<i8").reshape(-1, 2)

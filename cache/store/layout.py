@@ -23,6 +23,7 @@ content.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -76,6 +77,7 @@ class Layout(Strict):
 class SampleArray:
     """An array (N, V, *shape) with a chunk for each sample and view; without `views`, (N, *shape) and one for each.
 
+    dims: names of the axes of `shape`.
     layer: whose codes the array holds; None for any other array.
     packed: each byte holds eight values (numpy.packbits).
     """
@@ -122,39 +124,25 @@ class StoredSample:
 
 def sample_arrays(spec: CacheSpec) -> dict[str, SampleArray]:
     """The per-sample arrays of a store, by name."""
-    arrays: dict[str, SampleArray] = {}
-
-    def add(
-        name: str, dtype: str, shape: tuple[int, ...], *dims: str, layer: str | None = None, packed: bool = False
-    ) -> None:
-        arrays[name] = SampleArray(
-            name=name,
-            dtype=dtype,
-            views=len(spec.views),
-            shape=shape,
-            dims=("sample", "view", *dims),
-            layer=layer,
-            packed=packed,
-        )
-
-    heatmap, (canvas_height, canvas_width) = spec.heatmap_grid.shape, spec.canvas_grid.shape
+    array, arrays = partial(SampleArray, views=len(spec.views)), []
     for layer in spec.layers:
-        name, channel = layer.name, f"{layer.name}_channel"
-        shape = (layer.channels, *layer.grid.shape)
-        add(feature_array(name), layer.codec.dtype, shape, channel, f"{name}_y", f"{name}_x", layer=name)
+        name, shape = layer.name, (layer.channels, *layer.grid.shape)
+        dims = (f"{name}_channel", f"{name}_y", f"{name}_x")
+        arrays.append(array(name=feature_array(name), dtype=layer.codec.dtype, shape=shape, dims=dims, layer=name))
         if layer.codec.kind != "float16":
-            add(scale_array(name), "float32", (layer.channels,), channel)
-    add(HEATMAP, "uint8", (len(spec.teacher.classes), *heatmap), "class", "heatmap_y", "heatmap_x")
-    add(CANVAS_MASK, "uint8", (canvas_height, -(-canvas_width // 8)), "canvas_y", "canvas_x_byte", packed=True)
+            arrays.append(array(name=scale_array(name), dtype="float32", shape=shape[:1], dims=dims[:1]))
+    tasks, (height, width), yx = len(spec.teacher.tasks), spec.heatmap_grid.shape, ("heatmap_y", "heatmap_x")
+    of_classes = (len(spec.teacher.classes), height, width)
+    arrays.append(array(name=HEATMAP, dtype="uint8", shape=of_classes, dims=("class", *yx)))
+    packed = (spec.canvas_grid.shape[0], -(-spec.canvas_grid.shape[1] // 8))
+    arrays.append(array(name=CANVAS_MASK, dtype="uint8", shape=packed, dims=("canvas_y", "canvas_x_byte"), packed=True))
     for name, channels in spec.head_maps.items():
-        shape = (len(spec.teacher.tasks), channels, *heatmap)
-        add(head_map_array(name), "float16", shape, "task", f"{name}_channel", "heatmap_y", "heatmap_x")
+        of_tasks, axes = (tasks, channels, height, width), ("task", f"{name}_channel", *yx)
+        arrays.append(array(name=head_map_array(name), dtype="float16", shape=of_tasks, dims=axes))
     if spec.depth is not None:
-        dims = ("sample", "camera", "u_v_depth", "point")
-        arrays[DEPTH_POINTS] = SampleArray(
-            name=DEPTH_POINTS, dtype="uint16", views=None, shape=spec.depth.shape, dims=dims
-        )
-    return arrays
+        shape, dims = spec.depth.shape, ("camera", "u_v_depth", "point")
+        arrays.append(array(name=DEPTH_POINTS, dtype="uint16", shape=shape, dims=dims, views=None))
+    return {each.name: each for each in arrays}
 
 
 def view_matrix_shape(spec: CacheSpec) -> tuple[int, ...]:

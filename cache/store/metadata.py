@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,6 @@ from cache.store.layout import (
     view_matrix_shape,
     whole_key,
 )
-
-_COMMON: dict[str, Any] = {
-    "serializer": BytesCodec(endian="little"),
-    "filters": None,
-    "fill_value": 0,
-    "chunk_key_encoding": {"name": "default", "separator": "."},
-}
 
 
 def small_files(
@@ -72,33 +66,32 @@ def root_document(attributes: StoreAttributes, tokens: Sequence[str]) -> dict[st
     """The group's zarr.json, which zarr itself writes: our attributes, and the consolidated metadata of all arrays."""
     documents: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(documents), attributes=attributes.model_dump(mode="json"))
-    spec, layout = attributes.spec, attributes.layout
+    create = partial(
+        group.create_array,
+        serializer=BytesCodec(endian="little"),
+        filters=None,
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+    spec, layout, samples = attributes.spec, attributes.layout, attributes.spec.data.samples
     for array in sample_arrays(spec).values():
-        group.create_array(
+        axes = ("sample",) if array.views is None else ("sample", "view")
+        create(
             array.name,
-            shape=(spec.data.samples, *array.sample_shape),
             dtype=array.dtype,
-            chunks=(1,) * (len(array.dims) - len(array.shape)) + array.shape,
+            shape=(samples, *array.sample_shape),
+            chunks=(1,) * len(axes) + array.shape,
             shards=(layout.samples_per_shard, *array.sample_shape),
             compressors=[ZstdCodec(level=layout.zstd_level), Crc32cCodec()],
-            dimension_names=array.dims,
-            **_COMMON,
+            dimension_names=axes + array.dims,
         )
-    whole: dict[str, tuple[str, tuple[int, ...], tuple[str, ...]]] = {
-        TOKEN: ("uint8", (spec.data.samples, _names(tokens).itemsize), ("sample", "token_byte")),
-        TOKEN_ORDER: ("int64", (spec.data.samples,), ("sample",)),
-        VIEW_MATRIX: ("float32", view_matrix_shape(spec), ("sample", "view", "row", "column")),
-    }
-    for name, (dtype, shape, dims) in whole.items():
-        group.create_array(
-            name,
-            shape=shape,
-            dtype=dtype,
-            chunks=shape,
-            compressors=Crc32cCodec(),
-            dimension_names=dims[-len(shape) :],
-            **_COMMON,
-        )
+    matrix_shape = view_matrix_shape(spec)
+    for name, dtype, shape, dims in (
+        (TOKEN, "uint8", (samples, _names(tokens).itemsize), ("sample", "token_byte")),
+        (TOKEN_ORDER, "int64", (samples,), ("sample",)),
+        (VIEW_MATRIX, "float32", matrix_shape, ("sample", "view", "row", "column")[-len(matrix_shape) :]),
+    ):
+        create(name, dtype=dtype, shape=shape, chunks=shape, compressors=Crc32cCodec(), dimension_names=dims)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
         zarr.consolidate_metadata(group.store)

@@ -14,11 +14,7 @@ from cache.store.small_arrays import map_array
 
 
 def require_free_folder(path: Path) -> None:
-    """Check that the folder of a store is absent or empty, or has the manifest that is created first.
-
-    Raises:
-        StoreError: it holds something else.
-    """
+    """Raise StoreError unless a folder is absent, empty, or has a manifest, which is created first."""
     if not path.exists() or (path / MANIFEST).is_dir():
         return
     if not path.is_dir() or any(path.iterdir()):
@@ -31,11 +27,7 @@ def require_free_folder(path: Path) -> None:
 
 
 def require_same_matrices(path: Path, matrices: Float[np.ndarray, "*n 4 4"]) -> None:
-    """Check that the store's view matrices are these: another version of numpy may draw others from the same seed.
-
-    Raises:
-        MismatchError: they differ.
-    """
+    """Raise MismatchError if a store has other view matrices: a version of numpy may draw others from the same seed."""
     with suppress(CorruptStoreError):  # a repair writes it again
         stored = map_array(path, VIEW_MATRIX, "<f4", matrices.shape)
         if stored.tobytes() != matrices.tobytes():
@@ -48,11 +40,7 @@ def require_same_matrices(path: Path, matrices: Float[np.ndarray, "*n 4 4"]) -> 
 
 
 def require_tokens(spec: CacheSpec, tokens: Sequence[str]) -> None:
-    """Check that the tokens can name samples and are those of the spec.
-
-    Raises:
-        DataError: they cannot, or are not.
-    """
+    """Raise DataError unless the tokens can name samples and are those of the spec."""
     bad = [token for token in tokens if not token or "\0" in token]
     if bad or len(set(tokens)) != len(tokens) or not tokens:
         raise DataError(

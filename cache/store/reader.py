@@ -22,8 +22,7 @@ from cache.store.documents import read_attributes, read_file
 from cache.store.format import REPAIR
 from cache.store.layout import CANVAS_MASK, DEPTH_POINTS, HEAD_WEIGHTS, VIEW_MATRIX, record_key, view_matrix_shape
 from cache.store.shard_reader import Chunk, ShardReader
-from cache.store.small_arrays import map_array
-from cache.store.tokens import Tokens
+from cache.store.small_arrays import Tokens, map_array
 
 
 class TeacherCache:
@@ -101,7 +100,7 @@ class TeacherCache:
             layers: Which layers; all by default.
             views: An index into `spec.views` for each token; the first view by default.
             head_maps: Read the head's other maps too.
-            out: Buffers to read into (see `buffers`), at least as many samples; they decide layers and head maps.
+            out: Buffers to read into (see `buffers`), at least as many samples; these give layers and head maps.
 
         Raises:
             NotCachedError: a token, layer or view was not dumped.

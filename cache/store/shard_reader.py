@@ -58,11 +58,7 @@ class ShardReader:
         unpack_chunk(self._pread(array, chunk.shard, offset, size, place), out, place)
 
     def index(self, array: str, shard: int) -> Int[np.ndarray, "_ 2"]:
-        """Offset and length of a shard's chunks, read once and compared with the manifest's record of the file.
-
-        Raises:
-            CorruptStoreError: see `read`.
-        """
+        """Offset and length of a shard's chunks, read once and compared with the manifest; errors as in `read`."""
         index = self._indexes.get((array, shard))
         if index is None:
             place = f"{self._path}, {array}, shard {shard}"
@@ -75,11 +71,7 @@ class ShardReader:
         return index
 
     def file(self, array: str, shard: int) -> ShardFile:
-        """The manifest's record of one of a shard's files.
-
-        Raises:
-            CorruptStoreError: the record is missing or broken.
-        """
+        """The manifest's record of one of a shard's files; CorruptStoreError where it is missing or broken."""
         if shard not in self._files:
             self._files[shard] = read_record(self._path, shard).files
         return self._files[shard][array]

@@ -1,7 +1,7 @@
 """StoreWriter: creates a store, commits whole shards once, resumes and seals.
 
 A shard's files are written beside their final names, made durable, renamed, and only then named by a record in the
-manifest: at whatever moment the process dies, the bytes of a recorded shard are there.
+manifest: whenever the process dies, the bytes of a recorded shard are on disk.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ class StoreWriter:
     A store that is sealed already is left alone: `sealed` is true and no shard is missing.
 
     Args:
-        tokens: of all samples, in dump order, whatever the part.
-        head_weights: kept beside the arrays when the store is created.
+        tokens: of all samples, in dump order, also where a part is written.
+        head_weights: stored beside the arrays when the store is created.
         software: versions to record when the store is created.
         redo: shards whose commitment is withdrawn, to repair a store; small files that differ are written again.
 
@@ -49,7 +49,7 @@ class StoreWriter:
         MismatchError: the store there has another spec, layout or drawn views; nothing was touched.
         StoreBusyError: another process holds one of the part's shards.
         StoreError: the folder holds something else, or cannot be written.
-        DataError: a token is empty, doubled or not what the spec says.
+        DataError: a token is empty, doubled or not one of the spec's.
     """
 
     def __init__(

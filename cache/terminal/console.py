@@ -71,14 +71,10 @@ def progress(unit: str) -> Iterator[Callable[..., None]]:
     if not stderr.file.isatty():
         yield _Lines(unit=unit, began=time.monotonic())
         return
-    columns = (
-        TextColumn(unit),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[remark]}"),
-    )
-    with Progress(*columns, console=stderr) as bar:
+    remark = TextColumn("{task.fields[remark]}")
+    with Progress(
+        TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), remark, console=stderr
+    ) as bar:
         task = bar.add_task(unit, total=None, remark="")
         yield lambda done, total, remark="": bar.update(task, completed=done, total=total, remark=remark)
 

@@ -97,18 +97,18 @@ def _converted(error: BaseException) -> OfflineDistillError:
         cure = "Lower batch_size (--set batch_size=1, or --set training.batch_size=1), or give it a larger machine"
         return OfflineDistillError("the memory is full", got=str(error).partition("\n")[0] or None, cure=cure)
     if isinstance(error, OSError):
-        cure = "Look at the path, who may use it, and the room on its disk"
+        cure = "Check the path, its permissions and the free space on its disk"
         return OfflineDistillError(
             "the system refused", where=error.filename, got=error.strerror or str(error), cure=cure
         )
-    descriptor, kept = tempfile.mkstemp(prefix="offline-distillbev-", suffix=".txt")
+    descriptor, path = tempfile.mkstemp(prefix="offline-distillbev-", suffix=".txt")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
     return OfflineDistillError(
         "this is a bug",
         where=_place(error),
         got=f"{type(error).__name__}: {error}",
-        cure=f"Its traceback is in {kept}; cli --debug prints it",
+        cure=f"Its traceback is in {path}; cli --debug prints it",
     )
 
 

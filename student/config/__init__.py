@@ -1,0 +1,1 @@
+"""Strict configuration of students and their training."""

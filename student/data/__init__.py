@@ -1,0 +1,1 @@
+"""Samples of a student's training: images, boxes, depth, cached teachers."""

@@ -44,7 +44,7 @@ class StudentDataset(Dataset[Batch]):
     ) -> None:
         self.frames, self.config, self.times, self.with_depth = frames, config, times, with_depth
         self.sources = tuple(sources)
-        self._depth_source = next((source for source in self.sources if source.has_depth), None)
+        self._depth_source = next((source for source in self.sources if source.cache.spec.depth), None)
 
     def __len__(self) -> int:
         return len(self.frames)

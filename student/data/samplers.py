@@ -107,16 +107,3 @@ class SeededSampler(Sampler[SampleDraw]):
         end = self.steps_per_epoch * self.samples_per_step
         for position in range(self.start + self.rank, end, self.ranks):
             yield SampleDraw(index=int(order[position]), seed=(self.seed, self.epoch, position))
-
-
-class RankShare(Sampler[int]):
-    """A rank's share of a split: every ranks-th frame; equally many for all ranks, by repeating the first ones."""
-
-    def __init__(self, frames: int, rank: int = 0, ranks: int = 1) -> None:
-        self.frames, self.rank, self.ranks = frames, rank, ranks
-
-    def __len__(self) -> int:
-        return -(-self.frames // self.ranks)
-
-    def __iter__(self) -> Iterator[int]:
-        return ((position * self.ranks + self.rank) % self.frames for position in range(len(self)))

@@ -40,11 +40,6 @@ class TeacherSource:
         (matrices,) = self.cache.view_matrices((token,))
         return matrices[[name.startswith("drawn") for name in self.cache.spec.views]]
 
-    @property
-    def has_depth(self) -> bool:
-        """Whether the store keeps the depth (`depth: true`)."""
-        return self.cache.spec.depth is not None
-
     def camera_points(self, token: str, nearest_m: float) -> list[Float[np.ndarray, "_ 3"]]:
-        """u, v (original pixels) and depth (metres) of the LiDAR points in each camera."""
+        """u, v (original pixels) and depth (metres) of the points in each camera; needs a store with depth."""
         return self.cache.camera_points(token, nearest_m)

@@ -1,4 +1,4 @@
-"""A cached teacher's boxes, from the maps of its head."""
+"""Detections of a cached teacher, decoded from its stored head maps."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -16,29 +16,29 @@ from student.models.decoding import Detections, decode
 
 
 def teacher_detections(cache: TeacherCache, tokens: Iterable[str]) -> Iterator[tuple[str, Detections]]:
-    """The teacher's boxes from its stored heatmaps and head maps, decoded as its own configuration says.
+    """Decode the teacher's stored heatmaps and head maps as its own configuration does.
 
-    They are those of the store's first view, in the LiDAR frame whatever that view did to it.
+    The boxes are those of the store's first view, transformed back to the LiDAR frame.
 
     Raises:
         NotCachedError: a token or the head maps were not dumped.
-        MismatchError: the maps do not lie in the LiDAR frame, a row for each y.
+        MismatchError: the maps are not in the LiDAR frame with a row for each y.
     """
     teacher = cache.spec.teacher
-    require_lidar_rows(cache.spec.heatmap_grid, cache.path)
+    require_lidar_grid(cache.spec.heatmap_grid, cache.path)
     for token in tokens:
         batch = cache.read((token,), layers=(), head_maps=True)
         maps = {name: value.float() for name, value in batch.head_maps.items()}
         heatmap = batch.heatmap.float() / 255
         (found,) = decode(heatmap, maps, cache.spec.heatmap_grid, teacher.tasks, teacher.decoding)
-        yield token, moved_back(found, batch.view_matrix[0].numpy())
+        yield token, to_lidar_frame(found, batch.view_matrix[0].numpy())
 
 
-def require_lidar_rows(grid: BevGrid, where: Path) -> None:
-    """Insist on a heatmap in the LiDAR frame, with a row for each y: boxes are decoded from such alone.
+def require_lidar_grid(grid: BevGrid, where: Path) -> None:
+    """Check that a heatmap is in the LiDAR frame, with a row for each y, as decoding needs it.
 
     Raises:
-        MismatchError: its frame or its axes are others.
+        MismatchError: its frame or axes differ.
     """
     if (grid.frame, grid.axes) != ("lidar", "yx"):
         raise MismatchError(
@@ -50,7 +50,7 @@ def require_lidar_rows(grid: BevGrid, where: Path) -> None:
         )
 
 
-def moved_back(found: Detections, matrix: Float[np.ndarray, "4 4"]) -> Detections:
-    """What was found under a BEV matrix, in the LiDAR frame again."""
+def to_lidar_frame(found: Detections, matrix: Float[np.ndarray, "4 4"]) -> Detections:
+    """Transform detections from a BEV-augmented frame back to the LiDAR frame."""
     boxes = transform_boxes(found.boxes.numpy(), np.linalg.inv(matrix.astype(np.float64)))
     return replace(found, boxes=torch.from_numpy(boxes))

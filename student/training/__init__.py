@@ -1,0 +1,1 @@
+"""Train, profile and plan students."""

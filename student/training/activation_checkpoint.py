@@ -13,17 +13,16 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from student.models.backbones import SequentialBackbone
+from student.models.backbones import Backbone
 
 
 def recompute_blocks(network: nn.Module) -> None:
-    """Checkpoint every residual block and every part of a chain in place; the state dict keeps its names.
+    """Checkpoint every residual block and every block of an image backbone in place; the state dict keeps its names.
 
     Loss, gradients and BatchNorm's running statistics are those without: these follow the first pass alone.
     """
-    chains = [chain for chain in network.modules() if isinstance(chain, SequentialBackbone)]
-    trunks = [part for chain in chains for name, part in chain.named_children() if name != "stem"]
-    parts = {id(block) for trunk in trunks for block in trunk.children()}
+    backbones = [module for module in network.modules() if isinstance(module, Backbone)]
+    parts = {id(block) for backbone in backbones for block in backbone.stage_blocks()}
     apply_activation_checkpointing(
         network,
         checkpoint_wrapper_fn=lambda block: checkpoint_wrapper(block, context_fn=partial(_passes, block)),

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,32 +52,20 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepMemory:
-    """Bytes of the tensors of one step.
+def step_bytes(module: StudentModule, batch: Batch) -> int:
+    """Peak bytes of one step's tensors: the batch, still encoded, activations, gradients and temporary tensors.
 
-    batch: images, geometry and the teachers' samples, still encoded.
-    activations: kept from the forward pass for the backward pass.
-    passes: the peak of both passes: activations, gradients and temporary tensors.
+    Runs the forward and the backward pass, on the module's device and in its training's precision.
     """
-
-    batch: int
-    activations: int
-    passes: int
-
-
-def measure_step(module: StudentModule, batch: Batch) -> StepMemory:
-    """Run the forward and the backward pass of a batch, on the module's device and in its training's precision."""
     half = module.config.training.precision != "32-true"
     batch = batch.to(module.device)
     module.train().zero_grad(set_to_none=True)
     with LiveBytes() as live:
         with torch.autocast(module.device.type, torch.bfloat16, enabled=half):
             loss = torch.stack(list(module.loss_terms(batch).values())).sum()
-        activations = live.now
         loss.backward()
     module.zero_grad(set_to_none=True)
-    return StepMemory(batch=bytes_of(tensors_of(batch)), activations=activations, passes=live.peak)
+    return bytes_of(tensors_of(batch)) + live.peak
 
 
 def checkpoint_bytes(module: nn.Module, average: bool) -> int:

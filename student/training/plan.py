@@ -9,7 +9,7 @@ import torch
 from cache.store.layout import batch_arrays
 from student.config.student import StudentConfig
 from student.data.teacher_source import TeacherSource
-from student.training.memory import ADAM_MOMENTS, bytes_of, checkpoint_bytes, measure_step
+from student.training.memory import ADAM_MOMENTS, bytes_of, checkpoint_bytes, step_bytes
 from student.training.setup import TrainingSetup, set_up_training
 
 GB = 1e9
@@ -86,13 +86,13 @@ def measure_memory(setup: TrainingSetup) -> TrainingMemory:
     """The memory of a training, from a batch of one frame and one of two."""
     module, dataset = setup.module.to("cuda" if torch.cuda.is_available() else "cpu"), setup.dataset
     samples = [dataset[index % len(dataset)] for index in range(2)]
-    one, two = (measure_step(module, dataset.collate(samples[:count])) for count in (1, 2))
-    each_sample = two.batch + two.passes - one.batch - one.passes
+    one, two = (step_bytes(module, dataset.collate(samples[:count])) for count in (1, 2))
+    each_sample = two - one
     weights = bytes_of([*module.parameters(), *module.buffers()])
     return TrainingMemory(
         weights=weights,
         optimiser=ADAM_MOMENTS * bytes_of(parameter for parameter in module.parameters() if parameter.requires_grad),
-        fixed=one.batch + one.passes - each_sample + (weights if module.config.training.ema else 0),
+        fixed=one - each_sample + (weights if module.config.training.ema else 0),
         each_sample=each_sample,
     )
 

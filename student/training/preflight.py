@@ -1,4 +1,4 @@
-"""All checks of a training before its first step."""
+"""All checks of a training before its first step: configuration, run's folder, data set, caches."""
 
 import os
 import shutil
@@ -21,11 +21,6 @@ from student.data.samplers import Order
 from student.data.teacher_source import TeacherSource
 from student.models.checkpoint import step_to_resume
 from student.training.memory import checkpoint_bytes
-
-Tasks = tuple[tuple[str, ...], ...]
-
-
-# The configuration alone.
 
 
 def require_sound(config: StudentConfig) -> None:
@@ -69,31 +64,24 @@ def resolve_devices(config: StudentConfig) -> StudentConfig:
 
 
 def _require_no_gpu_option(training: TrainingConfig) -> None:
-    for name, needs_gpu in (
-        ("precision", training.precision == "16-mixed"),
-        ("sync_batchnorm", training.sync_batchnorm),
-    ):
-        if needs_gpu:
-            raise ConfigError(
-                "there is no GPU, and an option needs one",
-                where=f"training.{name}",
-                got=getattr(training, name),
-                cure="Train on a GPU, or leave it out (bf16-mixed runs on a CPU too)",
-            )
+    needs_gpu = {"precision": training.precision == "16-mixed", "sync_batchnorm": training.sync_batchnorm}
+    for name in (name for name, needed in needs_gpu.items() if needed):
+        raise ConfigError(
+            "there is no GPU, and an option needs one",
+            where=f"training.{name}",
+            got=getattr(training, name),
+            cure="Train on a GPU, or leave it out (bf16-mixed runs on a CPU too)",
+        )
 
 
 def _require_compiler() -> None:
-    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    if not any(name and shutil.which(name) for name in names):
+    if not any(name and shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++")):
         raise ConfigError(
             "torch.compile needs a C++ compiler",
             where="training.compile",
             got="none of $CXX, g++, clang++ and c++ on the PATH",
             cure="Install one, or leave training.compile out",
         )
-
-
-# The run's folder.
 
 
 def first_step(last: Path, config: StudentConfig, resume: bool) -> int:
@@ -115,14 +103,11 @@ def first_step(last: Path, config: StudentConfig, resume: bool) -> int:
 
 
 def require_room(out: Path, module: nn.Module, files: Sequence[Path], average: bool) -> None:
-    """Raise unless a run's folder can be written and has room for its checkpoints, one more while it is replaced.
+    """Raise ConfigError unless a run's folder can be written and has room for its checkpoints, plus one being replaced.
 
     Args:
         files: the checkpoints that the run keeps.
         average: whether they hold an average of the weights beside the weights.
-
-    Raises:
-        ConfigError: it cannot, or has not.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -144,7 +129,17 @@ def require_room(out: Path, module: nn.Module, files: Sequence[Path], average: b
         )
 
 
-# The data set.
+def require_full_step(order: Order, training: TrainingConfig) -> None:
+    """Raise ConfigError unless the frames of an epoch fill one step."""
+    devices = int(training.devices)
+    if len(order) < training.batch_size * training.accumulate * devices:
+        raise ConfigError(
+            "one step needs more samples than an epoch has",
+            where="training.batch_size",
+            got=f"{training.batch_size} x {training.accumulate} batches x {devices} devices",
+            expected=f"at most {len(order)} samples",
+            cure="Lower batch_size, accumulate or devices",
+        )
 
 
 def require_disjoint_splits(data: DataConfig, frames: Frames) -> None:
@@ -195,53 +190,27 @@ def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:
     return frames
 
 
-def require_full_step(order: Order, training: TrainingConfig) -> None:
-    """Raise unless the frames of an epoch fill one step.
+def require_fitting_sources(sources: Sequence[TeacherSource], config: StudentConfig, frames: Frames) -> None:
+    """Raise unless the caches fit the student and hold its frames.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: distillation without a cache.
+        MismatchError: see `require_fitting`; or a cache has the depth of other cameras.
+        NotCachedError: a cache lacks a frame of the training split, or the first one drawn views to replay.
     """
-    devices = int(training.devices)
-    if len(order) < training.batch_size * training.accumulate * devices:
-        raise ConfigError(
-            "one step needs more samples than an epoch has",
-            where="training.batch_size",
-            got=f"{training.batch_size} x {training.accumulate} batches x {devices} devices",
-            expected=f"at most {len(order)} samples",
-            cure="Lower batch_size, accumulate or devices",
-        )
-
-
-# The teachers' caches.
-
-
-def require_caches(paths: Sequence[Path]) -> None:
-    """Raise unless distillation has a cache.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    if not paths:
+    if config.distill is None:
+        return
+    if not sources:
         raise ConfigError(
             "distillation needs a teacher's cache",
             where="distill",
             cure="Give --cache STORE, or switch distillation off with --set distill=null",
         )
-
-
-def require_fitting_sources(sources: Sequence[TeacherSource], config: StudentConfig, frames: Frames) -> None:
-    """Raise unless the caches fit the data set and the student.
-
-    Raises:
-        MismatchError: a cache is of another version of the data set, has a head that cannot be inherited, or depth of
-            other cameras.
-        NotCachedError: a cache lacks a frame of the training split, or the first one drawn views to replay.
-    """
     for index, source in enumerate(sources):
-        inherits = config.distill is not None and config.distill.inherit_head and index == 0
+        inherits = config.distill.inherit_head and index == 0
         require_fitting(source.cache.spec, source.cache.path, config, inherits)
         _require_tokens(source.cache, frames)
-        if source.has_depth:
+        if source.cache.spec.depth is not None:
             require_depth_cameras(source.cache)
     if config.bev_augment.replay:
         _require_drawn_views(sources[0].cache)
@@ -263,17 +232,19 @@ def require_fitting(spec: CacheSpec, path: Path, config: StudentConfig, inherits
             cure="Dump the teacher on this version, or change data.version",
         )
     if inherits and spec.teacher.tasks != tasks:
+        got, expected = ("; ".join(", ".join(task) for task in each) for each in (spec.teacher.tasks, tasks))
         raise MismatchError(
             "the teacher's head is ordered otherwise than the student's, which is to inherit it",
             where=path,
-            got=_listed(spec.teacher.tasks),
-            expected=_listed(tasks),
+            got=got,
+            expected=expected,
             cure="Set detector.head.tasks to the teacher's tasks, or distill.inherit_head to false",
         )
 
 
-def _listed(tasks: Tasks) -> str:
-    return "; ".join(", ".join(task) for task in tasks)
+def require_depth_cameras(cache: TeacherCache) -> None:
+    """Raise MismatchError unless a store keeps the depth of the student's cameras."""
+    cache.spec.require({"depth": {"cameras": CAMERAS}}, cache.path)
 
 
 def _require_tokens(cache: TeacherCache, frames: Frames) -> None:
@@ -286,15 +257,6 @@ def _require_tokens(cache: TeacherCache, frames: Frames) -> None:
             expected=f"all of {frames.version} {', '.join(frames.splits)}",
             cure="Dump the teacher on this split, or train on the one that was dumped",
         )
-
-
-def require_depth_cameras(cache: TeacherCache) -> None:
-    """Raise unless a store keeps the depth of the student's cameras.
-
-    Raises:
-        MismatchError: it keeps none, or that of other cameras.
-    """
-    cache.spec.require({"depth": {"cameras": CAMERAS}}, cache.path)
 
 
 def _require_drawn_views(cache: TeacherCache) -> None:

@@ -15,7 +15,7 @@ from pytorch_lightning.profilers import Profiler
 
 from student.config.student import StudentConfig
 from student.data.batch import Batch, LoadSeconds
-from student.training.setup import set_up_training
+from student.training.setup import make_trainer, set_up_training
 
 PARTS = ("data", "transfer", "forward", "objective", "backward", "optimiser")
 STEPS = 20
@@ -148,19 +148,14 @@ def profile_student(
     if setup.module.objective is not None:
         setup.module.objective.register_forward_pre_hook(lambda *_: profiler.start("objective"))
         setup.module.objective.register_forward_hook(lambda *_: profiler.stop("objective"))
-    trainer = lightning.Trainer(
-        accelerator="auto",
+    trainer = make_trainer(
+        config.training,
         devices=1,
         max_steps=WARM_UP + steps,
         max_epochs=-1,
-        precision=config.training.precision,
-        gradient_clip_val=config.training.gradient_clip,
         profiler=profiler,
         logger=False,
         callbacks=[ends],
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
         enable_checkpointing=False,
     )
     trainer.fit(setup.module, setup.loader())

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as lightning
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler, Sampler
 
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from student.config.student import StudentConfig
+from student.config.training import TrainingConfig
 from student.data.dataset import StudentDataset
-from student.data.samplers import ClassBalanced, Order, RankShare, SeededSampler, Shuffled
+from student.data.samplers import ClassBalanced, Order, SeededSampler, Shuffled
 from student.data.teacher_source import TeacherSource
 from student.distill.inherit import inherit_head
 from student.models.checkpoint import start_from
@@ -54,7 +56,8 @@ class TrainingSetup:
         if self.val_frames is None:
             return None
         dataset = StudentDataset(self.val_frames, self.config, self.dataset.times)
-        share = RankShare(len(self.val_frames), rank, int(self.config.training.devices))
+        ranks = int(self.config.training.devices)
+        share = DistributedSampler(dataset, ranks, rank, shuffle=False)  # as many frames for every rank
         return _loader(dataset, self.config, share)
 
 
@@ -88,7 +91,8 @@ def set_up_training(
     val_frames = None if out is None else preflight.validation_frames(config, frames)
     order = _order(frames, config)
     preflight.require_full_step(order, config.training)
-    sources = _open_sources(config, cache_paths)
+    paths = cache_paths if config.distill else ()
+    sources = [TeacherSource.open(path, config, index) for index, path in enumerate(paths)]
     preflight.require_fitting_sources(sources, config, frames)
     module = _first_module(config, sources, resume)
     if out is not None:
@@ -105,11 +109,17 @@ def set_up_training(
     )
 
 
-def _open_sources(config: StudentConfig, paths: Sequence[Path]) -> list[TeacherSource]:
-    if config.distill is None:
-        return []
-    preflight.require_caches(paths)
-    return [TeacherSource.open(path, config, index) for index, path in enumerate(paths)]
+def make_trainer(training: TrainingConfig, **options: Any) -> lightning.Trainer:
+    """Lightning's trainer, for samplers that know their rank; progress is reported by callbacks."""
+    return lightning.Trainer(
+        accelerator="auto",
+        precision=training.precision,
+        gradient_clip_val=training.gradient_clip,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        **options,
+    )
 
 
 def _order(frames: Frames, config: StudentConfig) -> Order:

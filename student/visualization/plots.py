@@ -92,11 +92,13 @@ def plot_metrics(results: Sequence[Results]) -> Figure:
     """The metrics of several evaluations beside each other: mAP and NDS, mean errors, AP of each class."""
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     scores, errors, classes = figure.subplots(1, 3, width_ratios=(1.2, 2.2, 4))
-    _grouped(scores, ["mAP", "NDS"], {each.name: [each.mean_ap, each.nds] for each in results})
-    _grouped(errors, list(_SHORT.values()), {each.name: [each.errors[key] for key in _SHORT] for each in results})
+    draw_bar_groups(scores, ["mAP", "NDS"], {each.name: [each.mean_ap, each.nds] for each in results})
+    draw_bar_groups(
+        errors, list(_SHORT.values()), {each.name: [each.errors[key] for key in _SHORT] for each in results}
+    )
     names = sorted(results[0].class_ap, key=lambda name: -max(each.class_ap[name] for each in results))
     shown = [name.replace("_", "\n") for name in names]
-    _grouped(classes, shown, {each.name: [each.class_ap[name] for name in names] for each in results})
+    draw_bar_groups(classes, shown, {each.name: [each.class_ap[name] for name in names] for each in results})
     scores.set_title("higher is better")
     errors.set_title("mean errors of true positives, lower is better")
     classes.set_title("average precision by class")
@@ -104,7 +106,8 @@ def plot_metrics(results: Sequence[Results]) -> Figure:
     return figure
 
 
-def _grouped(axes: Axes, labels: Sequence[str], groups: Mapping[str, Sequence[float]]) -> None:
+def draw_bar_groups(axes: Axes, labels: Sequence[str], groups: Mapping[str, Sequence[float]]) -> None:
+    """Draw one bar for each label and group; groups have the colours of COLOURS."""
     width = 0.8 / len(groups)
     for place, (name, values) in enumerate(groups.items()):
         offset = (place - (len(groups) - 1) / 2) * width

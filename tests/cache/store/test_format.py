@@ -1,44 +1,33 @@
-"""docs/store.md says enough to read a store: its own reader does, and agrees with ours."""
-
-import re
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
-from cache.geometry.views import DrawnViews
-from cache.store.reader import TeacherCache
-from tests.factories.stores import make_store
-
-ROOT = Path(__file__).parents[3]
-GOLDEN = ROOT / "tests" / "data" / "store-v1"
+from cache.errors import CorruptStoreError
+from cache.store.format import checked, pack_chunk, pack_index, unpack_chunk, unpack_index, with_checksum
 
 
-@pytest.fixture(scope="module")
-def documented() -> dict[str, Any]:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "store.md").read_text(), re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(compile(code, "docs/store.md", "exec"), names)
-    return names
+def test_chunk_there_and_back():
+    values = np.random.default_rng(0).integers(0, 9, (3, 5, 7)).astype(np.uint8)
+    out = np.empty_like(values)
+    unpack_chunk(np.frombuffer(pack_chunk(values, 1), np.uint8), out, "here")
+    np.testing.assert_array_equal(out, values)
 
 
-@pytest.mark.parametrize("layer", ["head", "backbone0", "backbone1", "backbone2"])
-def test_the_reader_in_the_documentation(documented, layer):
-    cache = TeacherCache(GOLDEN)
-    for token in cache.tokens:
-        expected = cache[token].features[layer].decode()[0].numpy()
-        np.testing.assert_allclose(documented["read"](GOLDEN, layer, token), expected, rtol=1e-5)
-        np.testing.assert_array_equal(documented["view_matrices"](GOLDEN, token), np.eye(4)[None])
+@pytest.mark.parametrize("damage", [b"", b"abc", b"abcd"])
+def test_bytes_too_few_for_a_checksum(damage):
+    with pytest.raises(CorruptStoreError, match="checksum"):
+        checked(np.frombuffer(damage, np.uint8), "here")
 
 
-@pytest.mark.parametrize("drawn", [None, DrawnViews(seed=3)])
-def test_it_reads_every_view(documented, tmp_path, drawn):
-    views = ("canonical", "flip_y", *(["drawn0"] if drawn else []))
-    store = make_store(tmp_path / "teacher.zarr", views=views, drawn=drawn)
-    cache = TeacherCache(store)
-    for token in cache.tokens:
-        np.testing.assert_array_equal(documented["view_matrices"](store, token), cache.view_matrices([token])[0])
-        for view in range(len(views)):
-            expected = cache[token].features["backbone0"].decode()[view].numpy()
-            np.testing.assert_allclose(documented["read"](store, "backbone0", token, view), expected, rtol=1e-5)
+def test_crc32c_of_the_standard_check_value():
+    assert with_checksum(b"123456789")[-4:] == (0xE3069283).to_bytes(4, "little")
+
+
+def test_index_by_hand():
+    index = unpack_index(np.frombuffer(pack_index([5, 7], chunks=3), np.uint8), "here")
+    assert index.tolist() == [[0, 5], [5, 7], [-1, -1]]
+
+
+def test_a_chunk_that_is_no_zstd_frame():
+    stored = np.frombuffer(with_checksum(b"not a frame"), np.uint8)
+    with pytest.raises(CorruptStoreError, match="cannot be decompressed"):
+        unpack_chunk(stored, np.empty(4, np.uint8), "here")

@@ -19,6 +19,7 @@ from cache.errors import (
 )
 from cache.store.batch import TeacherBatch
 from cache.store.reader import TeacherCache
+from tests.factories.readers import sum_heatmaps
 from tests.factories.stores import fill, make_sample, make_store, make_tokens, open_writer
 
 
@@ -214,10 +215,6 @@ def test_pickling_opens_the_store_again(cache):
     assert torch.equal(again[make_tokens(10)[3]].heatmap, cache[make_tokens(10)[3]].heatmap)
 
 
-def read_all(cache: TeacherCache, tokens: tuple[str, ...], results) -> None:
-    results.put([int(cache[token].heatmap.sum()) for token in tokens])
-
-
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_other_processes_read_after_the_parent_has(cache, method):
@@ -225,7 +222,7 @@ def test_other_processes_read_after_the_parent_has(cache, method):
     expected = [int(cache[token].heatmap.sum()) for token in tokens]
     context = multiprocessing.get_context(method)
     results = context.Queue()
-    workers = [context.Process(target=read_all, args=(cache, tokens, results)) for _ in range(2)]
+    workers = [context.Process(target=sum_heatmaps, args=(cache, tokens, results)) for _ in range(2)]
     for worker in workers:
         worker.start()
     assert [results.get(timeout=60) for _ in workers] == [expected] * 2

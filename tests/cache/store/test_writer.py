@@ -19,7 +19,7 @@ from cache.errors import (
     UnsealedError,
 )
 from cache.spec import PointPipeline
-from cache.store.layout import Layout
+from cache.store.layout import Layout, sample_arrays
 from cache.store.partition import Part
 from cache.store.reader import TeacherCache
 from cache.store.writer import StoreWriter
@@ -123,7 +123,7 @@ def test_data_is_durable_before_the_manifest_names_it(path, monkeypatch):
         monkeypatch.setattr(Path, "rename", record_rename)
         shard.commit()
     commit = events.index(("rename", "manifest/0.json"))
-    for array in writer.arrays.values():
+    for array in sample_arrays(writer.spec).values():
         key = array.key(0)
         written = events.index(("fsync", f"{key}.{os.getpid()}.partial"))
         renamed = events.index(("rename", key))

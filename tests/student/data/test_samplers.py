@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from cache.nuscenes.loader import Loader
 from cache.spec import CLASSES
-from student.data.samplers import ClassBalanced, Order, RankShare, SampleDraw, SeededSampler, Shuffled
+from student.data.samplers import ClassBalanced, Order, SampleDraw, SeededSampler, Shuffled
 
 # Cars in every frame but two, one frame with a bus, two with barriers.
 BOXES = [("car",)] * 5 + [("car", "car", "bus", "barrier"), ("barrier",), ()]
@@ -28,7 +28,9 @@ class Draws(Dataset):
         return draw
 
 
-def batches(order: Order, batch_size: int, workers: int, rank: int, ranks: int, step: int = 0) -> list[list[SampleDraw]]:
+def batches(
+    order: Order, batch_size: int, workers: int, rank: int, ranks: int, step: int = 0
+) -> list[list[SampleDraw]]:
     sampler = SeededSampler(order, 7, batch_size * ranks, rank, ranks)
     sampler.go_to(step)
     return list(Loader(Draws(), batch_size=batch_size, sampler=sampler, collate_fn=list, num_workers=workers))
@@ -87,8 +89,3 @@ def test_classes_are_met_equally_often() -> None:
 def test_class_balance_is_drawn_anew_in_each_epoch_and_seeded() -> None:
     draws = [BALANCED(np.random.default_rng((1, epoch))).tolist() for epoch in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
-
-
-def test_ranks_share_a_split_alike() -> None:
-    assert [list(RankShare(5, rank, 2)) for rank in range(2)] == [[0, 2, 4], [1, 3, 0]]
-    assert list(RankShare(3)) == [0, 1, 2]

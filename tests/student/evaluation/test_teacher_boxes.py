@@ -6,7 +6,7 @@ import torch
 from cache.errors import MismatchError
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
-from student.evaluation.teacher_boxes import require_lidar_rows, teacher_detections
+from student.evaluation.teacher_boxes import require_lidar_grid, teacher_detections
 from student.models.decoding import decode
 from tests.factories.students import GRID, dump_views
 
@@ -29,6 +29,6 @@ def test_boxes_of_a_view_come_back_to_the_lidar(made_frames: Frames, tmp_path: P
 
 @pytest.mark.parametrize("change", [{"frame": "ego"}, {"axes": "xy"}])
 def test_maps_of_another_frame_are_not_decoded(change: dict[str, str]) -> None:
-    require_lidar_rows(GRID, Path("teacher.zarr"))
+    require_lidar_grid(GRID, Path("teacher.zarr"))
     with pytest.raises(MismatchError, match="boxes cannot be decoded from maps of another frame or other axes"):
-        require_lidar_rows(GRID.model_copy(update=change), Path("teacher.zarr"))
+        require_lidar_grid(GRID.model_copy(update=change), Path("teacher.zarr"))

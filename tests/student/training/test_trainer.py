@@ -22,9 +22,12 @@ from student.config.student import StudentConfig
 from student.models.checkpoint import load_student
 from student.models.detectors import BevDetector
 from student.training.trainer import train_student
+from tests.factories.processes import CliProcess, start_cli
 from tests.factories.students import tiny_student
 
 ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.slow
 
 
 def train(config: StudentConfig, world: Path, out: Path, resume: bool = False) -> Path:
@@ -244,8 +247,15 @@ def test_a_signal_while_validating_costs_the_validation_alone(
 # Real processes.
 
 
-def begin(config: StudentConfig, world: Path, out: Path, *options: str) -> subprocess.Popen:
-    """Start a training as a user would, in a process group of its own."""
+def begin(config: StudentConfig, world: Path, out: Path, *options: str) -> CliProcess:
+    """Start a training as a user would."""
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return start_cli(out.parent, "train-student", path, "--data", world, "--out", out, *options)
+
+
+def begin_group(config: StudentConfig, world: Path, out: Path, *options: str) -> subprocess.Popen:
+    """Start a training on several devices, which starts itself again for each, in a process group of its own."""
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "cli", "train-student", path, "--data", world, "--out", out, *options]
@@ -261,20 +271,12 @@ def begin(config: StudentConfig, world: Path, out: Path, *options: str) -> subpr
     )
 
 
-def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
-    """Return as soon as a step is logged."""
-    while step not in losses(out):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-
-
 def test_a_killed_training_goes_on_as_if_nothing_had_been(straight: Straight, made_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = begin(straight.config, made_root, out, "--set", "data.workers=1")
-    wait_for_step(process, out, straight.steps_per_epoch + 1)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.wait_until(lambda: straight.steps_per_epoch + 1 in losses(out))
+    process.signal(signal.SIGKILL)
+    assert process.wait(60)[0] == -signal.SIGKILL
     assert len(losses(out)) < len(straight.losses)
     done = saved(out / "checkpoints" / "last.ckpt")["global_step"]
     assert straight.steps_per_epoch < done < len(straight.losses)
@@ -285,11 +287,11 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(straight: Straight, ma
 def test_a_terminated_training_says_how_to_go_on(straight: Straight, made_root: Path, tmp_path: Path) -> None:
     config, out = changed(straight.config, checkpoint_every_steps=None), tmp_path / "run"
     process = begin(config, made_root, out, "--set", "data.workers=1")
-    wait_for_step(process, out, 1)
+    process.wait_until(lambda: 1 in losses(out))
     assert not (out / "checkpoints").exists()
-    process.terminate()
-    _, complaint = process.communicate(timeout=120)
-    assert process.returncode == 143, complaint
+    process.signal(signal.SIGTERM)
+    code, _, complaint = process.wait(120)
+    assert code == 143, complaint
     assert "Traceback" not in complaint
     done = saved(out / "checkpoints" / "last.ckpt")["global_step"]
     assert f"the training was stopped (after step {done}, checkpoint {out}/checkpoints/last.ckpt)" in complaint
@@ -301,17 +303,17 @@ def test_a_terminated_training_says_how_to_go_on(straight: Straight, made_root: 
 def test_a_training_whose_log_is_gone_says_so_and_ends(straight: Straight, made_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = begin(changed(straight.config, epochs=200), made_root, out, "--set", "data.workers=1")
-    wait_for_step(process, out, 1)
+    process.wait_until(lambda: 1 in losses(out))
     (out / "csv").rename(tmp_path / "gone")
-    _, complaint = process.communicate(timeout=60)
-    assert process.returncode == 1, complaint
+    code, _, complaint = process.wait(60)
+    assert code == 1, complaint
     assert f"the system refused ({out}/csv/metrics.csv); got No such file or directory" in complaint
 
 
 def test_two_devices_equal_one(straight: Straight, made_root: Path, tmp_path: Path) -> None:
     # Their batches of one are the batches of one that a single device accumulates.
     out = tmp_path / "run"
-    process = begin(changed(straight.config, devices=2, accumulate=1), made_root, out)
+    process = begin_group(changed(straight.config, devices=2, accumulate=1), made_root, out)
     told, complaint = process.communicate(timeout=240)
     assert process.returncode == 0, complaint
     assert told.count("checkpoint: ") == 1
@@ -324,7 +326,7 @@ def test_a_device_that_fails_is_heard_and_ends_the_others(straight: Straight, ma
     images = sorted((world / "samples" / "CAM_BACK").iterdir())
     for image in images:
         image.unlink()
-    process = begin(changed(straight.config, devices=2, accumulate=1), world, tmp_path / "run")
+    process = begin_group(changed(straight.config, devices=2, accumulate=1), world, tmp_path / "run")
     _, complaint = process.communicate(timeout=120)
     assert process.returncode in (1, -signal.SIGKILL), complaint
     assert "DataError: a camera image is missing" in complaint
@@ -334,14 +336,16 @@ def test_a_device_that_fails_is_heard_and_ends_the_others(straight: Straight, ma
 @pytest.mark.long
 def test_two_devices_interrupted_and_resumed_equal_one(straight: Straight, made_root: Path, tmp_path: Path) -> None:
     config, out = changed(straight.config, devices=2, accumulate=1), tmp_path / "run"
-    process = begin(config, made_root, out, "--set", "data.workers=1")
-    wait_for_step(process, out, straight.steps_per_epoch)
+    process = begin_group(config, made_root, out, "--set", "data.workers=1")
+    while straight.steps_per_epoch not in losses(out):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     _, complaint = process.communicate(timeout=120)
     assert process.returncode == 130, complaint
     assert complaint.count("Go on with --resume.") == 1
     assert "Traceback" not in complaint
-    again = begin(config, made_root, out, "--resume")
+    again = begin_group(config, made_root, out, "--resume")
     _, complaint = again.communicate(timeout=240)
     assert again.returncode == 0, complaint
     straight.assert_equal(out)

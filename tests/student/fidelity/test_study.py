@@ -1,4 +1,4 @@
-"""The study on a teacher that is known: what it knows exactly, what a warp gives back, what it refuses."""
+"""The study with a small, known teacher."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,10 @@ from cache.geometry.views import BevAugmentConfig, transform_points
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import load_points
 from cache.store.reader import TeacherCache
-from student.fidelity.closeness import REGIONS, Closeness, total
-from student.fidelity.measure import Choice, Comparison, FidelityReport, FidelityStudy, choices_of
 from student.fidelity.report import tables, write
+from student.fidelity.similarity import REGIONS, Similarity, total
+from student.fidelity.study import Comparison, FidelityReport, FidelityStudy
+from student.fidelity.view_sets import ViewSet, comparable_view_sets
 from tests.factories.students import make_teacher
 
 
@@ -27,27 +28,27 @@ def report(study: FidelityStudy, made_frames: Frames, tmp_path_factory: pytest.T
     return study.run(made_frames, tmp_path_factory.mktemp("fidelity"), lambda *_: None)
 
 
-def pooled(comparisons: list[Comparison], layer: str = "head") -> Closeness:
+def pooled(comparisons: list[Comparison], layer: str = "head") -> Similarity:
     return total([each.layers[layer][region] for each in comparisons for region in REGIONS])
 
 
 def under(study: FidelityStudy, frames: Frames, matrix: np.ndarray, name: str = "canonical") -> Comparison:
-    """The first frame under a matrix, by a choice."""
-    (choice,) = (each for each in study.choices if each.name == name)
+    """The first frame under a matrix, with a view set."""
+    (view_set,) = (each for each in study.view_sets if each.name == name)
     points = transform_points(load_points(frames[0], study.teacher.points), matrix)
-    return study._compare(frames[0], choice, matrix, study.teacher([study.teacher.prepare(points)]))[0]
+    return study._compare(frames[0], view_set, matrix, study.teacher([study.teacher.prepare(points)]))[0]
 
 
 def test_what_the_teacher_saw_itself_is_exact_but_for_the_code(report: FidelityReport) -> None:
     for name in ("no augmentation", "drawn views, replayed"):
-        found = [each for each in report.comparisons if each.choice == name]
+        found = [each for each in report.comparisons if each.view_set == name]
         assert len(found) == report.frames == 2
         assert pooled(found).relative_error < 0.01
         assert pooled(found).cosine > 0.9999
         assert all(each.loss.cached == pytest.approx(each.loss.live, rel=1e-2) for each in found)
         assert total([each.loss.gradient for each in found]).relative_error < 0.05
     # Features are the same, so the head finds the same.
-    by_name = {(each.choice, each.source): each.metrics for each in report.head}
+    by_name = {(each.view_set, each.source): each.metrics for each in report.head}
     assert by_name["no augmentation", "still"].nds == pytest.approx(by_name["live", "still"].nds, abs=0.02)
 
 
@@ -58,7 +59,7 @@ def test_reflections_are_exact_where_they_are_all_there_is(study: FidelityStudy,
     assert under(study, made_frames, flipped, "4 reflections").view == "flip_x"
 
 
-def test_a_way_of_whole_cells_is_undone_by_the_warp(study: FidelityStudy, made_frames: Frames) -> None:
+def test_a_shift_of_whole_cells_is_undone_by_the_warp(study: FidelityStudy, made_frames: Frames) -> None:
     """Counting points and a convolution know no place: only the last cells before the edge differ."""
     moved = np.eye(4, dtype=np.float32)
     moved[:2, 3] = 1.6, -2.4
@@ -73,13 +74,13 @@ def test_a_warp_is_nearer_than_none(study: FidelityStudy, made_frames: Frames, m
     turned = np.eye(4, dtype=np.float32)
     turned[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     warped = pooled([under(study, made_frames, turned)])
-    monkeypatch.setattr("student.fidelity.measure.to_teacher", lambda *_: None)
+    monkeypatch.setattr("student.fidelity.study.to_teacher", lambda *_: None)
     unwarped = pooled([under(study, made_frames, turned)])
     assert warped.relative_error < 0.75 * unwarped.relative_error
 
 
-def test_choices_follow_from_the_views(study: FidelityStudy) -> None:
-    names = [choice.name for choice in study.choices]
+def test_view_sets_follow_from_the_views(study: FidelityStudy) -> None:
+    names = [view_set.name for view_set in study.view_sets]
     assert names == [
         "no augmentation",
         "moved by 0.05 m",
@@ -89,9 +90,9 @@ def test_choices_follow_from_the_views(study: FidelityStudy) -> None:
         "drawn views, replayed",
     ]
     alone = study.cache.spec.model_copy(update={"views": ("canonical",), "drawn": None})
-    assert [choice.name for choice in choices_of(alone)] == names[:3]
+    assert [view_set.name for view_set in comparable_view_sets(alone)] == names[:3]
     drawn = study.cache.spec.model_copy(update={"views": ("drawn0",)})
-    assert choices_of(drawn) == (Choice(name="drawn views, replayed", views=(0,), source="replayed"),)
+    assert comparable_view_sets(drawn) == (ViewSet(name="drawn views, replayed", views=(0,), source="replayed"),)
 
 
 def test_tables_and_files(report: FidelityReport, tmp_path: Path) -> None:
@@ -126,8 +127,8 @@ def test_draws_are_those_of_the_stores_augmentation(study: FidelityStudy, made_f
     assert study.augment == study.cache.spec.drawn.augment == BevAugmentConfig(
         rotation_deg=(-22.5, 22.5), scale=(0.95, 1.05), flip_x=True, flip_y=True
     )  # fmt: skip
-    sights = list(study._sights(made_frames[0], 0))
-    assert [(sight.source, sight.number) for sight in sights] == [
+    trials = list(study._trials(made_frames[0], 0))
+    assert [(trial.source, trial.number) for trial in trials] == [
         ("still", 0),
         ("moved", 0),
         ("drawn", 0),
