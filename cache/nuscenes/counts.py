@@ -2,11 +2,13 @@
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from cache.errors import DataError, OfflineDistillWarning
 from cache.nuscenes.frames import Frames
+from cache.nuscenes.splits import ALL, custom_splits
 from cache.spec import CLASSES
 
 FASTEST_MPS = 100.0
@@ -78,7 +80,9 @@ def warn_of_boxes(counts: BoxCounts, where: str) -> None:
         "that prev and next of sample_annotation follow one object": counts.fast,
         f"{sum(counts.unknown.values()):,} boxes are of no detection class ({', '.join(counts.unknown)}): name the "
         "categories as nuScenes does, vehicle.car for one": counts.unknown,
-        f"none of {counts.frames:,} frames has a box": not counts.boxes,
+        f"none of {counts.frames:,} frames has a box: {counts.empty:,} were dropped for holding no point": (
+            counts.empty and not counts.boxes
+        ),
     }
     for text, applies in found.items():
         if applies:
@@ -100,3 +104,54 @@ def require_boxes(counts: BoxCounts, where: str) -> None:
             expected="boxes of nuScenes' ten classes with num_lidar_pts + num_radar_pts above 0",
             cure="Check num_lidar_pts in sample_annotation.json and the names in category.json, or change the split",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSummary:
+    """What the index of a version's tables holds.
+
+    path: None where it could not be kept.
+    splits: the key frames of each split that has any.
+    """
+
+    path: Path | None
+    bytes: int
+    version: str
+    scenes: int
+    channels: tuple[str, ...]
+    splits: dict[str, int]
+    boxes: BoxCounts
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
+        lines = (
+            f"{self.version}: {self.scenes:,} scenes, {self.boxes}",
+            f"splits: {splits or 'none'}",
+            f"sensors: {', '.join(self.channels)}",
+            f"index: {self.path or 'not kept'}, {self.bytes / 1e6:,.1f} MB",
+        )
+        return "\n".join(lines)
+
+
+def summarise_index(root: Path, version: str) -> IndexSummary:
+    """Open the index of a version's tables, made first where there is none, and count what it holds.
+
+    Raises:
+        DataError: the tables are missing, broken or hold no key frame.
+    """
+    frames = Frames(root=root, version=version, splits=(ALL,))
+    names, scenes = frames.index.names, frames.index.columns.sample_scene
+    of_scene = np.bincount(scenes, minlength=len(names.scenes))
+    counted = dict.fromkeys((*names.splits, *custom_splits(Path(root) / version)), 0)
+    for split in counted:
+        wanted = frames.scenes_of(split)
+        counted[split] = int(of_scene[[name in wanted for name in names.scenes]].sum())
+    return IndexSummary(
+        path=frames.index.path,
+        bytes=frames.index.nbytes,
+        version=version,
+        scenes=len(names.scenes),
+        channels=names.channels,
+        splits={name: count for name, count in counted.items() if count},
+        boxes=count_boxes(frames),
+    )

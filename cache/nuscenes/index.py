@@ -211,8 +211,21 @@ def _save(columns: Columns, meta: Meta, path: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     for other in path.parent.glob(f"*/{META}"):
-        if other.parent != path and (stale := _meta(other.parent)) is not None and stale.tables == meta.tables:
+        if other.parent != path and _tables_of(other) == meta.tables:
             shutil.rmtree(other.parent, ignore_errors=True)
+
+
+class _OfTables(msgspec.Struct):
+    """What index.json holds in every format."""
+
+    tables: str
+
+
+def _tables_of(meta: Path) -> str | None:
+    try:
+        return msgspec.json.decode(meta.read_bytes().rpartition(b"\n")[0], type=_OfTables).tables
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _opened(path: Path) -> TableIndex | None:

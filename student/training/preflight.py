@@ -15,6 +15,7 @@ from cache.nuscenes.counts import count_boxes, require_boxes, warn_of_boxes
 from cache.nuscenes.frames import CAMERAS, Frames
 from cache.spec import CacheSpec
 from cache.store.reader import TeacherCache
+from cache.terminal.console import print_note
 from student.config.student import DataConfig, StudentConfig
 from student.config.training import TrainingConfig
 from student.data.samplers import Order
@@ -162,14 +163,16 @@ def require_disjoint_splits(data: DataConfig, frames: Frames) -> None:
 
 
 def look_at_boxes(frames: Frames) -> None:
-    """Warn of what is suspicious about the boxes of the training split.
+    """Show what there is to learn from in one line, and warn of what is suspicious about it.
 
     Raises:
-        DataError: there are none.
+        DataError: there is no box.
     """
     where, counts = f"{frames.version}, {', '.join(frames.splits)}", count_boxes(frames)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # Lightning starts the other ranks with a number of their own
+        print_note(f"{where}: {counts}")
+        warn_of_boxes(counts, where)
     require_boxes(counts, where)
-    warn_of_boxes(counts, where)
 
 
 def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cache.errors import DataError, OfflineDistillWarning
-from cache.nuscenes.counts import BoxCounts, count_boxes, require_boxes, warn_of_boxes
+from cache.nuscenes.counts import BoxCounts, count_boxes, require_boxes, summarise_index, warn_of_boxes
 from cache.nuscenes.frames import Frames
 from tests.factories.tables import Tables, make_tables, write_tables
 
@@ -56,10 +56,10 @@ def test_boxes_without_points_are_refused(tmp_path: Path, tables: Tables) -> Non
         require_boxes(found, "v1.0-mini, mini_train")
     assert str(caught.value) == (
         "the split has no boxes to learn from (v1.0-mini, mini_train); got 2 frames with 4 annotations, all dropped "
-        "for holding no point; expected boxes of nuScenes' ten classes with num_lidar_pts + num_radar_pts above 0. Check "
-        "num_lidar_pts in sample_annotation.json and the names in category.json, or change the split."
+        "for holding no point; expected boxes of nuScenes' ten classes with num_lidar_pts + num_radar_pts above 0. "
+        "Check num_lidar_pts in sample_annotation.json and the names in category.json, or change the split."
     )
-    assert warning(found) == "v1.0-mini, mini_train: none of 2 frames has a box"
+    assert warning(found) == ("v1.0-mini, mini_train: none of 2 frames has a box: 4 were dropped for holding no point")
 
 
 def test_no_annotations_are_refused(tmp_path: Path, tables: Tables) -> None:
@@ -90,3 +90,17 @@ def test_categories_that_nuscenes_does_not_have(tmp_path: Path, tables: Tables) 
     found = counts(tmp_path, tables)
     assert found.unknown == {"Car": 2}
     assert warning(found).startswith("v1.0-mini, mini_train: 2 boxes are of no detection class (Car): name the categ")
+
+
+def test_the_index_is_summarised(tmp_path: Path, tables: Tables) -> None:
+    root = write_tables(tmp_path, tables)
+    (root / "v1.0-mini" / "splits.json").write_text('{"mine": ["scene-0061"], "elsewhere": ["scene-0001"]}')
+    found = summarise_index(root, "v1.0-mini")
+    assert found.splits == {"train": 2, "mini_train": 2, "train_detect": 2, "mine": 2}
+    assert (found.scenes, found.boxes.boxes) == (1, 3)
+    assert found.path is not None
+    lines = str(found).splitlines()
+    assert lines[0].startswith("v1.0-mini: 1 scenes, 2 frames, 3 boxes (car 2, traffic_cone 1)")
+    assert lines[1] == "splits: train 2, mini_train 2, train_detect 2, mine 2"
+    assert lines[2].startswith("sensors: LIDAR_TOP, CAM_FRONT_LEFT, CAM_FRONT,")
+    assert lines[3] == f"index: {found.path}, {found.bytes / 1e6:,.1f} MB"
