@@ -1,13 +1,13 @@
-"""What augmentation of the BEV space is worth to a distilled student, by how its teacher's answers are had.
+"""Worth of BEV augmentation to a distilled student, by source of its teacher's maps.
 
     python -m benchmarks.augmentation DEMO OUT --jobs 2
 
 DEMO is a folder that `make demo` has finished; OUT keeps the stores, the runs and results.jsonl, a line for each
 training that is done. The same command goes on where an earlier one stopped, and prints the table at its end.
 
-All students see the same frames in the same order for the same number of steps; evaluation is without augmentation. The
-live teacher runs inside the step on the augmented points, as in the public code; its answers go through the store's
-codec, so that the arms differ in the view alone. The last arm tells what augmentation is worth without a teacher.
+All students train on the same frames in the same order for the same number of steps; evaluation is without
+augmentation. The live teacher runs inside the step on the augmented points, as in the public code; its maps go through
+the store's codec, so that the arms differ in the view alone. The last arm measures augmentation without a teacher.
 """
 
 import json
@@ -49,7 +49,7 @@ DRAWN = StudentBevAugmentConfig(**PUBLIC_AUGMENT.model_dump())
 
 
 class Arm(Strict):
-    """One way to augment, and to have the teacher's answers."""
+    """An augmentation, and a source of the teacher's maps."""
 
     name: str
     views: ViewsConfig = ViewsConfig()
@@ -69,7 +69,7 @@ class Result(Strict):
 
 
 def arms(drawn: int) -> list[Arm]:
-    """The ways that are compared."""
+    """The arms of the comparison."""
     return [
         Arm(name="no augmentation", augment=StudentBevAugmentConfig()),
         Arm(name="canonical view, warped"),
@@ -208,7 +208,7 @@ class LiveTeacher:
             for token, matrix in zip(batch.tokens, batch.bev_matrix.numpy(), strict=True)
         ]
         output = self.teacher([self.teacher.prepare(points) for points in moved])
-        answer = TeacherBatch(
+        maps = TeacherBatch(
             tokens=batch.tokens,
             features={name: encode(output.layers[name], self.spec.layer(name).codec) for name in self.layers},
             heatmap=(output.heatmap * 255).round().to(torch.uint8),
@@ -216,7 +216,7 @@ class LiveTeacher:
             head_maps={},
             view_matrix=batch.bev_matrix,
         )
-        return replace(batch, teachers=(answer,), to_teachers=(None,))
+        return replace(batch, teachers=(maps,), to_teachers=(None,))
 
 
 def train_with_live_teacher(config: StudentConfig, demo: Path, store: Path, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""How a training's data comes in: ways to decode a JPEG, and ways to read the teacher's features."""
+"""Loading of a training's data: decoders of JPEG, and readers of the teacher's features."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,19 +26,19 @@ STEPS = 12
 
 
 def measure_decoding(cameras: Sequence[Camera], rounds: int) -> None:
-    """Print milliseconds an image of each way, for an input of 704 columns."""
+    """Print milliseconds an image of each decoder, for an input of 704 columns."""
     scale = 704 / cameras[0].size[1]
-    ways: dict[str, Callable[[Camera], object]] = {
+    decoders: dict[str, Callable[[Camera], object]] = {
         "this reader": lambda camera: read_image(camera, scale),
         "Pillow, full size": lambda camera: np.asarray(Image.open(camera.path).convert("RGB")),
         "OpenCV, half size": lambda camera: cv2.cvtColor(
             cv2.imread(str(camera.path), cv2.IMREAD_REDUCED_COLOR_2), cv2.COLOR_BGR2RGB
         ),
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in decoders}
     for _ in range(rounds):
         for camera in cameras:
-            for name, decode in ways.items():
+            for name, decode in decoders.items():
                 began = time.process_time()
                 decode(camera)
                 times[name].append(1e3 * (time.process_time() - began))
@@ -59,15 +59,15 @@ def measure_readers(setting: Setting, rounds: int) -> None:
     size = config.training.batch_size
     positions = [position % len(frames) for position in range(STEPS * size)]
     batches = [positions[start : start + size] for start in range(0, len(positions), size)]
-    ways = {
-        (name, workers): partial(way, batches, workers)
+    readers = {
+        (name, workers): partial(reader, batches, workers)
         for workers in (0, 1, 2)
-        for name, way in (("collate", partial(_by_workers, whole)), ("threads", partial(_by_threads, bare, source)))
+        for name, reader in (("collate", partial(_by_workers, whole)), ("threads", partial(_by_threads, bare, source)))
     }
-    times: dict[tuple[str, int], list[float]] = {key: [] for key in ways}
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in readers}
     for _ in range(rounds):
-        for key, way in ways.items():
-            times[key] += _step_seconds(module, way())
+        for key, reader in readers.items():
+            times[key] += _step_seconds(module, reader())
     rows = [(f"{workers} workers", name, spread(values)) for (name, workers), values in times.items()]
     show(f"features read by the loader's collate or by two threads: {STEPS} steps", ("", "", "s a step"), rows)
 

@@ -3,10 +3,10 @@
 - demo: the demo's student without distillation, from the cache, and with mmdet3d's teacher within every step;
 - full: the same with the ResNet-50 student at 256 x 704 and a full-size pillar CenterPoint of random weights, which is
   dumped for it, on the first --frames key frames of --data (the demo's world without it);
-- loading: ways to decode an image of --data, and the demo's features read by loader workers or by threads;
+- loading: decoders for an image of --data, and the demo's features read by loader workers or by threads;
 - lift: lift-splat beside a plain index_add of the same elements, at full size.
 
-The trainings see the same batches, without augmentation, and take turns step by step, each in a process of its own and
+The trainings get the same batches, without augmentation, and take turns step by step, each in a process of its own and
 without loader workers, so that a step holds all of its costs. Times are medians, with the least and the greatest: wall
 time, and the process's own time, which others on the machine disturb less. Ratios are medians over the turns. Memory
 is the peak of the whole process on a CPU, of allocated memory on a GPU.
@@ -130,7 +130,7 @@ def _middle(ours: list[float], theirs: list[float]) -> float:
 
 
 def _compare_losses(records: dict[str, Record], cache: TeacherCache) -> None:
-    """The live training's loss beside what the cache says at the same weights, and beside the cached training's.
+    """The live training's loss beside that with the cache at the same weights, and beside the cached training's.
 
     The first differ by the codec alone; the second also by what training makes of that, step by step.
     """

@@ -1,4 +1,17 @@
-"""The project's exceptions; each message has what, where, got, expected and cure."""
+"""The project's exceptions; each message has what, where, got, expected and cure.
+
+OfflineDistillError
+|-- ConfigError             a configuration asks for something impossible or unknown
+|-- DataError               the data set: a file, table, version or value is missing or broken
+|-- TeacherError            the teacher cannot be built, loaded or trusted
+|-- StoppedError            a signal stopped the work, which can go on from there
+`-- StoreError              the store on disk
+    |-- NotCachedError      a token, layer or view that was not dumped (also a KeyError)
+    |-- CorruptStoreError   bytes that do not match their checksum, or a broken layout
+    |-- MismatchError       the store is not the one that was expected
+    |-- StoreBusyError      another process is writing there
+    `-- UnsealedError       the dump has not finished
+"""
 
 from functools import partial
 from pathlib import Path

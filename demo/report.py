@@ -29,7 +29,7 @@ def write_report(out: Path, costs: dict[str, Cost]) -> None:
     losses = {name: {} if name == "teacher" else read_losses(out / name) for name in found}
     figures = {
         "bev.png": plot_bev(frame, found, reach_m=24),
-        "cameras.png": plot_cameras(frame, found["distilled"], "what the distilled student is surest of"),
+        "cameras.png": plot_cameras(frame, found["distilled"], "the distilled student's most confident boxes"),
         "cached.png": plot(TeacherCache(out / "teacher.zarr")[frame.token]),
         "losses.png": plot_losses(losses),
     }

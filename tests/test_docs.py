@@ -1,6 +1,8 @@
 """The documentation holds: links lead somewhere, commands parse, quoted messages exist, code runs."""
 
 import ast
+import importlib
+import json
 import re
 import shlex
 import tomllib
@@ -109,6 +111,39 @@ def test_your_own_student_learns_from_the_golden_store(monkeypatch: pytest.Monke
     )
     assert found["terms"]
     assert found["features"].grad.abs().sum() > 0
+
+
+PUBLIC = ("cache", "cache.visualization", "student.distill", "student.visualization")
+
+
+def imported_modules(code: str) -> set[str]:
+    """The modules of this project that a piece of code imports from; IPython's magics are left out."""
+    tree = ast.parse("\n".join(line for line in code.splitlines() if not line.startswith("%")))
+    found = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    found |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    return {module for module in found if module.split(".")[0] in ("cache", "student", "demo")}
+
+
+def test_documentation_and_notebooks_import_the_public_packages_alone() -> None:
+    codes = [(named(page), code) for page in PAGES for code in blocks(page, "python")]
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        codes += [(named(path), "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+    imports = {(where, module) for where, code in codes for module in imported_modules(code)}
+    assert {module for _, module in imports} == set(PUBLIC)
+    assert imported_modules("import cache.store.reader\nfrom cache.spec import CacheSpec\nimport json") == {
+        "cache.store.reader",
+        "cache.spec",
+    }
+
+
+def test_the_reference_lists_the_public_names() -> None:
+    listed = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
+    names = {package: importlib.import_module(package) for package in PUBLIC}
+    public = {f"{package}.{name}" for package, module in names.items() for name in getattr(module, "__all__", ())}
+    shown = set(listed) - set(PUBLIC)
+    assert public - shown == {"cache.__version__"}
+    assert all(hasattr(names[package], name) for package, _, name in (entry.rpartition(".") for entry in shown))
 
 
 def test_every_page_has_its_place() -> None:

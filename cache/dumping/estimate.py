@@ -89,20 +89,19 @@ def plan(config: DumpConfig, frames: Frames, teacher: Teacher, out: Path, probes
     began = time.monotonic()
     samples, seconds = _encode_timed(setup, positions)
     arrays = sample_arrays(setup.spec)
-    sizes = _sizes(samples, arrays, config.zstd_level)
+    sizes = {name: _chunk_bytes(array, samples, config.zstd_level) for name, array in arrays.items()}
     elapsed = time.monotonic() - began
-    shards = -(-len(frames) // config.samples_per_shard)
     return Plan(
         path=Path(out),
         samples=len(frames),
-        arrays=_arrays(samples, arrays, sizes),
+        arrays=tuple(_array_plan(array, samples, sizes[name]) for name, array in arrays.items()),
         views=tuple(
             ViewPlan(
                 name=name, bytes=sum(sizes[a.name][view] for a in arrays.values() if a.views), seconds=seconds[view]
             )
             for view, name in enumerate(setup.spec.views)
         ),
-        files=shards * (len(sizes) + 1),
+        files=len(config.layout.shards(len(frames))) * (len(sizes) + 1),
         seconds_per_sample=elapsed / len(samples),
         free_bytes=_free_bytes(Path(out)),
     )
@@ -121,30 +120,20 @@ def _encode_timed(setup: DumpSetup, positions: list[int]) -> tuple[list[StoredSa
     return join_views(views, [frame.depth for frame in frames]), seconds
 
 
-def _sizes(samples: list[StoredSample], arrays: dict[str, SampleArray], zstd_level: int) -> dict[str, list[float]]:
-    """Bytes of each array's chunks for one sample, each with its place in the shard's index."""
-    sizes = {}
-    for name, array in arrays.items():
-        chunks = [sample.arrays[name].reshape(array.chunks, *array.shape) for sample in samples]
-        sizes[name] = np.mean([[len(pack_chunk(c, zstd_level)) + 16 for c in of] for of in chunks], axis=0).tolist()
-    return sizes
+def _chunk_bytes(array: SampleArray, samples: list[StoredSample], zstd_level: int) -> list[float]:
+    """Mean bytes of each chunk of a sample in an array, with its entry in the shard's index."""
+    chunks = [sample.arrays[array.name].reshape(array.chunks, *array.shape) for sample in samples]
+    return np.mean([[len(pack_chunk(c, zstd_level)) + 16 for c in of] for of in chunks], axis=0).tolist()
 
 
-def _arrays(
-    samples: list[StoredSample], arrays: dict[str, SampleArray], sizes: dict[str, list[float]]
-) -> tuple[ArrayPlan, ...]:
-    plans = []
-    for name, array in arrays.items():
-        loss = sum((s.distortion[array.layer] for s in samples if array.layer), start=Distortion())
-        plans.append(
-            ArrayPlan(
-                name=name,
-                bytes=sum(sizes[name]),
-                float32_bytes=array.float32_bytes,
-                sqnr_db=loss.sqnr_db if loss.values else None,
-            )
-        )
-    return tuple(plans)
+def _array_plan(array: SampleArray, samples: list[StoredSample], sizes: list[float]) -> ArrayPlan:
+    loss = sum((sample.distortion[array.layer] for sample in samples if array.layer), start=Distortion())
+    return ArrayPlan(
+        name=array.name,
+        bytes=sum(sizes),
+        float32_bytes=array.float32_bytes,
+        sqnr_db=loss.sqnr_db if loss.values else None,
+    )
 
 
 def _free_bytes(path: Path) -> int:

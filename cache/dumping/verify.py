@@ -12,7 +12,7 @@ from cache.dumping.run import DumpProgress, fill_store
 from cache.dumping.setup import DumpSetup
 from cache.errors import CorruptStoreError
 from cache.nuscenes.frames import Frames
-from cache.store.documents import node_documents, read_document, read_file
+from cache.store.documents import node_files, read_document, read_file
 from cache.store.format import REPAIR, index_bytes
 from cache.store.layout import ROOT
 from cache.store.reader import TeacherCache
@@ -107,10 +107,10 @@ def _damaged_documents(cache: TeacherCache) -> Iterator[Damage]:
         cache.head_weights()
     except CorruptStoreError as error:
         yield Damage(error=error)
-    for key, node in node_documents(read_document(cache.path / ROOT)).items():
+    for key, data in node_files(read_document(cache.path / ROOT)).items():
         file = cache.path / key
         try:
-            same = json.loads(read_file(file)) == node
+            same = json.loads(read_file(file)) == json.loads(data)
         except (CorruptStoreError, ValueError):
             same = False
         if not same:

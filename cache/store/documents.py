@@ -113,6 +113,11 @@ def parse_attributes(data: bytes, where: str) -> StoreAttributes:
         ) from None
 
 
+def is_committed(store: Path, shard: int) -> bool:
+    """Whether the manifest has a record of a shard."""
+    return (store / record_key(shard)).exists()
+
+
 def read_record(store: Path, shard: int) -> ShardRecord:
     """The manifest's record of a committed shard; CorruptStoreError where it is missing or broken."""
     path = store / record_key(shard)
@@ -124,18 +129,13 @@ def read_document(path: Path) -> dict[str, Any]:
     return read_signed(read_file(path), str(path))
 
 
-def node_documents(root: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The metadata of each array and inner group as the root's copy has it, by the path of its own zarr.json."""
-    nodes = root["consolidated_metadata"]["metadata"]
-    return {
-        f"{name}/{ROOT}": {key: value for key, value in node.items() if key != "consolidated_metadata"}
-        for name, node in nodes.items()
-    }
-
-
 def node_files(root: dict[str, Any]) -> dict[str, bytes]:
-    """The zarr.json of each array and inner group, by path."""
-    return {path: json.dumps(node, indent=2).encode() for path, node in node_documents(root).items()}
+    """The zarr.json of each array and inner group, by path, from the root's consolidated metadata."""
+    files = {}
+    for name, node in root["consolidated_metadata"]["metadata"].items():
+        own = {key: value for key, value in node.items() if key != "consolidated_metadata"}
+        files[f"{name}/{ROOT}"] = json.dumps(own, indent=2).encode()
+    return files
 
 
 def read_file(path: Path) -> bytes:

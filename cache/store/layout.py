@@ -72,6 +72,14 @@ class Layout(Strict):
     samples_per_shard: int = Field(32, ge=1, le=64)
     zstd_level: int = Field(1, ge=1, le=19)
 
+    def shards(self, samples: int) -> range:
+        """All shards of a store."""
+        return range(-(-samples // self.samples_per_shard))
+
+    def positions(self, shard: int, samples: int) -> range:
+        """The samples of a shard, by their positions in dump order."""
+        return range(samples)[shard * self.samples_per_shard :][: self.samples_per_shard]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleArray:

@@ -4,7 +4,6 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -16,8 +15,7 @@ from zarr.storage import MemoryStore
 
 from cache.geometry.views import view_matrices
 from cache.spec import CacheSpec
-from cache.store.documents import StoreAttributes, node_files, sign
-from cache.store.format import with_checksum
+from cache.store.documents import StoreAttributes, sign
 from cache.store.layout import (
     HEAD_WEIGHTS,
     ROOT,
@@ -26,7 +24,6 @@ from cache.store.layout import (
     VIEW_MATRIX,
     sample_arrays,
     view_matrix_shape,
-    whole_key,
 )
 
 
@@ -34,20 +31,45 @@ def small_files(
     attributes: StoreAttributes, tokens: Sequence[str], head_weights: Mapping[str, Tensor]
 ) -> dict[str, bytes]:
     """All of them, by path; the root comes last: a store without one has yet to be created."""
-    root = root_document(attributes, tokens)
-    return {**data_files(attributes.spec, tokens, head_weights), **node_files(root), ROOT: sign(root)}
+    files = zarr_files(attributes, tokens)
+    root = json.loads(files.pop(ROOT))
+    return {HEAD_WEIGHTS: weights_file(head_weights), **files, ROOT: sign(root)}
 
 
-def data_files(spec: CacheSpec, tokens: Sequence[str], head_weights: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """The head's weights and the chunks of the arrays in one chunk, by path."""
-    names = _names(tokens)
-    whole = {
-        TOKEN: names.view(np.uint8).reshape(len(names), -1),
-        TOKEN_ORDER: np.argsort(names, kind="stable").astype("<i8"),
-        VIEW_MATRIX: view_matrix(spec, tokens),
-    }
-    files = {whole_key(name, values.ndim): with_checksum(values.tobytes()) for name, values in whole.items()}
-    return {HEAD_WEIGHTS: weights_file(head_weights), **files}
+def zarr_files(attributes: StoreAttributes, tokens: Sequence[str]) -> dict[str, bytes]:
+    """The files that zarr itself writes, by path: metadata, consolidated in the root, and the arrays in one chunk."""
+    files: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(files), attributes=attributes.model_dump(mode="json"))
+    create = partial(
+        group.create_array,
+        serializer=BytesCodec(endian="little"),
+        filters=None,
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        config={"write_empty_chunks": True},
+    )
+    for array in sample_arrays(attributes.spec).values():
+        axes = ("sample",) if array.views is None else ("sample", "view")
+        create(
+            array.name,
+            dtype=array.dtype,
+            shape=(len(tokens), *array.sample_shape),
+            chunks=(1,) * len(axes) + array.shape,
+            shards=(attributes.layout.samples_per_shard, *array.sample_shape),
+            compressors=[ZstdCodec(level=attributes.layout.zstd_level), Crc32cCodec()],
+            dimension_names=axes + array.dims,
+        )
+    names, matrix = np.array([token.encode() for token in tokens]), view_matrix(attributes.spec, tokens)
+    for name, values, dims in (
+        (TOKEN, names.view(np.uint8).reshape(len(names), -1), ("sample", "token_byte")),
+        (TOKEN_ORDER, np.argsort(names, kind="stable").astype("<i8"), ("sample",)),
+        (VIEW_MATRIX, matrix, ("sample", "view", "row", "column")[-matrix.ndim :]),
+    ):
+        create(name, data=values, chunks=values.shape, compressors=Crc32cCodec(), dimension_names=dims)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(group.store)
+    return {path: content.to_bytes() for path, content in files.items()}
 
 
 def view_matrix(spec: CacheSpec, tokens: Sequence[str]) -> np.ndarray:
@@ -60,43 +82,3 @@ def view_matrix(spec: CacheSpec, tokens: Sequence[str]) -> np.ndarray:
 def weights_file(tensors: Mapping[str, Tensor]) -> bytes:
     """The head's weights as safetensors."""
     return safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
-
-
-def root_document(attributes: StoreAttributes, tokens: Sequence[str]) -> dict[str, Any]:
-    """The group's zarr.json, which zarr itself writes: our attributes, and the consolidated metadata of all arrays."""
-    documents: dict[str, Buffer] = {}
-    group = zarr.create_group(MemoryStore(documents), attributes=attributes.model_dump(mode="json"))
-    create = partial(
-        group.create_array,
-        serializer=BytesCodec(endian="little"),
-        filters=None,
-        fill_value=0,
-        chunk_key_encoding={"name": "default", "separator": "."},
-    )
-    spec, layout, samples = attributes.spec, attributes.layout, attributes.spec.data.samples
-    for array in sample_arrays(spec).values():
-        axes = ("sample",) if array.views is None else ("sample", "view")
-        create(
-            array.name,
-            dtype=array.dtype,
-            shape=(samples, *array.sample_shape),
-            chunks=(1,) * len(axes) + array.shape,
-            shards=(layout.samples_per_shard, *array.sample_shape),
-            compressors=[ZstdCodec(level=layout.zstd_level), Crc32cCodec()],
-            dimension_names=axes + array.dims,
-        )
-    matrix_shape = view_matrix_shape(spec)
-    for name, dtype, shape, dims in (
-        (TOKEN, "uint8", (samples, _names(tokens).itemsize), ("sample", "token_byte")),
-        (TOKEN_ORDER, "int64", (samples,), ("sample",)),
-        (VIEW_MATRIX, "float32", matrix_shape, ("sample", "view", "row", "column")[-len(matrix_shape) :]),
-    ):
-        create(name, dtype=dtype, shape=shape, chunks=shape, compressors=Crc32cCodec(), dimension_names=dims)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
-        zarr.consolidate_metadata(group.store)
-    return json.loads(documents[ROOT].to_bytes())
-
-
-def _names(tokens: Sequence[str]) -> np.ndarray:
-    return np.array([token.encode() for token in tokens])

@@ -18,9 +18,9 @@ from cache.errors import CorruptStoreError, MismatchError, NotCachedError, Unsea
 from cache.geometry.camera_points import decoded_points
 from cache.spec import CacheSpec, LayerSpec
 from cache.store.batch import TeacherBatch, TeacherSample, empty_batch
-from cache.store.documents import read_attributes, read_file
+from cache.store.documents import is_committed, read_attributes, read_file
 from cache.store.format import REPAIR
-from cache.store.layout import CANVAS_MASK, DEPTH_POINTS, HEAD_WEIGHTS, VIEW_MATRIX, record_key, view_matrix_shape
+from cache.store.layout import CANVAS_MASK, DEPTH_POINTS, HEAD_WEIGHTS, VIEW_MATRIX, view_matrix_shape
 from cache.store.shard_reader import Chunk, ShardReader
 from cache.store.small_arrays import Tokens, map_array
 
@@ -176,12 +176,13 @@ class TeacherCache:
 
     def committed_shards(self) -> list[int]:
         """The shards that the manifest names now; all of them once the store is sealed."""
-        shards = range(-(-len(self._all_tokens) // self.shards.size))
-        return [s for s in shards if self.attributes.sealed or (self.path / record_key(s)).exists()]
+        shards = self.attributes.layout.shards(len(self._all_tokens))
+        return [shard for shard in shards if self.attributes.sealed or is_committed(self.path, shard)]
 
     def tokens_of(self, shard: int) -> tuple[str, ...]:
         """The tokens of a shard's samples, in its order."""
-        return self._all_tokens[shard * self.shards.size : (shard + 1) * self.shards.size]
+        positions = self.attributes.layout.positions(shard, len(self._all_tokens))
+        return self._all_tokens[positions.start : positions.stop]
 
     def chunks_of(self, shard: int) -> list[Chunk]:
         """All samples and views of a shard, in its order."""

@@ -21,6 +21,7 @@ from cache.store.atomic import Leases, fsync_folder, store_errors, write_durably
 from cache.store.documents import (
     StoreAttributes,
     codec_report,
+    is_committed,
     node_files,
     read_attributes,
     read_document,
@@ -28,7 +29,7 @@ from cache.store.documents import (
     sign,
 )
 from cache.store.layout import LOCK, MANIFEST, ROOT, Layout, record_key
-from cache.store.metadata import data_files, small_files, view_matrix, weights_file
+from cache.store.metadata import small_files, view_matrix, weights_file
 from cache.store.partition import WHOLE, Part
 from cache.store.preconditions import require_free_folder, require_same_matrices, require_tokens
 from cache.store.shard_writer import ShardWriter
@@ -67,8 +68,8 @@ class StoreWriter:
         require_tokens(spec, tokens)
         self.path, self.spec, self.layout = Path(path), spec, layout
         self._tokens, self._head_weights, self._software = tokens, head_weights, software
-        self._total = -(-spec.data.samples // layout.samples_per_shard)
-        self._shards = part.shards(self._total)
+        self._all_shards = layout.shards(spec.data.samples)
+        self._shards = part.shards(len(self._all_shards))
         self._open: dict[int, ShardWriter] = {}
         self._leases: Leases | None = None
         try:
@@ -95,12 +96,11 @@ class StoreWriter:
 
     def missing_shards(self) -> list[int]:
         """The part's shards that are not committed."""
-        return [shard for shard in self._shards if not self._committed(shard)]
+        return [shard for shard in self._shards if not is_committed(self.path, shard)]
 
     def positions(self, shard: int) -> range:
         """The samples of a shard, by their positions in dump order."""
-        size = self.layout.samples_per_shard
-        return range(shard * size, min((shard + 1) * size, self.spec.data.samples))
+        return self.layout.positions(shard, self.spec.data.samples)
 
     def shard(self, shard: int) -> ShardWriter:
         """The writer of one of the missing shards, begun on first use."""
@@ -115,9 +115,9 @@ class StoreWriter:
         if self._leases is None:
             return True
         with store_errors(self.path), self._root_lease():
-            if not all(map(self._committed, range(self._total))):
+            if not all(is_committed(self.path, shard) for shard in self._all_shards):
                 return False
-            report = codec_report([read_record(self.path, shard) for shard in range(self._total)])
+            report = codec_report([read_record(self.path, shard) for shard in self._all_shards])
             self._update_root(sealed=True, codec_report=report)
             return True
 
@@ -135,9 +135,6 @@ class StoreWriter:
 
     def _root_lease(self) -> AbstractContextManager[None]:
         return self._leases.root() if self._leases else nullcontext()
-
-    def _committed(self, shard: int) -> bool:
-        return (self.path / record_key(shard)).exists()
 
     def _finished(self) -> bool:
         """Whether there is a sealed store; raises where there is another store than this writer's."""
@@ -191,10 +188,10 @@ class StoreWriter:
             for shard in shards:
                 (self.path / record_key(shard)).unlink(missing_ok=True)
             fsync_folder(self.path / MANIFEST)
-            nodes = node_files(read_document(self.path / ROOT))
-            for key, data in (nodes | data_files(self.spec, self._tokens, self._head_weights)).items():
+            files = small_files(read_attributes(self.path), self._tokens, self._head_weights)
+            for key, data in (files | node_files(read_document(self.path / ROOT))).items():
                 path = self.path / key
-                if not (path.exists() and path.read_bytes() == data):
+                if key != ROOT and not (path.exists() and path.read_bytes() == data):
                     write_durably(path, data)
 
     def _update_root(self, **changes: object) -> None:

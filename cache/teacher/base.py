@@ -13,7 +13,7 @@ from cache.spec import PointPipeline, TeacherIdentity
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOutput:
-    """What a teacher says of B frames, on its device.
+    """The teacher's maps of B frames, on its device.
 
     layers: float maps by name, as in DistillBEV: `head` (the neck's output), `backbone0..2`.
     heatmap: probabilities of all classes, K = the tasks' classes concatenated in the head's order.
@@ -38,9 +38,9 @@ class Teacher(Protocol):
     canvas_grid: BevGrid
 
     def prepare(self, points: Float[np.ndarray, "N 5"]) -> Any:
-        """What can be done for one frame on the CPU, in a loader worker (voxelisation).
+        """Prepare one frame on the CPU, in a loader worker (voxelisation).
 
-        `teacher.prepare` is sent to workers by pickling: let it be an object of its own, without the network.
+        `teacher.prepare` is pickled for the workers: make it an object of its own, without the network.
         """
 
     def __call__(self, prepared: list[Any]) -> TeacherOutput:

@@ -1,4 +1,4 @@
-"""A checkpoint file -> a module's weights: all of them, finite, and without running what the file says."""
+"""Load checkpoints of mmengine, mmcv or plain PyTorch: all weights, finite, and without running the file's pickle."""
 
 import hashlib
 import re
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from cache.errors import OfflineDistillError, OfflineDistillWarning, TeacherError
 from cache.teacher.state_dict import abridged, load_state_dict, not_finite
 
-# What mmengine's checkpoints hold beside weights (the log's history, numbers of the data set). It is of no use here
-# and is read into an inert stand-in, so that none of these names is ever called for an untrusted file.
+# What mmengine's checkpoints hold beside weights (the log's history, numbers of the data set) is read into an inert
+# placeholder, so that none of these names is ever called for an untrusted file.
 _SET_ASIDE = (
     "builtins.getattr",
     "mmengine.logging.history_buffer.HistoryBuffer",
@@ -28,7 +28,7 @@ _SET_ASIDE = (
 
 
 class _Inert:
-    """Stands for an object of a pickle that is not wanted."""
+    """Placeholder for an object of a pickle that is not needed."""
 
     def __init__(self, *_: object) -> None: ...
 
@@ -37,7 +37,7 @@ class _Inert:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint's weights by name, and the version of mmdet3d that wrote it where the file says so (until 1.0)."""
+    """A checkpoint's weights by name, and the version of mmdet3d that wrote it if the file names one (until 1.0)."""
 
     weights: dict[str, Tensor]
     mmdet3d_version: str | None
@@ -53,7 +53,7 @@ def load_weights(detector: nn.Module, path: Path) -> None:
 
     Raises:
         TeacherError: the file is missing, is no checkpoint, holds more than weights, fits another detector, or holds
-            a weight that is not finite.
+            a value that is not finite.
     """
     checkpoint = read_checkpoint(Path(path))
     weights = checkpoint.weights

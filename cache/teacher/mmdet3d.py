@@ -68,7 +68,7 @@ def load_teacher(
 
 @dataclass(frozen=True, kw_only=True)
 class Voxelise:
-    """Points -> voxels, with the detector's own preprocessor; it holds no weights, so loader workers get it cheaply."""
+    """Points -> voxels with the detector's own preprocessor, which has no weights and is pickled cheaply."""
 
     preprocessor: Any
 
@@ -92,7 +92,7 @@ class Voxelise:
 class Mmdet3dTeacher(nn.Module):
     """An mmdet3d centre detector as a `Teacher`.
 
-    The detector is in eval mode and its parameters need no gradient from the start, and `train()` does not change it.
+    The detector is in eval mode and its parameters require no gradient from the start; `train()` does not change it.
     Layers are the BEV neck's output (`head`) and the stages of the BEV backbone (`backbone0..`), row = y, column = x.
     """
 
@@ -111,7 +111,7 @@ class Mmdet3dTeacher(nn.Module):
         self.heatmap_grid = self.canvas_grid.resized(_size(produced.heatmap))
 
     def train(self, mode: bool = True) -> "Mmdet3dTeacher":
-        """Stay in eval mode: a teacher's batch statistics and dropout are not to move, whoever owns it."""
+        """Stay in eval mode: neither batch statistics nor dropout may change, whichever module owns the teacher."""
         return self
 
     def forward(self, prepared: list[Voxels]) -> TeacherOutput:
@@ -135,7 +135,7 @@ class Mmdet3dTeacher(nn.Module):
         return {name: tensor.cpu() for name, tensor in self.network.pts_bbox_head.state_dict().items()}
 
     def _try_out(self, device: torch.device | str) -> TeacherOutput:
-        """Run a made-up frame: only the network knows the shapes of its maps, and whether its operators are there."""
+        """Run a synthetic frame, which gives the maps' shapes and shows whether the device has all operators."""
         low, high = np.split(np.asarray(self.prepare.preprocessor.voxel_layer.point_cloud_range), 2)
         points = np.zeros((64, 5), np.float32)
         points[:, :3] = np.linspace(low, high, len(points), endpoint=False)
@@ -162,7 +162,7 @@ def _size(maps: Tensor) -> tuple[int, int]:
 
 
 def _collate(prepared: list[Voxels], device: torch.device) -> Voxels:
-    """Frames' voxels in one dictionary, each voxel's first coordinate saying which frame is its own."""
+    """Frames' voxels in one dictionary; the first coordinate of a voxel is its frame's number."""
     batch = {name: torch.cat([voxels[name] for voxels in prepared]) for name in prepared[0]}
     sizes = torch.tensor([len(voxels["coors"]) for voxels in prepared])
     batch["coors"][:, 0] = torch.repeat_interleave(torch.arange(len(prepared)), sizes)
@@ -178,7 +178,7 @@ def _occupied(coors: Tensor, frames: int, shape: tuple[int, int]) -> Bool[Tensor
 
 @contextmanager
 def _outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What `module` returns while the context lasts: mmdet3d's own forward pass keeps only the neck's output."""
+    """Record what `module` returns within the context: mmdet3d's own forward pass keeps only the neck's output."""
     outputs: list[Tensor] = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.extend(output))
     try:

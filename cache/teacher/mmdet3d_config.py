@@ -1,4 +1,4 @@
-"""An mmdet3d configuration -> a detector, checked; with the teacher's training, all that touches mmdet3d.
+"""Build and check detectors from mmdet3d configurations.
 
 mmdet3d is imported inside functions only: a store is read, and a student trained, without it.
 """
@@ -21,12 +21,12 @@ from cache.spec import CLASSES, Decoding, PointPipeline
 Config = Any
 """mmengine's Config."""
 Detector = Any
-"""An mmdet3d detector, an nn.Module: what parts it has is known at run time only."""
+"""An mmdet3d detector, an nn.Module whose parts are known at run time only."""
 
 
 @contextmanager
 def mmdet3d_scope() -> Iterator[None]:
-    """Within it, mmdet3d is imported and the types that its configurations name are found.
+    """Import mmdet3d and make the registered types that its configurations name available within the context.
 
     Raises:
         TeacherError: mmdet3d, mmdet, mmengine or mmcv is missing, or they do not fit together.
@@ -88,7 +88,7 @@ def _find_config(name: str) -> Path:
 
 
 def build_detector(config: Config) -> Detector:
-    """The detector of a configuration, checked to be fit for a teacher; its weights are still to be had.
+    """The detector of a configuration, checked to be fit for a teacher, without trained weights.
 
     Raises:
         TeacherError: it cannot be built, has no BEV neck or no CenterHead, knows a class that nuScenes does not, or
@@ -111,7 +111,7 @@ def build_detector(config: Config) -> Detector:
 
 
 def _set_prior(head: Any) -> None:
-    """Start the heatmaps at the probability that `init_bias` stands for.
+    """Start the heatmaps at the probability that `init_bias` is the logit of.
 
     mmdet3d means to, but mmengine looks for init_weights() only in a module's children and not inside a ModuleList, so
     its heatmaps start at 0.5 everywhere, and the loss in the thousands.
@@ -176,10 +176,10 @@ def config_sha256(config: Config) -> str:
 
 
 def point_pipeline(config: Config) -> PointPipeline:
-    """How the teacher's points are made of sweeps, from the configuration's test pipeline.
+    """How the teacher's points are assembled from sweeps, by the configuration's test pipeline.
 
     Raises:
-        TeacherError: the pipeline does not say, or the detector does not see x, y, z, intensity and lag.
+        TeacherError: the pipeline loads no sweeps, or other columns than x, y, z, intensity and lag.
     """
     steps = transforms_of(config, "test_dataloader")
     loaders = [step for step in steps if step.type == "LoadPointsFromMultiSweeps"]
@@ -199,7 +199,7 @@ def point_pipeline(config: Config) -> PointPipeline:
 
 
 def transforms_of(config: Config, loader: str) -> list:
-    """The steps of a data loader's pipeline; wrappers such as CBGSDataset are looked through."""
+    """The steps of a data loader's pipeline, within wrappers such as CBGSDataset."""
     dataset = config.get(loader, {}).get("dataset", {})
     while "dataset" in dataset:
         dataset = dataset.dataset

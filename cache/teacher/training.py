@@ -1,4 +1,4 @@
-"""Frames -> a trained teacher: mmengine's Runner, fed with our frames instead of mmdet3d's info files."""
+"""Train a teacher with mmengine's Runner on our frames instead of mmdet3d's info files."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ def train_teacher(config: str, frames: Sequence[Frame], out: Path, seed: int = 0
     Args:
         config: a .py file, or a name of mmdet3d's model zoo.
         frames: key frames with boxes.
-        out: a folder, made if need be.
+        out: a folder, created if it does not exist.
         seed: of weights, order and augmentation.
 
     Returns:
@@ -56,14 +56,14 @@ def train_teacher(config: str, frames: Sequence[Frame], out: Path, seed: int = 0
     preprocessor = detector.data_preprocessor
     preprocessor.voxel_layer = _VoxelsOnCpu(preprocessor.voxel_layer)
     with mmdet3d_scope():
-        loader = _loader(resolved, frames, _classes_of(detector), seed)
+        loader = _loader(resolved, frames, detector, seed)
         runner = _runner(resolved, detector, loader, out, seed)
         runner.train()
     return out / CHECKPOINT
 
 
-def _loader(config: Config, frames: Sequence[Frame], classes: Sequence[str], seed: int) -> DataLoader:
-    import mmdet3d.datasets  # noqa: F401  (its transforms become known by being imported)
+def _loader(config: Config, frames: Sequence[Frame], detector: Detector, seed: int) -> DataLoader:
+    import mmdet3d.datasets  # noqa: F401  (importing it registers its transforms)
     from mmengine.dataset import Compose, DefaultSampler, pseudo_collate
 
     steps = [step for step in transforms_of(config, "train_dataloader") if step.type not in LOADING]
@@ -75,6 +75,7 @@ def _loader(config: Config, frames: Sequence[Frame], classes: Sequence[str], see
             got=", ".join(pasting),
             cure="Take the step out of the train pipeline, or train with mmdet3d's own tools",
         )
+    classes = [name for task in detector.pts_bbox_head.class_names for name in task]
     dataset = _TrainingFrames(frames, point_pipeline(config), classes, Compose(steps))
     workers = config.train_dataloader.get("num_workers", 0)
     return DataLoader(
@@ -88,7 +89,7 @@ def _loader(config: Config, frames: Sequence[Frame], classes: Sequence[str], see
 
 
 def _runner(config: Config, detector: Detector, loader: DataLoader, out: Path, seed: int) -> Any:
-    """The Runner is not told the whole configuration: it would format it anew, in seconds, for each checkpoint."""
+    """The Runner gets parts of the configuration: the whole one would be formatted, in seconds, for each checkpoint."""
     from mmengine.runner import Runner
 
     runner = Runner(
@@ -110,7 +111,7 @@ def _runner(config: Config, detector: Detector, loader: DataLoader, out: Path, s
         custom_hooks=config.get("custom_hooks"),
         randomness={"seed": seed},
         default_scope="mmdet3d",
-        experiment_name=out.name,  # mmengine's loggers go by it and the second: two trainings shall not share one.
+        experiment_name=out.name,  # mmengine names its loggers by it and the second: trainings must not share one.
         log_level="WARNING",  # While it is set up, mmengine lists the machine, the hooks and every parameter.
     )
     for logger in (runner.logger, *runner.logger.handlers):
@@ -136,11 +137,7 @@ class _TrainingFrames(Dataset):
     """Our frames in the form of mmdet3d's pipelines: points, boxes and labels, then its own augmentation."""
 
     def __init__(
-        self,
-        frames: Sequence[Frame],
-        pipeline: PointPipeline,
-        classes: Sequence[str],
-        augment: Callable[[dict], dict],
+        self, frames: Sequence[Frame], pipeline: PointPipeline, classes: Sequence[str], augment: Callable[[dict], dict]
     ) -> None:
         self.frames, self.pipeline, self.augment = frames, pipeline, augment
         self.label_of = np.asarray([classes.index(name) if name in classes else -1 for name in CLASSES])
@@ -162,8 +159,3 @@ class _TrainingFrames(Dataset):
                 "box_type_3d": LiDARInstance3DBoxes,
             }
         )
-
-
-def _classes_of(detector: Detector) -> list[str]:
-    """The head's classes in the order of its labels."""
-    return [name for task in detector.pts_bbox_head.class_names for name in task]

@@ -4,7 +4,7 @@
 package loads neither torch nor matplotlib.
 """
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cache.visualization.summary import store_tables as store_tables
     from cache.visualization.tables import Table as Table
 
-_FILES = {
+_PUBLIC = {
     "browser": ("CacheBrowser",),
     "html": ("to_html",),
     "pictures": ("energy", "maps", "plot", "plot_maps"),
@@ -31,9 +31,7 @@ _FILES = {
     "summary": ("layer_table", "statistics_table", "store_tables"),
     "tables": ("Table",),
 }
-"""Public names by the module that holds them."""
-
-_HOME = {name: module for module, names in _FILES.items() for name in names}
+"""Public names by module; each is imported when it is first used."""
 
 SHOWN = (
     "cache.spec.CacheSpec",
@@ -46,18 +44,15 @@ SHOWN = (
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    for module, names in _PUBLIC.items():
+        if name in names:
+            return pkgutil.resolve_name(f"{__name__}.{module}:{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load_ipython_extension(ipython: Any) -> None:
     """Show this package's objects as HTML in a notebook (`%load_ext cache.visualization`)."""
-    register_html(ipython, SHOWN, lambda shown: importlib.import_module("cache.visualization.html").to_html(shown))
+    register_html(ipython, SHOWN, lambda shown: pkgutil.resolve_name("cache.visualization.html:to_html")(shown))
 
 
 def register_html(ipython: Any, names: Iterable[str], to_html: Callable[[Any], str]) -> None:

@@ -26,7 +26,7 @@ Map = Float[Tensor, "_ _"]
 Palette = Literal["magma", "viridis", "gray"]
 
 COLOURS = 64
-"""Of a picture in a page: 256 cannot be told apart and take twice the bytes."""
+"""Of a picture in a page: 256 look the same and take twice the bytes."""
 
 
 def energy(features: Float[Tensor, "*n C H W"]) -> Float[Tensor, "*n H W"]:

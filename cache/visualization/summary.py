@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.dumping.estimate import ArrayPlan, Plan
+from cache.dumping.estimate import Plan
 from cache.spec import LAYER_COLUMNS, CacheSpec
 from cache.store.batch import TeacherBatch, TeacherSample, describe_arrays
 from cache.store.documents import LayerReport
@@ -93,27 +93,20 @@ def plan_tables(plan: Plan) -> tuple[Table, Table]:
         f"{plan.path}: {plan.samples} samples, {plan.total_bytes / 1e9:,.2f} GB in {plan.files:,} files "
         f"({plan.free_bytes / 1e9:,.1f} GB free), at most {hours:.1f} hours"
     )
-    views = tuple(
-        (
-            view.name,
-            f"{view.bytes:,.0f}",
-            f"{view.seconds:.2f}",
-            f"{view.bytes * plan.samples / 1e9:,.2f}",
-            f"{view.seconds * plan.samples / 3600:,.2f}",
-        )
-        for view in plan.views
-    )
+    arrays = []
+    for array in plan.arrays:
+        ratio = "" if array.sqnr_db is None else f"{array.sqnr_db:.1f} dB"
+        total = f"{array.bytes * plan.samples / 1e9:,.3f}"
+        arrays.append((array.name, *_sizes(array.bytes, array.float32_bytes), ratio, total))
+    views = []
+    for view in plan.views:
+        totals = f"{view.bytes * plan.samples / 1e9:,.2f}", f"{view.seconds * plan.samples / 3600:,.2f}"
+        views.append((view.name, f"{view.bytes:,.0f}", f"{view.seconds:.2f}", *totals))
+    of_arrays = ("array", "bytes a sample", "as float32", "smaller by", "SQNR", "GB together")
+    of_views = ("view", "bytes a sample", "seconds a sample", "GB together", "hours together")
     return (
-        Table(
-            title=title,
-            columns=("array", "bytes a sample", "as float32", "smaller by", "SQNR", "GB together"),
-            rows=tuple(_array_row(array, plan.samples) for array in plan.arrays),
-        ),
-        Table(
-            title="views",
-            columns=("view", "bytes a sample", "seconds a sample", "GB together", "hours together"),
-            rows=views,
-        ),
+        Table(title=title, columns=of_arrays, rows=tuple(arrays)),
+        Table(title="views", columns=of_views, rows=tuple(views)),
     )
 
 
@@ -125,14 +118,12 @@ def _size_table(cache: TeacherCache, shards: Sequence[int]) -> Table:
     return Table(
         title=f"bytes a sample ({samples:,} samples, {sum(stored.values()) * samples / 1e9:.3f} GB)",
         columns=("array", "stored", "as float32", "smaller by"),
-        rows=tuple((name, f"{s:,.0f}", f"{f:,.0f}", f"{f / s:.1f} x" if s else "") for name, s, f in rows),
+        rows=tuple((name, *_sizes(size, float32)) for name, size, float32 in rows),
     )
 
 
-def _array_row(array: ArrayPlan, samples: int) -> tuple[str, ...]:
-    sizes = f"{array.bytes:,.0f}", f"{array.float32_bytes:,.0f}", f"{array.float32_bytes / array.bytes:.1f} x"
-    ratio = "" if array.sqnr_db is None else f"{array.sqnr_db:.1f} dB"
-    return array.name, *sizes, ratio, f"{array.bytes * samples / 1e9:,.3f}"
+def _sizes(stored: float, float32: float) -> tuple[str, str, str]:
+    return f"{stored:,.0f}", f"{float32:,.0f}", f"{float32 / stored:.1f} x" if stored else ""
 
 
 def _error(report: LayerReport | None) -> tuple[str, str, str]:

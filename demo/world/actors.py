@@ -62,6 +62,7 @@ _parked = partial(
 )
 _PEDESTRIAN = Attributes(moving="pedestrian.moving", stopped="pedestrian.standing", parked="pedestrian.standing")
 _MOTORCYCLE, _BICYCLE = "vehicle.motorcycle", "vehicle.bicycle"
+_parked_motorcycle, _parked_bicycle = partial(shapes.motorcycle, rider=False), partial(shapes.bicycle, rider=False)
 
 # fmt: off
 KINDS = (
@@ -74,9 +75,9 @@ KINDS = (
              build=shapes.construction_vehicle, moving=0.2),
     _ridden(name="motorcycle", category=_MOTORCYCLE, size_m=(2.1, 0.8, 1.55), build=shapes.motorcycle,
             speed_mps=(3.0, 7.0)),
-    _parked(name="motorcycle", category=_MOTORCYCLE, size_m=(2.1, 0.8, 1.1), build=shapes.parked_motorcycle),
+    _parked(name="motorcycle", category=_MOTORCYCLE, size_m=(2.1, 0.8, 1.1), build=_parked_motorcycle),
     _ridden(name="bicycle", category=_BICYCLE, size_m=(1.75, 0.65, 1.7), build=shapes.bicycle, speed_mps=(1.5, 4.0)),
-    _parked(name="bicycle", category=_BICYCLE, size_m=(1.75, 0.65, 1.05), build=shapes.parked_bicycle),
+    _parked(name="bicycle", category=_BICYCLE, size_m=(1.75, 0.65, 1.05), build=_parked_bicycle),
     Kind(name="pedestrian", category="human.pedestrian.adult", size_m=(0.7, 0.68, 1.77), build=shapes.pedestrian,
          share=0.23, range_m=40.0, moving=0.6, speed_mps=(0.6, 1.8), attributes=_PEDESTRIAN),
     Kind(name="barrier", category="movable_object.barrier", size_m=(0.55, 2.4, 1.0), build=shapes.barrier,

@@ -1,4 +1,4 @@
-"""The parameters of the made-up world."""
+"""Configuration of a made-up world."""
 
 from pydantic import Field, model_validator
 
@@ -13,12 +13,12 @@ SWEEP_PERIOD_S = 0.05
 
 
 class WorldConfig(Strict):
-    """A made-up world in nuScenes' format.
+    """Parameters of a made-up world in nuScenes' format.
 
-    The same values give the same bytes, with the same numpy and OpenCV on the same kind of processor.
+    Equal values give equal bytes, with the same numpy and OpenCV on the same kind of processor.
 
     Raises:
-        ConfigError: values that no world can have together.
+        ConfigError: inconsistent values.
     """
 
     seed: int = Field(0, ge=0)
@@ -29,16 +29,16 @@ class WorldConfig(Strict):
     key_frames: int = Field(8, ge=2, le=40)
     """Annotated frames of a scene, two a second."""
     past_sweeps: int = Field(3, ge=0, le=9)
-    """LiDAR rotations that are kept before each key frame, twenty a second."""
+    """LiDAR sweeps stored before each key frame, twenty a second."""
     image_size: tuple[int, int] = (450, 800)
     """(height, width) in pixels; the focal lengths scale with the width."""
     jpeg_quality: int = Field(90, ge=1, le=100)
     range_m: float = Field(25.6, ge=16, le=60)
-    """Objects stand and are annotated where |x| and |y| in the LiDAR's frame are at most this."""
+    """Objects are placed and annotated where |x| and |y| in the LiDAR frame are at most this."""
     objects: int = Field(36, ge=len(CLASSES))
-    """Objects of a scene; those that are in range vary from frame to frame."""
+    """Objects of a scene; which of them are in range varies from frame to frame."""
     each_class: int = Field(2, ge=1)
-    """Objects of each class that a scene has at least."""
+    """Minimum number of objects of each class in a scene."""
     lidar_beams: int = Field(32, ge=2, le=128)
     lidar_azimuths: int = Field(1000, ge=16, le=4000)
     lidar_range_m: float = Field(70.0, gt=1)

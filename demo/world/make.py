@@ -100,7 +100,7 @@ def _is_made(out: Path, wanted: dict[str, Any]) -> bool:
 
 @contextmanager
 def _renamed_on_success(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, renamed to it at the end, or removed after an error."""
+    """A temporary folder next to `out`, renamed to it at the end, or removed after an error."""
     folder = out.with_name(f".{out.name}-{uuid4().hex}")
     folder.mkdir(parents=True)
     try:

@@ -19,6 +19,7 @@ _OVERCAST = (0.72, 0.16, (0.96, 0.98, 1.0), (204, 208, 212), (164, 170, 178))
 _EVENING = (0.5, 0.5, (1.0, 0.9, 0.78), (236, 190, 150), (98, 104, 150))
 
 Colours = Float[np.ndarray, "3 N"]
+Direction = Float[np.ndarray, "3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Light:
     zenith: Rgb
     verge: Rgb
 
-    def sun_in_ego(self, ego_yaw_rad: float) -> Float[np.ndarray, "3"]:
+    def sun_in_ego(self, ego_yaw_rad: float) -> Direction:
         """The direction towards the sun in the ego frame."""
         x, y, z = self.sun
         cos, sin = np.cos(ego_yaw_rad), np.sin(ego_yaw_rad)
@@ -62,11 +63,7 @@ def sample_light(rng: np.random.Generator) -> Light:
 
 
 def object_colours(
-    materials: tuple[Material, ...],
-    parts: Int[np.ndarray, "N"],
-    surface: Surface,
-    light: Light,
-    sun: Float[np.ndarray, "3"],
+    materials: tuple[Material, ...], parts: Int[np.ndarray, "N"], surface: Surface, light: Light, sun: Direction
 ) -> Colours:
     """Colours of points on objects; `materials` has one for each part of the scene, `sun` is in the ego frame."""
     palette = _palette([material.base for material in materials] + [material.accent for material in materials])

@@ -170,54 +170,43 @@ def pedestrian(rng: np.random.Generator) -> Shape:
     )
 
 
-def bicycle(rng: np.random.Generator) -> Shape:
-    """Two thin wheels, a frame and a rider in signal colours."""
-    rider = Material(base=_pick(_CYCLE_CLOTHES, rng), reflectivity=0.6)
-    return (
-        *_bicycle(top=0.4, bar=(0.6, 0.66)),
-        _part((-0.16, 0.0), 0.26, (0.3, 0.52), Material(base=(50, 50, 60), reflectivity=0.2)),
-        _part((-0.18, 0.1), 0.42, (0.52, 0.84), rider),
-        _part((-0.08, 0.1), 0.18, (0.84, 1.0), _SKIN),
-    )
-
-
-def parked_bicycle(rng: np.random.Generator) -> Shape:
-    """The same without the rider."""
-    return _bicycle(top=0.68, bar=(0.9, 1.0))
-
-
-def _bicycle(*, top: float, bar: Span) -> Shape:
+def bicycle(rng: np.random.Generator, *, rider: bool = True) -> Shape:
+    """Two thin wheels and a frame, with a rider in signal colours."""
+    top, bar = (0.4, (0.6, 0.66)) if rider else (0.68, (0.9, 1.0))
     frame = Material(base=(60, 200, 220), reflectivity=0.5)
-    return (
+    parts = (
         _part((0.12, 0.5), 0.07, (0.0, top), _RUBBER),
         _part((-0.5, -0.12), 0.07, (0.0, top), _RUBBER),
         _part((-0.3, 0.3), 0.05, (top * 0.75, top * 1.1), frame),
         _part((0.22, 0.28), 0.06, (top, bar[0]), frame),
         _part((0.2, 0.28), 0.5, bar, frame),
     )
-
-
-def motorcycle(rng: np.random.Generator) -> Shape:
-    """Wide wheels, a heavy body and a rider in black with a helmet."""
+    if not rider:
+        return parts
     return (
-        *_motorcycle(rng, scale=0.62),
-        _part((-0.24, 0.06), 0.44, (0.5, 0.83), Material(base=(34, 34, 40), reflectivity=0.1)),
-        _part((-0.1, 0.1), 0.24, (0.83, 1.0), Material(base=(240, 60, 160), reflectivity=0.7)),
+        *parts,
+        _part((-0.16, 0.0), 0.26, (0.3, 0.52), Material(base=(50, 50, 60), reflectivity=0.2)),
+        _part((-0.18, 0.1), 0.42, (0.52, 0.84), Material(base=_pick(_CYCLE_CLOTHES, rng), reflectivity=0.6)),
+        _part((-0.08, 0.1), 0.18, (0.84, 1.0), _SKIN),
     )
 
 
-def parked_motorcycle(rng: np.random.Generator) -> Shape:
-    """The same without the rider."""
-    return _motorcycle(rng, scale=1.0)
-
-
-def _motorcycle(rng: np.random.Generator, *, scale: float) -> Shape:
+def motorcycle(rng: np.random.Generator, *, rider: bool = True) -> Shape:
+    """Wide wheels and a heavy body, with a rider in black with a helmet."""
+    scale = 0.62 if rider else 1.0
     body = Material(base=(150, int(rng.integers(0, 40)), 130), reflectivity=0.5)
-    return (
+    parts = (
         _part((0.18, 0.5), 0.16, (0.0, 0.62 * scale), _RUBBER),
         _part((-0.5, -0.18), 0.16, (0.0, 0.62 * scale), _RUBBER),
         _part((-0.42, 0.3), 0.28, (0.3 * scale, 0.84 * scale), body),
         _part((0.2, 0.3), 0.5, (0.84 * scale, 1.0 * scale), _STEEL),
+    )
+    if not rider:
+        return parts
+    return (
+        *parts,
+        _part((-0.24, 0.06), 0.44, (0.5, 0.83), Material(base=(34, 34, 40), reflectivity=0.1)),
+        _part((-0.1, 0.1), 0.24, (0.83, 1.0), Material(base=(240, 60, 160), reflectivity=0.7)),
     )
 
 

@@ -29,9 +29,9 @@ CATEGORIES = (
     "vehicle.bus.bendy", "vehicle.bus.rigid", "vehicle.car", "vehicle.construction", "vehicle.emergency.ambulance",
     "vehicle.emergency.police", "vehicle.motorcycle", "vehicle.trailer", "vehicle.truck",
 )  # fmt: skip
-
-
 _LOG = {"vehicle": "demo", "date_captured": "2018-07-24", "location": "made-up"}
+_MAP = {"category": "semantic_prior"}
+"""Fields with the same value in all scenes."""
 
 
 def build_tables(world: WorldConfig, scenes: Sequence[Scene], observations: Sequence[Sequence[Observation]]) -> Tables:
@@ -52,8 +52,8 @@ def _token(*parts: object) -> str:
     return hashlib.md5("/".join(map(str, parts)).encode(), usedforsecurity=False).hexdigest()
 
 
-def _record(table: str, *key: object, **fields: Any) -> Record:
-    return {"token": _token(table, *key), **fields}
+def _named(table: str, name: str) -> Record:
+    return {"token": _token(table, name), "name": name, "description": ""}
 
 
 def _chain(records: Sequence[Record]) -> list[Record]:
@@ -74,24 +74,24 @@ def _common_tables(world: WorldConfig) -> Tables:
         rotation = Quaternion(matrix=camera.rotation).elements.tolist()
         mounts.append((camera.name, camera.position_m, rotation, camera.intrinsics(world.image_size).tolist()))
     return {
-        "category": [_record("category", name, name=name, description="") for name in CATEGORIES],
-        "attribute": [_record("attribute", name, name=name, description="") for name in ATTRIBUTES],
+        "category": [_named("category", name) for name in CATEGORIES],
+        "attribute": [_named("attribute", name) for name in ATTRIBUTES],
         "visibility": [
             {"token": str(number), "level": level, "description": f"{level[1:]} % of the object's pixels are visible"}
             for number, level in enumerate(VISIBILITIES, start=1)
         ],
         "sensor": [
-            _record("sensor", channel, channel=channel, modality="camera" if intrinsics else "lidar")
+            {"token": _token("sensor", channel), "channel": channel, "modality": "camera" if intrinsics else "lidar"}
             for channel, _, _, intrinsics in mounts
         ],
         "calibrated_sensor": [
-            _record(
-                *("calibrated_sensor", channel),
-                sensor_token=_token("sensor", channel),
-                translation=list(position_m),
-                rotation=rotation,
-                camera_intrinsic=intrinsics,
-            )
+            {
+                "token": _token("calibrated_sensor", channel),
+                "sensor_token": _token("sensor", channel),
+                "translation": list(position_m),
+                "rotation": rotation,
+                "camera_intrinsic": intrinsics,
+            }
             for channel, position_m, rotation, intrinsics in mounts
         ],
     }
@@ -102,22 +102,18 @@ def _scene_tables(world: WorldConfig, scene: Scene, observations: Sequence[Obser
     tracks = [_track(scene, actor, observations) for actor in range(len(scene.actors))]
     name, log = scene.name, _token("log", scene.name)
     return {
-        "log": [
-            _record(
-                *("log", name), logfile=f"demo-{name}", vehicle="demo", date_captured="2018-07-24", location="made-up"
-            )
-        ],
-        "map": [_record("map", name, log_tokens=[log], category="semantic_prior", filename=map_file(scene))],
+        "log": [{"token": log, "logfile": f"demo-{name}", **_LOG}],
+        "map": [{"token": _token("map", name), "log_tokens": [log], **_MAP, "filename": map_file(scene)}],
         "scene": [
-            _record(
-                *("scene", name),
-                log_token=log,
-                nbr_samples=world.key_frames,
-                first_sample_token=_token("sample", name, 0),
-                last_sample_token=_token("sample", name, world.key_frames - 1),
-                name=name,
-                description="made up, with a name of nuScenes mini",
-            )
+            {
+                "token": _token("scene", name),
+                "log_token": log,
+                "nbr_samples": world.key_frames,
+                "first_sample_token": _token("sample", name, 0),
+                "last_sample_token": _token("sample", name, world.key_frames - 1),
+                "name": name,
+                "description": "made up, with a name of nuScenes mini",
+            }
         ],
         "sample": _chain([_sample(file) for file in files if file.is_lidar and file.is_key]),
         "sample_data": [
@@ -133,31 +129,42 @@ def _scene_tables(world: WorldConfig, scene: Scene, observations: Sequence[Obser
 
 def _sample(sweep: SensorFile) -> Record:
     name, scene = sweep.scene.name, _token("scene", sweep.scene.name)
-    return _record("sample", name, sweep.frame, timestamp=sweep.timestamp_us, prev="", next="", scene_token=scene)
+    return {
+        "token": _token("sample", name, sweep.frame),
+        "timestamp": sweep.timestamp_us,
+        "prev": "",
+        "next": "",
+        "scene_token": scene,
+    }
 
 
 def _ego_pose(file: SensorFile) -> Record:
     x, y, yaw = file.scene.ego_pose(file.time_s)
     rotation, translation = _yaw_quaternion(yaw), [x, y, 0.0]
-    return _record("ego_pose", file.path, timestamp=file.timestamp_us, rotation=rotation, translation=translation)
+    return {
+        "token": _token("ego_pose", file.path),
+        "timestamp": file.timestamp_us,
+        "rotation": rotation,
+        "translation": translation,
+    }
 
 
 def _sample_data(world: WorldConfig, file: SensorFile) -> Record:
     height, width = (0, 0) if file.is_lidar else world.image_size
-    return _record(
-        *("sample_data", file.path),
-        sample_token=_token("sample", file.scene.name, file.frame),
-        ego_pose_token=_token("ego_pose", file.path),
-        calibrated_sensor_token=_token("calibrated_sensor", file.channel),
-        timestamp=file.timestamp_us,
-        fileformat="pcd" if file.is_lidar else "jpg",
-        is_key_frame=file.is_key,
-        height=height,
-        width=width,
-        filename=file.path,
-        prev="",
-        next="",
-    )
+    return {
+        "token": _token("sample_data", file.path),
+        "sample_token": _token("sample", file.scene.name, file.frame),
+        "ego_pose_token": _token("ego_pose", file.path),
+        "calibrated_sensor_token": _token("calibrated_sensor", file.channel),
+        "timestamp": file.timestamp_us,
+        "fileformat": "pcd" if file.is_lidar else "jpg",
+        "is_key_frame": file.is_key,
+        "height": height,
+        "width": width,
+        "filename": file.path,
+        "prev": "",
+        "next": "",
+    }
 
 
 def _track(scene: Scene, number: int, observations: Sequence[Observation]) -> list[Record]:
@@ -171,27 +178,27 @@ def _track(scene: Scene, number: int, observations: Sequence[Observation]) -> li
 def _annotation(scene: Scene, number: int, frame: int, observed: Observation) -> Record:
     actor = scene.actors[number]
     (length, width, height), (x, y, yaw) = actor.box_m, observed.poses[number].tolist()
-    return _record(
-        *("sample_annotation", scene.name, number, frame),
-        sample_token=_token("sample", scene.name, frame),
-        instance_token=_token("instance", scene.name, number),
-        visibility_token=observed.visibility(number),
-        attribute_tokens=[_token("attribute", actor.attribute)] if actor.attribute else [],
-        translation=[x, y, height / 2],
-        size=[width, length, height],
-        rotation=_yaw_quaternion(yaw),
-        prev="",
-        next="",
-        num_lidar_pts=int(observed.points[number]),
-        num_radar_pts=0,
-    )
+    return {
+        "token": _token("sample_annotation", scene.name, number, frame),
+        "sample_token": _token("sample", scene.name, frame),
+        "instance_token": _token("instance", scene.name, number),
+        "visibility_token": observed.visibility(number),
+        "attribute_tokens": [_token("attribute", actor.attribute)] if actor.attribute else [],
+        "translation": [x, y, height / 2],
+        "size": [width, length, height],
+        "rotation": _yaw_quaternion(yaw),
+        "prev": "",
+        "next": "",
+        "num_lidar_pts": int(observed.points[number]),
+        "num_radar_pts": 0,
+    }
 
 
 def _instance(scene: Scene, number: int, track: Sequence[Record]) -> Record:
-    return _record(
-        *("instance", scene.name, number),
-        category_token=_token("category", scene.actors[number].kind.category),
-        nbr_annotations=len(track),
-        first_annotation_token=track[0]["token"],
-        last_annotation_token=track[-1]["token"],
-    )
+    return {
+        "token": _token("instance", scene.name, number),
+        "category_token": _token("category", scene.actors[number].kind.category),
+        "nbr_annotations": len(track),
+        "first_annotation_token": track[0]["token"],
+        "last_annotation_token": track[-1]["token"],
+    }

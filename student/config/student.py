@@ -1,4 +1,4 @@
-"""The configuration of a training: one YAML file, strict."""
+"""StudentConfig: data, images, augmentation, detector, optimisation and distillation of a student; one YAML file."""
 
 from pathlib import Path
 from typing import Literal
@@ -27,11 +27,11 @@ SCALE_NMS = Decoding(
     nms_thr=(0.2, 0.2, 0.2, 0.2, 0.2, 0.5),
     nms_scale=(1.0, 0.7, 0.7, 0.4, 0.55, 1.1, 1.0, 1.0, 4.5, 9.0),
 )
-"""BEVDet's, for the six tasks above."""
+"""Scale-NMS of BEVDet, for the six tasks above."""
 
 
 class DataConfig(Strict):
-    """Which frames."""
+    """nuScenes version and splits, and loader workers."""
 
     version: str = "v1.0-trainval"
     train_split: str = "train"
@@ -55,11 +55,10 @@ class ImageConfig(Strict):
 
 
 class StudentBevAugmentConfig(BevAugmentConfig):
-    """The same for points, boxes and cameras of the student; its teachers' maps are warped along."""
+    """BEV augmentation of the student's boxes and cameras; its teachers' maps are warped along."""
 
     replay: bool = False
-    """Draw nothing: take, at random, one of the drawn views that the first cache holds of the sample, which its teacher
-    has seen itself."""
+    """Draw no matrix, but take one of the drawn views that the first cache holds of the sample, at random."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "StudentBevAugmentConfig":
@@ -93,13 +92,13 @@ class DetectorConfig(Strict):
 
     name: Literal["bevdet", "bevdet4d", "bevdepth", "bevdepth4d"] = "bevdepth"
     history: int = Field(1, ge=1)
-    """Key frames before the current one that a 4D detector sees; the others see none."""
+    """Key frames before the current one, in a 4D detector's input; the others have none."""
     history_step: int = Field(1, ge=1)
-    """Key frames, of 0.5 s each, from one that it sees to the next; 3 for the public 4D models of BEVDet 0.x."""
+    """Key frames, of 0.5 s each, from one input frame to the next; 3 for the public 4D models of BEVDet 0.x."""
     image_backbone: str = "resnet50"
     """The name of a torchvision ResNet (ResNeXt, wide ResNet), ConvNeXt, EfficientNet, MobileNet, RegNet or Swin."""
     image_weights: Path | None = None
-    """A file with torchvision weights for the image backbone; without it, the backbone starts from random weights."""
+    """A file with torchvision weights for the image backbone; null: random weights."""
     image_neck_channels: int = 256
     image_stride: Literal[8, 16] = 16
     depth_m: tuple[float, float, float] = (1.0, 60.0, 1.0)
@@ -111,19 +110,19 @@ class DetectorConfig(Strict):
     bev_neck_channels: int = 256
     depth_weight: float = 3.0
     depth_net: Literal["aspp", "dcn"] = "aspp"
-    """Of BEVDepth: "aspp" as in BEVDet 2.x without deformable convolution, "dcn" as in BEVDet 0.x and DistillBEV."""
+    """BEVDepth's: "aspp" as in BEVDet 2.x without deformable convolution, "dcn" as in BEVDet 0.x and DistillBEV."""
     depth_channels: int = 256
-    """Inside the depth net "dcn"; "aspp" keeps those of the image neck."""
+    """Channels within the depth net "dcn"; "aspp" keeps those of the image neck."""
     head: HeadConfig = HeadConfig()
 
     @property
     def times(self) -> int:
-        """Key frames that the detector sees, the current one included."""
+        """Key frames of an input, the current one included."""
         return 1 + self.history if self.name.endswith("4d") else 1
 
     @property
     def depth_bins(self) -> int:
-        """How many depth bins there are."""
+        """Number of depth bins."""
         nearest, farthest, size = self.depth_m
         return round((farthest - nearest) / size)
 
@@ -173,7 +172,7 @@ class DetectorConfig(Strict):
 
 
 class StudentConfig(Strict):
-    """Top level of a student's YAML. Without `distill` (or with `distill: null`) the student trains alone."""
+    """Top level of a student's YAML; with `distill: null`, the default, the student trains without a teacher."""
 
     data: DataConfig = DataConfig()
     image: ImageConfig = ImageConfig()
@@ -183,7 +182,7 @@ class StudentConfig(Strict):
     distill: DistillConfig | None = None
 
     def teacher_layers(self, cache: int = 0) -> tuple[str, ...]:
-        """The layers that the pairs read of one of the teachers; none without distill."""
+        """The layers of a teacher that the pairs compare; none without distill."""
         pairs = self.distill.pairs if self.distill else ()
         return tuple(sorted({pair.teacher for pair in pairs if pair.cache == cache}))
 

@@ -1,4 +1,4 @@
-"""The optimisation's part of a student's configuration."""
+"""TrainingConfig: optimisation, devices and checkpoints of a training."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ class EmaConfig(Strict):
 
 
 class TrainingConfig(Strict):
-    """The optimisation. A step is one of the optimiser: batch_size * devices * accumulate samples."""
+    """Optimisation of a student. A step is one of the optimiser: batch_size * devices * accumulate samples."""
 
     epochs: int = Field(24, ge=1)
     devices: int | Literal["auto"] = Field(1, union_mode="left_to_right")
@@ -27,22 +27,22 @@ class TrainingConfig(Strict):
     accumulate: int = Field(1, ge=1)
     """Batches whose gradients are added up for one step."""
     class_balanced: bool = False
-    """Draw frames so that every class is met equally often (CBGS, Zhu et al. 2019)."""
+    """Sample frames so that every class occurs equally often (CBGS, Zhu et al. 2019)."""
     learning_rate: float = Field(2e-4, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     gradient_clip: float = Field(5.0, gt=0)
     """Largest norm of a step's gradient."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
-    """What the learning rate does after the warm-up: stay, fall to 0 along half a cosine, or fall at milestones."""
+    """Learning rate after the warm-up: constant, falling to 0 along half a cosine, or falling at milestones."""
     milestones: tuple[int, ...] = ()
-    """Epochs, done by then, after which schedule "step" multiplies the learning rate with gamma."""
+    """Numbers of epochs after which schedule "step" multiplies the learning rate by gamma."""
     gamma: float = Field(0.1, gt=0, lt=1)
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear growth of the learning rate."""
     init_from: Path | None = None
-    """A checkpoint of `import-checkpoint` or `train-student` whose detector's weights the training begins with."""
+    """A checkpoint of `import-checkpoint` or `train-student` with the detector's initial weights."""
     ema: EmaConfig | None = None
-    """Whose weights are evaluated and are what a checkpoint hands on; null: the trained weights themselves."""
+    """Average of the weights, for evaluation and for other trainings to start from; null: the trained weights."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     sync_batchnorm: bool = False
     """BatchNorm over the samples of all devices instead of each device's own; GPUs only."""
@@ -57,7 +57,7 @@ class TrainingConfig(Strict):
     seed: int = 0
 
     def schedule_factor(self, step: int, steps_per_epoch: int) -> float:
-        """The factor of the learning rate at a step, 0 .. 1."""
+        """Factor of the learning rate at a step, 0 .. 1."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         match self.schedule:

@@ -75,20 +75,13 @@ DEFORMABLE_DEPTH = _table(
 _GEOMETRY = "grid or depth bins, which the configuration sets; compared with it"
 _DISTILLATION = "part of the live teacher or of the distillation, not of the student"
 
-SET_ASIDE = tuple(
-    Rule(public=f"img_view_transformer.{name}", why=_GEOMETRY) for name in ("dx", "bx", "nx", "frustum")
-) + tuple(
-    Rule(public=f"{name}.", why=_DISTILLATION)
-    for name in (
-        "teacher_model",
-        "adaptation_layers",
-        "channel_wise_adaptations",
-        "spatial_wise_adaptations",
-        "teacher_adaptations",
-        "student_non_locals",
-        "teacher_non_locals",
-    )
+UNUSED = (
+    *(Rule(public=f"img_view_transformer.{name}", why=_GEOMETRY) for name in ("dx", "bx", "nx", "frustum")),
+    *(Rule(public=f"{name}_adaptations.", why=_DISTILLATION) for name in ("channel_wise", "spatial_wise", "teacher")),
+    *(Rule(public=f"{name}_non_locals.", why=_DISTILLATION) for name in ("student", "teacher")),
+    *(Rule(public=f"{name}.", why=_DISTILLATION) for name in ("teacher_model", "adaptation_layers")),
 )
+"""Tensors that a student does not use, and why."""
 
 TORCHVISION = (
     *(Rule(public=classifier, why="the classifier") for classifier in CLASSIFIERS),
@@ -130,7 +123,7 @@ FORMATS = (
     PublicFormat(
         name="BEVDepth of BEVDet 0.x or DistillBEV",
         marks=("img_view_transformer.featnet.",),
-        rules=SHARED + DEFORMABLE_DEPTH + SET_ASIDE,
+        rules=SHARED + DEFORMABLE_DEPTH + UNUSED,
         expects="detector: {name: bevdepth or bevdepth4d, depth_net: dcn, image_neck_channels: 512}",
         old_boxes=True,
         displacements=True,
@@ -138,7 +131,7 @@ FORMATS = (
     PublicFormat(
         name="BEVDet of BEVDet 0.x",
         marks=("img_view_transformer.depthnet.",),
-        rules=SHARED + PLAIN_DEPTH + SET_ASIDE,
+        rules=SHARED + PLAIN_DEPTH + UNUSED,
         expects="detector: {name: bevdet or bevdet4d, image_neck_channels: 512}",
         old_boxes=True,
         displacements=True,

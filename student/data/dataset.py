@@ -29,7 +29,7 @@ class StudentDataset(Dataset[Batch]):
 
     Args:
         times: Key frames of a sample, the current one included.
-        with_depth: Give the current frame's depth too, for a detector that learns it.
+        with_depth: Load the current frame's depth, for a detector that learns it.
         sources: The teachers' caches. With `bev_augment.replay` the BEV augmentation is one of the drawn views of the
             first. Depth comes from the first that keeps it, or else from the LiDAR files.
     """
@@ -77,7 +77,7 @@ class StudentDataset(Dataset[Batch]):
         )
 
     def collate(self, samples: Sequence[Batch]) -> Batch:
-        """Join samples; add the teachers' samples of the same tokens, and the way from the BEV frame to theirs."""
+        """Join samples, and add the teachers' samples of the same tokens with the matrices to their BEV frames."""
         joined = join(samples)
         began = time.perf_counter()
         teachers = tuple(source.read(joined.tokens, joined.bev_matrix) for source in self.sources)

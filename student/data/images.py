@@ -24,7 +24,7 @@ def read_image(camera: Camera, scale: float) -> tuple[UInt8[np.ndarray, "H W 3"]
         RGB pixels, and the matrix that takes them to the original's pixels.
 
     Raises:
-        DataError: the file is missing, corrupt, cut short or of another size than the tables say.
+        DataError: the file is missing, corrupt, cut short or of another size than in the tables.
     """
     height, width = camera.size
     try:

@@ -128,31 +128,15 @@ def changes_channels(config: AdapterConfig) -> bool:
     return config.kind.endswith(("conv", "layer", "mlp"))
 
 
-def adapted_grid(config: AdapterConfig, grid: BevGrid, where: str) -> BevGrid:
-    """The grid of an adapter's output.
+def adapted_grid(config: AdapterConfig, grid: BevGrid, where: str, inverse: bool = False) -> BevGrid:
+    """The grid of an adapter's output; with `inverse`, that of its input, for the output's `grid`.
 
     Raises:
         MismatchError: the cells do not divide by the factor.
     """
-    return _split(config, grid) if config.kind.startswith("upsample") else _merged(config, grid, where)
-
-
-def grid_before(config: AdapterConfig, grid: BevGrid, where: str) -> BevGrid:
-    """The grid of an adapter's input, for the output's `grid`.
-
-    Raises:
-        MismatchError: the cells do not divide by the factor.
-    """
-    return _merged(config, grid, where) if config.kind.startswith("upsample") else _split(config, grid)
-
-
-def _split(config: AdapterConfig, grid: BevGrid) -> BevGrid:
     height, width = grid.shape
-    return grid.resized((height * config.factor, width * config.factor))
-
-
-def _merged(config: AdapterConfig, grid: BevGrid, where: str) -> BevGrid:
-    height, width = grid.shape
+    if config.kind.startswith("upsample") != inverse:
+        return grid.resized((height * config.factor, width * config.factor))
     if height % config.factor or width % config.factor:
         raise MismatchError(
             f"the adapter {config.kind!r} cannot merge the cells",

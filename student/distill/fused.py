@@ -5,9 +5,9 @@ once, and all sums are updated while it is cached; a stored teacher stays 8 bits
 backward pass works alike and writes the gradient, the only tensor of the features' size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -22,8 +22,6 @@ BLOCK = {"cpu": 2**18}
 """Elements of a block: 1 MB of float32 on a CPU."""
 DEVICE_BLOCK = 2**20
 """On other devices: large enough to keep them busy, small beside a batch of features."""
-
-Result = TypeVar("Result")
 
 
 class FusedStats(torch.autograd.Function):
@@ -42,7 +40,7 @@ class FusedStats(torch.autograd.Function):
         temperature: Float[Tensor, "B"],
     ) -> tuple[Tensor, ...]:
         pairs = _pairs(student, values, stored)
-        sums = _for_each(pairs, lambda index, pair: _sum_up(pair, criterion, temperature[index]))
+        sums = parallel_map(pairs, lambda index, pair: _sum_up(pair, criterion, temperature[index]), student.device)
         *maps, ours, theirs, attention = (torch.stack(part) for part in zip(*sums, strict=True))
         maps = [part.unflatten(1, student.shape[2:]) for part in maps]
         ctx.save_for_backward(student, values, attention)
@@ -76,7 +74,7 @@ class FusedStats(torch.autograd.Function):
             ]
             _write_gradient(pair, ctx.criterion, error[index], weighted[index], attention[index], sides)
 
-        _for_each(pairs, write)
+        parallel_map(pairs, write, student.device)
         return *targets, None, None, None
 
 
@@ -146,12 +144,6 @@ def _pairs(student: Tensor, values: Tensor, stored: Encoded | None) -> list[_Pai
         )
         for index in range(len(student))
     ]
-
-
-def _for_each(pairs: list[_Pair], work: Callable[[int, _Pair], Result]) -> list[Result]:
-    if pairs[0].student.device.type == "cpu":
-        return parallel_map(pairs, work)
-    return [work(index, pair) for index, pair in enumerate(pairs)]
 
 
 @torch.no_grad()

@@ -117,8 +117,9 @@ def draw_at_boxes(
     drawn = (boxes[..., 3:5] > 0).all(-1) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     radius = torch.where(drawn, radius.floor().clamp(min=min_radius), -1.0).float()
     plane = torch.arange(len(boxes), device=boxes.device)[:, None] * channels + channel
-    flat = (x.flatten() for x in (plane, row, column, radius))
-    return draw_patches(values, *flat, (len(boxes) * channels, height, width)).unflatten(0, (len(boxes), channels))
+    shape = len(boxes) * channels, height, width
+    planes = draw_patches(values, plane.flatten(), row.flatten(), column.flatten(), radius.flatten(), shape)
+    return planes.unflatten(0, (len(boxes), channels))
 
 
 def draw_heatmaps(

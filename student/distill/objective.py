@@ -25,7 +25,7 @@ from student.distill.predictions import (
 )
 from student.distill.regions import require_multiple
 from student.distill.terms import TERMS
-from student.distill.terms.base import HeatmapTerm, Losses, PairTerm, TermConfig
+from student.distill.terms.base import HeatmapTerm, PairTerm, TermConfig
 from student.distill.terms.fgd import FgdTerm
 
 Tasks = tuple[tuple[str, ...], ...]
@@ -154,24 +154,22 @@ class DistillObjective(nn.Module):
         self, features: dict[str, PairFeatures], predictions: BatchPredictions
     ) -> Iterator[tuple[str, Float[Tensor, ""]]]:
         for term, modules in zip(self.config.terms, self.terms, strict=True):
-            name = f"distill/{term.label}"
-            if not isinstance(term, PairTerm):
-                (module,) = modules.children()
-                yield from _prefixed(name, module(predictions))
-                continue
-            for pair, module in zip(self.config.pairs_of(term), modules.children(), strict=True):
-                if pair.label in features:
-                    yield from _prefixed(f"{name}/{pair.label}", module(features[pair.label], predictions))
-
-
-def _prefixed(prefix: str, losses: Losses) -> Iterator[tuple[str, Float[Tensor, ""]]]:
-    return ((f"{prefix}/{part}", value) for part, value in losses.items())
+            pairs = self.config.pairs_of(term) if isinstance(term, PairTerm) else (None,)
+            for pair, module in zip(pairs, modules.children(), strict=True):
+                if pair is None:
+                    name, losses = term.label, module(predictions)
+                elif pair.label in features:
+                    name, losses = f"{term.label}/{pair.label}", module(features[pair.label], predictions)
+                else:  # before multi_scale_epoch
+                    continue
+                for part, value in losses.items():
+                    yield f"distill/{name}/{part}", value
 
 
 def _check_caches(config: DistillConfig, teachers: Sequence[CacheSpec]) -> None:
-    heatmap_terms = (term for term in config.terms if isinstance(term, HeatmapTerm))
-    largest = max((item.cache for item in (*config.pairs, *heatmap_terms)), default=0)
-    if largest >= len(teachers):
+    caches = {pair.cache for pair in config.pairs}
+    caches |= {term.cache for term in config.terms if isinstance(term, HeatmapTerm)}
+    if (largest := max(caches, default=0)) >= len(teachers):
         raise ConfigError(
             "a pair or term refers to a cache that does not exist",
             where="distill",

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 from cache.config import Strict
 from cache.errors import ConfigError, MismatchError
 from cache.store.codec import Encoded
-from student.distill.adapters import (
-    AdapterConfig,
-    FeatureLayer,
-    adapted_grid,
-    build_adapter,
-    changes_channels,
-    grid_before,
-)
+from student.distill.adapters import AdapterConfig, FeatureLayer, adapted_grid, build_adapter, changes_channels
 from student.distill.alignment import alignment_matrix, requires_warp, same_extent
 from student.distill.criteria import Criterion
 from student.distill.feature_stats import FeatureStats, as_float, feature_stats, mask_cells
@@ -97,7 +90,8 @@ class LayerPair(nn.Module):
         self.config = config
         where = f"distill.pairs, {config.label}"
         self.grid = adapted_grid(config.student_adapter, student.grid, where)
-        self.teacher_grid, self.warped_grid = teacher.grid, grid_before(config.teacher_adapter, self.grid, where)
+        self.teacher_grid = teacher.grid
+        self.warped_grid = adapted_grid(config.teacher_adapter, self.grid, where, inverse=True)
         same = same_extent(self.grid, teacher.grid)
         theirs = adapted_grid(config.teacher_adapter, teacher.grid, where) if same else teacher.grid
         self.always_warped = requires_warp(self.grid, theirs, where)

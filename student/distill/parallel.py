@@ -15,6 +15,8 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_CPU = torch.device("cpu")
+
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
@@ -27,9 +29,11 @@ def single_threaded() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def parallel_map(items: Sequence[Item], work: Callable[[int, Item], Result]) -> list[Result]:
-    """work(index, item) of all items, in order; as many at a time as torch has threads, each on one core."""
-    threads = min(torch.get_num_threads(), len(items))
+def parallel_map(
+    items: Sequence[Item], work: Callable[[int, Item], Result], device: torch.device = _CPU
+) -> list[Result]:
+    """work(index, item) of all items, in order: on a CPU as many at a time as torch has threads, each on one core."""
+    threads = min(torch.get_num_threads(), len(items)) if device.type == "cpu" else 1
     if threads == 1:
         return [work(index, item) for index, item in enumerate(items)]
     # The number of threads is thread-local, but new threads start with the value set last: the outer scope resets it.

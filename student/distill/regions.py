@@ -73,20 +73,19 @@ def false_positives(
             default: `threshold`.
     """
     low = threshold if gt_threshold is None else gt_threshold
-    empty = truth < low
-    of_teacher = empty & (teacher > threshold)
-    of_student = empty & (student > threshold)
+    of_teacher, of_student = teacher > threshold, student > threshold
     match kind:
         case "none":
-            return torch.zeros_like(empty)
+            predicted = torch.zeros_like(of_teacher)
         case "teacher":
-            return of_teacher
+            predicted = of_teacher
         case "student":
-            return of_student
+            predicted = of_student
         case "teacher_selected_student":
-            return of_student & (teacher < low)
+            predicted = of_student & (teacher < low)
         case "teacher+teacher_selected_student":
-            return of_teacher | (of_student & (teacher < low))
+            predicted = of_teacher | (of_student & (teacher < low))
+    return predicted & (truth < low)
 
 
 def region_scale(kind: RegionScale, region: Region) -> Map:

@@ -58,8 +58,9 @@ def warp(features: Maps, source: BevGrid, target: BevGrid, to_source: Float[Tens
     """
     device = features.values.device if isinstance(features, Encoded) else features.device
     points = _bilinear_points(source, target, to_source, device)
-    interpolate = _warp_stored if isinstance(features, Encoded) else _interpolate
-    return Warped(features=interpolate(features, points.unit), valid_mask=points.valid_mask)
+    if isinstance(features, Encoded):
+        return Warped(features=_warp_stored(features, points.unit), valid_mask=points.valid_mask)
+    return Warped(features=_interpolate(features, points.unit), valid_mask=points.valid_mask)
 
 
 def warp_max(
@@ -200,9 +201,5 @@ def _warp_stored(features: Encoded, unit: Float[Tensor, "B S H W 2"]) -> Encoded
             wide[0, :, :height, :width] = uniform.decode()
             warped[sample, start : start + step] = _interpolate(wide, unit[sample : sample + 1])[0]
 
-    if on_cpu:
-        parallel_map(values.unbind(), fill)
-    else:
-        for sample, codes in enumerate(values):
-            fill(sample, codes)
+    parallel_map(values.unbind(), fill, values.device)
     return replace(features, values=warped, codec=features.codec.model_copy(update={"companding": 1.0}))

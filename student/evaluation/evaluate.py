@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import numpy as np
 import torch
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.evaluate import DetectionEval
@@ -14,7 +13,7 @@ from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from student.config.student import StudentConfig
 from student.data.dataset import StudentDataset
-from student.evaluation.metrics import Metrics, remarks_on
+from student.evaluation.metrics import Metrics
 from student.evaluation.official_tables import official_tables
 from student.evaluation.submission import Sensor, write_submission
 from student.evaluation.true_positives import true_positives, write_true_positives
@@ -94,26 +93,4 @@ def _official_metrics(results: Path, frames: Frames, out: Path) -> Metrics:
         summary = official.main(render_curves=False)
     matches = true_positives(official.gt_boxes, official.pred_boxes, rules.dist_th_tp)
     write_true_positives(matches, out / "true_positives.csv")
-    errors = summary["tp_errors"]
-    return Metrics(
-        mean_ap=summary["mean_ap"],
-        nds=summary["nd_score"],
-        translation_error_m=errors["trans_err"],
-        scale_error=errors["scale_err"],
-        orientation_error_rad=errors["orient_err"],
-        velocity_error_mps=errors["vel_err"],
-        attribute_error=errors["attr_err"],
-        class_ap=summary["mean_dist_aps"],
-        remarks=remarks_on(*_mean_errors_of_detected(summary)),
-    )
-
-
-def _mean_errors_of_detected(summary: dict) -> tuple[float, float]:
-    """Mean scale and orientation error over the detected classes that have a heading.
-
-    The devkit's own means count 1 for each class without detections.
-    """
-    errors = [of for name, of in summary["label_tp_errors"].items() if summary["mean_dist_aps"][name] > 0]
-    headed = [(of["scale_err"], of["orient_err"]) for of in errors if np.isfinite(of["orient_err"])]
-    scale_error, orientation_error_rad = np.mean(headed, axis=0) if headed else (np.nan, np.nan)
-    return float(scale_error), float(orientation_error_rad)
+    return Metrics.from_summary(summary)

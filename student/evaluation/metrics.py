@@ -2,6 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 SWAPPED_SCALE_ERROR = 0.5
 """No detector's mean over its detected classes is that high; swapping width and length gives about 0.7."""
@@ -24,6 +27,33 @@ class Metrics:
     class_ap: dict[str, float]
     remarks: tuple[str, ...] = ()
 
+    @property
+    def errors(self) -> dict[str, float]:
+        """The five mean errors by their usual names."""
+        return {
+            "mATE (m)": self.translation_error_m,
+            "mASE": self.scale_error,
+            "mAOE (rad)": self.orientation_error_rad,
+            "mAVE (m/s)": self.velocity_error_mps,
+            "mAAE": self.attribute_error,
+        }
+
+    @classmethod
+    def from_summary(cls, summary: dict[str, Any]) -> "Metrics":
+        """From the devkit's metrics_summary.json."""
+        errors = summary["tp_errors"]
+        return cls(
+            mean_ap=summary["mean_ap"],
+            nds=summary["nd_score"],
+            translation_error_m=errors["trans_err"],
+            scale_error=errors["scale_err"],
+            orientation_error_rad=errors["orient_err"],
+            velocity_error_mps=errors["vel_err"],
+            attribute_error=errors["attr_err"],
+            class_ap=summary["mean_dist_aps"],
+            remarks=remarks_on(*_mean_errors_of_detected(summary)),
+        )
+
 
 def remarks_on(scale_error: float, orientation_error_rad: float) -> tuple[str, ...]:
     """Known mistakes that an evaluation's mean errors point to.
@@ -40,3 +70,14 @@ def remarks_on(scale_error: float, orientation_error_rad: float) -> tuple[str, .
         "from your own code or from a file without a version, convert them (dx, dy = length, width and yaw = -yaw - "
         "pi/2); `dump-teacher` and `import-checkpoint` convert a checkpoint that names its mmdet3d version",
     )
+
+
+def _mean_errors_of_detected(summary: dict[str, Any]) -> tuple[float, float]:
+    """Mean scale and orientation error over the detected classes that have a heading.
+
+    The devkit's own means count 1 for each class without detections.
+    """
+    errors = [of for name, of in summary["label_tp_errors"].items() if summary["mean_dist_aps"][name] > 0]
+    headed = [(of["scale_err"], of["orient_err"]) for of in errors if np.isfinite(of["orient_err"])]
+    scale_error, orientation_error_rad = np.mean(headed, axis=0) if headed else (np.nan, np.nan)
+    return float(scale_error), float(orientation_error_rad)

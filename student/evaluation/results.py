@@ -1,4 +1,4 @@
-"""What trainings and evaluations left in their folders, read back."""
+"""Read the files of evaluations and trainings: metrics, curves, true positives, losses."""
 
 import csv
 import json
@@ -11,12 +11,13 @@ from jaxtyping import Float
 
 from cache.errors import DataError
 from cache.nuscenes.frames import Frame, boxes_in_lidar
+from student.evaluation.metrics import Metrics
 from student.evaluation.true_positives import TruePositive, read_true_positives
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Precision over recall, as the devkit samples it; precision is 0 beyond the recall that was reached."""
+    """Precision over recall, as the devkit samples it; precision is 0 beyond the highest recall."""
 
     recall: Float[np.ndarray, "101"]
     precision: Float[np.ndarray, "101"]
@@ -24,33 +25,27 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """An evaluation.
+    """The results of an evaluation.
 
-    errors: the five mean errors by the devkit's names.
     curves: by class and by the distance in metres within which a detection counts.
     """
 
     name: str
     folder: Path
-    mean_ap: float
-    nds: float
-    errors: dict[str, float]
-    class_ap: dict[str, float]
+    metrics: Metrics
     curves: dict[tuple[str, float], Curve]
     true_positives: tuple[TruePositive, ...]
 
     def boxes(self, frame: Frame, count: int | None = None) -> Float[np.ndarray, "_ 9"]:
-        """The surest detections of a frame, as `Frame.boxes`.
+        """The detections of a frame with the highest scores, as `Frame.boxes`.
 
         Args:
-            count: as many as there are objects by default: how sure a detector is varies with its training.
+            count: by default the number of annotated objects, since scores are not comparable between detectors.
         """
         found = _json(self.folder / "results_nusc.json")["results"][frame.token]
-        surest = sorted(found, key=lambda each: -each["detection_score"])[
-            : len(frame.boxes) if count is None else count
-        ]
+        best = sorted(found, key=lambda each: -each["detection_score"])[: len(frame.boxes) if count is None else count]
         centers, sizes, rotations, velocities = (
-            np.array([each[name] for each in surest], dtype=np.float64).reshape(-1, width)
+            np.array([each[name] for each in best], dtype=np.float64).reshape(-1, width)
             for name, width in (("translation", 3), ("size", 3), ("rotation", 4), ("velocity", 2))
         )
         velocities = np.pad(velocities, ((0, 0), (0, 1)))
@@ -58,17 +53,16 @@ class Results:
 
 
 def read_results(folder: Path, name: str | None = None) -> Results:
-    """The evaluation that `cli evaluate --out FOLDER` left.
+    """Read the output of `cli evaluate --out FOLDER`.
 
     Args:
-        name: what it is called in pictures; the name of the folder, or of the run's if it is called "evaluation".
+        name: for plots; by default the folder's name, or its parent's if that is "evaluation".
 
     Raises:
         DataError: a file is missing or broken.
     """
     folder = Path(folder)
-    summary = _json(folder / "metrics_summary.json")
-    curves = {}
+    metrics, curves = Metrics.from_summary(_json(folder / "metrics_summary.json")), {}
     for key, values in _json(folder / "metrics_details.json").items():
         label, distance_m = key.split(":")
         curve = Curve(recall=np.asarray(values["recall"]), precision=np.asarray(values["precision"]))
@@ -77,10 +71,7 @@ def read_results(folder: Path, name: str | None = None) -> Results:
     return Results(
         name=name or own,
         folder=folder,
-        mean_ap=summary["mean_ap"],
-        nds=summary["nd_score"],
-        errors=summary["tp_errors"],
-        class_ap=summary["mean_dist_aps"],
+        metrics=metrics,
         curves=curves,
         true_positives=read_true_positives(folder / "true_positives.csv"),
     )
@@ -88,14 +79,14 @@ def read_results(folder: Path, name: str | None = None) -> Results:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """A training's terms by name, over its steps."""
+    """The values of one loss term over a training's steps."""
 
     steps: Float[np.ndarray, "N"]
     values: Float[np.ndarray, "N"]
 
 
 def read_losses(run: Path) -> dict[str, Losses]:
-    """The terms that a training logged, resumed ones joined; "loss/" is left out of their names.
+    """The loss terms that a training logged, by name without "loss/"; the logs of resumed runs are joined.
 
     Raises:
         DataError: there is no log.

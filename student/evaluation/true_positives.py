@@ -1,4 +1,4 @@
-"""The true positives of an evaluation one by one; the devkit keeps only means of their errors."""
+"""The errors of each true positive of an evaluation; the devkit keeps only their means."""
 
 import csv
 from collections import defaultdict
@@ -17,10 +17,9 @@ from cache.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class TruePositive:
-    """A detection that was matched, and how far it is off, as nuScenes measures it.
+    """The errors of a matched detection, as nuScenes measures them.
 
-    NaN is what nuScenes does not ask for: the heading of cones, the velocity of cones and barriers, a velocity that
-    is not known.
+    NaN where nuScenes measures none: the heading of cones, the velocity of cones and barriers, unknown velocities.
     """
 
     name: str
@@ -33,7 +32,7 @@ class TruePositive:
 
 
 def true_positives(truth: EvalBoxes, found: EvalBoxes, within_m: float) -> Iterator[TruePositive]:
-    """Match detections to the ground truth as the devkit does, the surest first, each to the nearest box still free."""
+    """Match detections to the ground truth as the devkit does: by descending score, to the nearest unmatched box."""
     for token in truth.sample_tokens:
         theirs, ours = _by_class(truth[token]), _by_class(found[token])
         for name in theirs.keys() & ours.keys():
@@ -42,7 +41,7 @@ def true_positives(truth: EvalBoxes, found: EvalBoxes, within_m: float) -> Itera
 
 
 def write_true_positives(matches: Iterable[TruePositive], path: Path) -> None:
-    """As CSV."""
+    """Write true positives as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.DictWriter(file, [field.name for field in fields(TruePositive)])
         rows.writeheader()
@@ -50,10 +49,10 @@ def write_true_positives(matches: Iterable[TruePositive], path: Path) -> None:
 
 
 def read_true_positives(path: Path) -> tuple[TruePositive, ...]:
-    """What `write_true_positives` wrote.
+    """Read the file of `write_true_positives`.
 
     Raises:
-        DataError: it did not write this file, or none.
+        DataError: the file is missing or has other columns.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -71,10 +70,10 @@ def read_true_positives(path: Path) -> tuple[TruePositive, ...]:
 
 
 def _by_class(boxes: Sequence[DetectionBox]) -> dict[str, list[DetectionBox]]:
-    sorted_in = defaultdict(list)
+    by_class = defaultdict(list)
     for box in boxes:
-        sorted_in[box.detection_name].append(box)
-    return sorted_in
+        by_class[box.detection_name].append(box)
+    return by_class
 
 
 def _matched(

@@ -4,6 +4,8 @@ Classes of all tasks share one heatmap, in the tasks' order; the other maps have
 the box's centre; a box's z is its bottom.
 """
 
+from collections import OrderedDict
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ class CenterHead(nn.Module):
         super().__init__()
         labels_of_channels(config.tasks)
         shared = config.shared_channels
-        self.shared_conv = ConvBnRelu(in_channels, shared)
+        self.shared_conv = _conv_bn_relu(in_channels, shared)
         self.task_heads = nn.ModuleList(TaskHead(shared, classes=len(task)) for task in config.tasks)
 
     def forward(
@@ -55,22 +57,16 @@ class TaskHead(nn.Module):
             last = nn.Conv2d(channels, width, 3, padding=1)
             if name == "heatmap":
                 nn.init.constant_(last.get_parameter("bias"), PRIOR_LOGIT)
-            self.add_module(name, nn.Sequential(ConvBnRelu(channels, channels), last))
+            self.add_module(name, nn.Sequential(_conv_bn_relu(channels, channels), last))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, "B _ H W"]]:
         return {name: branch(x) for name, branch in self.named_children()}
 
 
-class ConvBnRelu(nn.Module):
-    """3 x 3 convolution, batch norm, ReLU."""
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B _ H W"]:
-        return self.bn(self.conv(x)).relu()
+def _conv_bn_relu(in_channels: int, channels: int) -> nn.Sequential:
+    """3 x 3 convolution, batch norm and ReLU, named as in mmcv's ConvModule."""
+    conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(channels), relu=nn.ReLU()))
 
 
 def labels_of_channels(tasks: Tasks) -> list[int]:

@@ -1,5 +1,7 @@
 """Depth nets: a distribution over depth bins and a context for each image feature; and the depth loss."""
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -18,10 +20,10 @@ class DepthNet(nn.Module):
         super().__init__()
         self.reduce_conv = Conv2dNormActivation(channels, channels, 3, bias=True)
         self.bn = nn.BatchNorm1d(camera_channels)
-        self.context_mlp = Mlp(camera_channels, channels)
+        self.context_mlp = _mlp(camera_channels, channels)
         self.context_se = SqueezeExcite(channels)
         self.context_conv = nn.Conv2d(channels, context_channels, 1)
-        self.depth_mlp = Mlp(camera_channels, channels)
+        self.depth_mlp = _mlp(camera_channels, channels)
         self.depth_se = SqueezeExcite(channels)
         self.depth_conv = nn.Sequential(
             *(BasicBlock(channels, channels) for _ in range(3)), Aspp(channels), nn.Conv2d(channels, bins, 1)
@@ -90,15 +92,10 @@ class DeformableConv(nn.Module):
             return self.conv(x.float(), offsets, masks.sigmoid())
 
 
-class Mlp(nn.Module):
-    """Two linear layers with a ReLU between."""
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(in_channels, channels), nn.Linear(channels, channels)
-
-    def forward(self, x: Float[Tensor, "n _"]) -> Float[Tensor, "n c"]:
-        return self.fc2(F.relu(self.fc1(x)))
+def _mlp(in_channels: int, channels: int) -> nn.Sequential:
+    """Two linear layers with a ReLU between, named as in the public code."""
+    fc1, fc2 = nn.Linear(in_channels, channels), nn.Linear(channels, channels)
+    return nn.Sequential(OrderedDict(fc1=fc1, relu=nn.ReLU(), fc2=fc2))
 
 
 class SqueezeExcite(nn.Module):
@@ -117,8 +114,8 @@ class Aspp(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.aspp1 = AtrousConv(channels, kernel=1, dilation=1)
-        self.aspp2, self.aspp3, self.aspp4 = (AtrousConv(channels, kernel=3, dilation=d) for d in (6, 12, 18))
+        self.aspp1 = _atrous_conv(channels, kernel=1, dilation=1)
+        self.aspp2, self.aspp3, self.aspp4 = (_atrous_conv(channels, kernel=3, dilation=d) for d in (6, 12, 18))
         self.global_avg_pool = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), *Conv2dNormActivation(channels, channels, 1, inplace=False)
         )
@@ -133,17 +130,11 @@ class Aspp(nn.Module):
         return self.dropout(F.relu(self.bn1(self.conv1(torch.cat(branches, dim=1)))))
 
 
-class AtrousConv(nn.Module):
-    """Convolution with a dilation, batch norm and ReLU."""
-
-    def __init__(self, channels: int, kernel: int, dilation: int) -> None:
-        super().__init__()
-        padding = dilation * (kernel // 2)
-        self.atrous_conv = nn.Conv2d(channels, channels, kernel, padding=padding, dilation=dilation, bias=False)
-        self.bn = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        return F.relu(self.bn(self.atrous_conv(x)))
+def _atrous_conv(channels: int, kernel: int, dilation: int) -> nn.Sequential:
+    """Convolution with a dilation, batch norm and ReLU, named as in the public code."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(channels, channels, kernel, padding=padding, dilation=dilation, bias=False)
+    return nn.Sequential(OrderedDict(atrous_conv=conv, bn=nn.BatchNorm2d(channels), relu=nn.ReLU()))
 
 
 def depth_loss(

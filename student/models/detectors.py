@@ -1,6 +1,5 @@
 """The detectors BEVDet, BEVDet4D, BEVDepth and BEVDepth4D, and their losses."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,32 +104,22 @@ class BevDetector(nn.Module):
         return align(bev, self.config.grid, batch.to_current[:, time], batch.bev_matrix)
 
 
-def bevdet(config: DetectorConfig) -> BevDetector:
-    """BEVDet, and BEVDet4D with more than one time (Huang et al. 2021, Huang and Huang 2022)."""
-    depth_net = PlainDepthNet(config.image_neck_channels, config.depth_bins, config.lift_channels)
-    return BevDetector(config, depth_net, supervise_depth=False)
-
-
-def bevdepth(config: DetectorConfig) -> BevDetector:
-    """BEVDepth, and BEVDepth4D with more than one time (Li et al. 2022)."""
-    sizes = (config.image_neck_channels, config.depth_bins, config.lift_channels)
-    dcn = config.depth_net == "dcn"
-    depth_net = DeformableDepthNet(*sizes, config.depth_channels) if dcn else DepthNet(*sizes)
-    return BevDetector(config, depth_net, supervise_depth=True)
-
-
-DETECTORS: dict[str, Callable[[DetectorConfig], BevDetector]] = {
-    "bevdet": bevdet,
-    "bevdet4d": bevdet,
-    "bevdepth": bevdepth,
-    "bevdepth4d": bevdepth,
-}
-
-
 def build_detector(config: DetectorConfig) -> BevDetector:
     """Build the detector of a configuration, with random weights except for `image_weights`.
+
+    BEVDet and BEVDet4D: Huang et al. 2021, Huang and Huang 2022; BEVDepth and BEVDepth4D: Li et al. 2022. The 4D
+    models differ by `config.times`.
 
     Raises:
         ConfigError: an unknown backbone or class, or weights that do not fit.
     """
-    return DETECTORS[config.name](config)
+    sizes = (config.image_neck_channels, config.depth_bins, config.lift_channels)
+    supervise_depth = config.name.startswith("bevdepth")
+    depth_net: nn.Module
+    if not supervise_depth:
+        depth_net = PlainDepthNet(*sizes)
+    elif config.depth_net == "dcn":
+        depth_net = DeformableDepthNet(*sizes, config.depth_channels)
+    else:
+        depth_net = DepthNet(*sizes)
+    return BevDetector(config, depth_net, supervise_depth)

@@ -62,8 +62,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         # Not at the end of the batch before: its losses are logged after that.
-        if self.stopping:
-            self._stop(trainer)
+        self._stop_if_signalled(trainer)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -78,21 +77,18 @@ class LastCheckpoint(Checkpoint):
         self.validation_is_due = True
         trainer.save_checkpoint(self.path)
         self.validation_is_due = False
-        if self.stopping:
-            self._stop(trainer)
+        self._stop_if_signalled(trainer)
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self.stopping |= trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
-        if self.stopping:
-            self._stop(trainer)
+        self._stop_if_signalled(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         trainer.save_checkpoint(self.path)
-        if self.stopping:
-            self._stop(trainer)
+        self._stop_if_signalled(trainer)
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
-        # Lightning goes back to a validation that had begun its first batch, but not to one that had none yet.
+        # Lightning resumes a validation only once its first batch has begun.
         if self.validation_is_due:
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
@@ -103,7 +99,9 @@ class LastCheckpoint(Checkpoint):
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
-    def _stop(self, trainer: lightning.Trainer) -> None:
+    def _stop_if_signalled(self, trainer: lightning.Trainer) -> None:
+        if not self.stopping:
+            return
         if not trainer.is_global_zero:
             raise SystemExit(0)  # The first process reports for all.
         raise StoppedError(

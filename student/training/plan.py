@@ -38,9 +38,9 @@ class TrainingMemory:
         return self.weights + self.optimiser + self.fixed + batch_size * self.each_sample
 
     def largest_batch(self, gpu_gb: float) -> int:
-        """Samples that fit on a GPU, with room for what is not counted; 0 where not one does."""
-        room = GB * (gpu_gb * (1 - HEADROOM) - CONTEXT_GB) - self.peak(0)
-        return max(0, int(room // self.each_sample))
+        """Samples that fit on a GPU, after deducting what is not counted; 0 where not one does."""
+        available = GB * (gpu_gb * (1 - HEADROOM) - CONTEXT_GB) - self.peak(0)
+        return max(0, int(available // self.each_sample))
 
 
 @dataclass(frozen=True, kw_only=True)

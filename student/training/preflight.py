@@ -103,7 +103,7 @@ def first_step(last: Path, config: StudentConfig, resume: bool) -> int:
     return step_to_resume(last, config) if resume else 0
 
 
-def require_room(out: Path, module: nn.Module, files: Sequence[Path], average: bool) -> None:
+def require_disk_space(out: Path, module: nn.Module, files: Sequence[Path], average: bool) -> None:
     """Raise ConfigError unless a run's folder can be written and has room for its checkpoints, plus one being replaced.
 
     Args:

@@ -100,6 +100,7 @@ class StepProfile:
     ) -> "StepProfile":
         """The profile of some steps: seconds by part, and the loading time of their batches."""
         totals = [sum(step.values()) for step in steps]
+        seconds = {name: [step.get(name, 0.0) for step in steps] for name in PARTS}
         samples = len(steps) * config.training.batch_size
         load = sum(loads, LoadSeconds())
         return cls(
@@ -107,15 +108,14 @@ class StepProfile:
             batch_size=config.training.batch_size,
             workers=config.data.workers,
             step_s=statistics.median(totals),
-            parts=tuple(_part_time(name, [step.get(name, 0.0) for step in steps], sum(totals)) for name in PARTS),
+            parts=tuple(
+                PartTime(name=name, median_s=statistics.median(each), share=sum(each) / sum(totals))
+                for name, each in seconds.items()
+            ),
             load=LoadSeconds(
                 images=load.images / samples, depth=load.depth / samples, features=load.features / samples
             ),
         )
-
-
-def _part_time(name: str, seconds: list[float], total_s: float) -> PartTime:
-    return PartTime(name=name, median_s=statistics.median(seconds), share=sum(seconds) / total_s)
 
 
 class _StepEnds(Callback):

@@ -97,7 +97,7 @@ def set_up_training(
     module = _first_module(config, sources, resume)
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
-        preflight.require_room(out, module, files, average=config.training.ema is not None)
+        preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
     detector = module.detector
     return TrainingSetup(
         config=config,

@@ -1,4 +1,4 @@
-"""Evaluations and trainings in pictures, one or several side by side."""
+"""Plots of evaluations and trainings, one or several side by side."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,24 +20,16 @@ ERRORS = {
     "orientation_rad": ("orientation (rad)", float(np.pi)),
     "velocity_mps": ("velocity (m/s)", 5.0),
 }
-"""A TruePositive's errors: label, and where the last bin of the histogram ends."""
-
-_SHORT = {
-    "trans_err": "ATE (m)",
-    "scale_err": "ASE",
-    "orient_err": "AOE (rad)",
-    "vel_err": "AVE (m/s)",
-    "attr_err": "AAE",
-}
+"""A TruePositive's errors: label, and the end of the last bin of the histogram."""
 
 
 def plot_precision_recall(results: Sequence[Results], distance_m: float = 2.0) -> Figure:
-    """Precision over recall for each class; a single evaluation shows the other distances as thin lines.
+    """Plot precision over recall for each class; of a single evaluation, the other distances as thin lines.
 
     Args:
         distance_m: within which a detection counts.
     """
-    classes = sorted(results[0].class_ap, key=lambda name: -max(each.class_ap[name] for each in results))
+    classes = _classes_by_ap(results)
     figure = Figure(figsize=(15, 6.2), layout="constrained")
     all_axes = figure.subplots(2, -(-len(classes) // 2), sharex=True, sharey=True, squeeze=False)
     for axes, name in zip(all_axes.flat, classes, strict=False):
@@ -56,10 +48,15 @@ def plot_precision_recall(results: Sequence[Results], distance_m: float = 2.0) -
     return figure
 
 
+def _classes_by_ap(results: Sequence[Results]) -> list[str]:
+    """Class names by descending best AP."""
+    return sorted(results[0].metrics.class_ap, key=lambda name: -max(each.metrics.class_ap[name] for each in results))
+
+
 def _draw_curve(axes: Axes, result: Results, name: str, distance_m: float, colour: str, main: bool) -> None:
     curve = result.curves[name, distance_m]
     reached = int(np.flatnonzero(curve.precision).max(initial=0)) + 1
-    label = f"{result.name}: {result.class_ap[name]:.3f}" if main else None
+    label = f"{result.name}: {result.metrics.class_ap[name]:.3f}" if main else None
     weight, strength = (1.8, 1.0) if main else (0.8, 0.45)
     axes.plot(
         curve.recall[:reached], curve.precision[:reached], color=colour, linewidth=weight, alpha=strength, label=label
@@ -67,7 +64,7 @@ def _draw_curve(axes: Axes, result: Results, name: str, distance_m: float, colou
 
 
 def plot_error_histograms(results: Sequence[Results]) -> Figure:
-    """How far true positives are off: one histogram for each error, one line for each evaluation."""
+    """Plot histograms of the true positives' errors, one line for each evaluation."""
     figure = Figure(figsize=(15, 3.8), layout="constrained")
     for axes, (error, (label, last)) in zip(figure.subplots(1, len(ERRORS)), ERRORS.items(), strict=True):
         for each, colour in zip(results, COLOURS, strict=False):
@@ -89,16 +86,15 @@ def plot_error_histograms(results: Sequence[Results]) -> Figure:
 
 
 def plot_metrics(results: Sequence[Results]) -> Figure:
-    """The metrics of several evaluations beside each other: mAP and NDS, mean errors, AP of each class."""
+    """Plot the metrics of several evaluations side by side: mAP and NDS, mean errors, AP of each class."""
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     scores, errors, classes = figure.subplots(1, 3, width_ratios=(1.2, 2.2, 4))
-    draw_bar_groups(scores, ["mAP", "NDS"], {each.name: [each.mean_ap, each.nds] for each in results})
-    draw_bar_groups(
-        errors, list(_SHORT.values()), {each.name: [each.errors[key] for key in _SHORT] for each in results}
-    )
-    names = sorted(results[0].class_ap, key=lambda name: -max(each.class_ap[name] for each in results))
+    draw_bar_groups(scores, ["mAP", "NDS"], {each.name: [each.metrics.mean_ap, each.metrics.nds] for each in results})
+    labels = list(results[0].metrics.errors)
+    draw_bar_groups(errors, labels, {each.name: list(each.metrics.errors.values()) for each in results})
+    names = _classes_by_ap(results)
     shown = [name.replace("_", "\n") for name in names]
-    draw_bar_groups(classes, shown, {each.name: [each.class_ap[name] for name in names] for each in results})
+    draw_bar_groups(classes, shown, {each.name: [each.metrics.class_ap[name] for name in names] for each in results})
     scores.set_title("higher is better")
     errors.set_title("mean errors of true positives, lower is better")
     classes.set_title("average precision by class")
@@ -120,9 +116,9 @@ def draw_bar_groups(axes: Axes, labels: Sequence[str], groups: Mapping[str, Sequ
 
 
 def plot_losses(runs: Mapping[str, Mapping[str, Losses]]) -> Figure:
-    """Losses over steps, as running means: a run's own on one axis, its distillation terms on the other.
+    """Plot running means of losses over steps: detection losses on one axis, distillation terms on the other.
 
-    Runs have the colours that they have as results in the same order; one without losses only takes its colour.
+    Colours match those of results in the same order; a run without losses still takes its colour.
     """
     distils = any(term.startswith("distill/") for losses in runs.values() for term in losses)
     figure = Figure(figsize=(13 if distils else 7, 4.4), layout="constrained")
@@ -152,10 +148,10 @@ def smooth(values: Float[np.ndarray, "n"], width: int) -> Float[np.ndarray, "_"]
 
 
 def save_evaluation_plots(folder: Path, frames: Frames, overlays: int = 4) -> list[Path]:
-    """Draw an evaluation into FOLDER/plots: curves, errors, and boxes over the points of some frames.
+    """Save plots of an evaluation to FOLDER/plots: curves, errors, and boxes over the points of some frames.
 
     Args:
-        overlays: how many frames, evenly spaced.
+        overlays: number of frames, evenly spaced.
 
     Raises:
         DataError: a file of the evaluation or a frame's LiDAR file cannot be read.

@@ -1,4 +1,4 @@
-"""Boxes over a frame's points and in its images. Figures are matplotlib's own, without pyplot and its global state."""
+"""Boxes in bird's-eye view over a frame's points, and in its camera images; figures without pyplot's global state."""
 
 from collections.abc import Mapping
 
@@ -15,18 +15,18 @@ from student.models.nms import footprint_corners
 
 GROUND_TRUTH_COLOUR = "#1b9e3e"
 COLOURS = ("#1f5fd0", "#e08a00", "#d01c5b", "#7b3fb5", "#0f9aa8", "#7a5230")
-"""Of detectors and runs, in their order."""
+"""Colours of detectors and runs, in their order."""
 
 Boxes = Float[np.ndarray, "M D"]
 """x, y, z (bottom), dx, dy, dz in metres, yaw_rad, ... in the LiDAR frame."""
 
 _EDGES = ([0, 1, 2, 3, 0], [4, 5, 6, 7, 4], [0, 4], [1, 5], [2, 6], [3, 7])
 _NEAREST_M = 0.5
-"""A box with a corner nearer to the image plane than this is not drawn."""
+"""Boxes with a corner nearer to the image plane are not drawn."""
 
 
 def corners_m(boxes: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M 8 3"]:
-    """The corners of boxes: the bottom's four around, the front two first, then the top's four."""
+    """The corners of boxes: four of the bottom, the front two first, then four of the top."""
     around = np.roll(footprint_corners(boxes[:, [0, 1, 3, 4, 6]]), 1, axis=1)
     bottom, top = boxes[:, 2], boxes[:, 2] + boxes[:, 5]
     z = np.stack([bottom, top], axis=1).repeat(4, axis=1)
@@ -34,11 +34,11 @@ def corners_m(boxes: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M 8 3"]:
 
 
 def plot_bev(frame: Frame, found: Mapping[str, Boxes], reach_m: float | None = None) -> Figure:
-    """A frame from above for each detector: its boxes and the ground truth over the points.
+    """Plot each detector's boxes and the ground truth over a frame's points, in bird's-eye view.
 
     Args:
         found: boxes by the detector's name.
-        reach_m: half of the side of what is drawn; what holds all ground truth by default.
+        reach_m: half of the side of the plot; by default it contains all ground truth.
 
     Raises:
         DataError: the frame's LiDAR file cannot be read.
@@ -54,7 +54,7 @@ def plot_bev(frame: Frame, found: Mapping[str, Boxes], reach_m: float | None = N
 
 
 def draw_bev(axes: Axes, frame: Frame, reach_m: float | None = None) -> None:
-    """A frame's points and ground truth, x to the right and y up."""
+    """Draw a frame's points and ground truth, x to the right and y up."""
     points = load_points(frame, PointPipeline(past_sweeps=0, pad_empty_sweeps=False))
     reach_m = float(np.abs(frame.boxes[:, :2]).max(initial=10.0)) + 4.0 if reach_m is None else reach_m
     axes.scatter(points[:, 0], points[:, 1], s=0.4, c="#9a9a9a", linewidths=0, rasterized=True)
@@ -63,7 +63,7 @@ def draw_bev(axes: Axes, frame: Frame, reach_m: float | None = None) -> None:
 
 
 def draw_boxes_bev(axes: Axes, boxes: Boxes, colour: str, label: str) -> None:
-    """Boxes from above; a line leads from each centre to its front."""
+    """Draw boxes in bird's-eye view, with a line from each centre to the front."""
     for index, corners in enumerate(corners_m(boxes)[:, :4, :2]):
         loop = np.concatenate([corners, corners[:1]])
         axes.plot(*loop.T, color=colour, linewidth=1.3, label=None if index else label)
@@ -72,7 +72,7 @@ def draw_boxes_bev(axes: Axes, boxes: Boxes, colour: str, label: str) -> None:
 
 
 def plot_cameras(frame: Frame, boxes: Boxes, name: str) -> Figure:
-    """The six images with the ground truth and a detector's boxes.
+    """Plot the six images with the ground truth and a detector's boxes.
 
     Raises:
         DataError: an image cannot be read.
@@ -83,7 +83,7 @@ def plot_cameras(frame: Frame, boxes: Boxes, name: str) -> Figure:
 
 
 def draw_cameras(figure: FigureBase, frame: Frame, boxes: Boxes, name: str) -> None:
-    """The same into a figure or a part of one."""
+    """Draw the same into a figure or a part of one."""
     for axes, camera in zip(figure.subplots(2, 3).flat, frame.cameras, strict=True):
         axes.imshow(read_image(camera, scale=1.0)[0])
         _wireframes(axes, camera, frame.boxes, GROUND_TRUTH_COLOUR)
@@ -95,7 +95,7 @@ def draw_cameras(figure: FigureBase, frame: Frame, boxes: Boxes, name: str) -> N
 
 
 def plot_bev_and_cameras(frame: Frame, boxes: Boxes, name: str) -> Figure:
-    """A frame from above, and its six images beside it."""
+    """Plot a frame in bird's-eye view beside its six images."""
     figure = Figure(figsize=(17, 5.4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 2.4), squeeze=False)[0]
     axes = left.subplots()
@@ -108,9 +108,9 @@ def plot_bev_and_cameras(frame: Frame, boxes: Boxes, name: str) -> Figure:
 def _wireframes(axes: Axes, camera: Camera, boxes: Boxes, colour: str) -> None:
     to_camera = np.linalg.inv(camera.to_lidar)
     for corners in corners_m(boxes):
-        seen = corners @ to_camera[:3, :3].T + to_camera[:3, 3]
-        if (seen[:, 2] < _NEAREST_M).any():
+        in_camera = corners @ to_camera[:3, :3].T + to_camera[:3, 3]
+        if (in_camera[:, 2] < _NEAREST_M).any():
             continue
-        u, v = ((seen / seen[:, 2:]) @ camera.intrinsics.T)[:, :2].T
+        u, v = ((in_camera / in_camera[:, 2:]) @ camera.intrinsics.T)[:, :2].T
         for ring in _EDGES:
             axes.plot(u[ring], v[ring], color=colour, linewidth=1)

@@ -10,11 +10,7 @@ def metrics_table(metrics: Metrics) -> Table:
     rows = (
         ("mAP", f"{metrics.mean_ap:.4f}"),
         ("NDS", f"{metrics.nds:.4f}"),
-        ("mATE (m)", f"{metrics.translation_error_m:.3f}"),
-        ("mASE", f"{metrics.scale_error:.3f}"),
-        ("mAOE (rad)", f"{metrics.orientation_error_rad:.3f}"),
-        ("mAVE (m/s)", f"{metrics.velocity_error_mps:.3f}"),
-        ("mAAE", f"{metrics.attribute_error:.3f}"),
+        *((name, f"{error:.3f}") for name, error in metrics.errors.items()),
         *((f"AP {name}", f"{precision:.3f}") for name, precision in metrics.class_ap.items()),
     )
     return Table(title="nuScenes detection", columns=("metric", "value"), rows=rows)

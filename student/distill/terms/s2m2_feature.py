@@ -29,8 +29,8 @@ class S2m2FeatureLoss(PairLoss[S2m2FeatureTerm]):
 
     def forward(self, features: PairFeatures, predictions: BatchPredictions) -> Losses:
         stats = features.stats(self.config.criterion)
-        maps = (resize_map(m, self.grid.shape) for m in (predictions.student_max, predictions.truth_max))
-        regions = region_decomposition(*maps, self.config.threshold)
+        student, truth = (resize_map(m, self.grid.shape) for m in (predictions.student_max, predictions.truth_max))
+        regions = region_decomposition(student, truth, self.config.threshold)
         parts = {"tp": regions.true_positive, "fp": regions.false_positive, "fn": regions.false_negative}
         if self.config.mode == "old":
             parts = {"tp": regions.true_positive, "fpfn": regions.false_positive | regions.false_negative}

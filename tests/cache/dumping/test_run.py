@@ -25,7 +25,7 @@ def teacher():
     return SmallTeacher()
 
 
-def test_the_store_holds_what_the_teacher_says(frames, teacher, tmp_path):
+def test_the_store_holds_the_teachers_output(frames, teacher, tmp_path):
     report = dump(make_config(), frames, teacher, tmp_path / "teacher.zarr")
     assert (report.samples, report.written, report.sealed) == (10, 10, True)
     cache = TeacherCache(tmp_path / "teacher.zarr")
@@ -67,7 +67,7 @@ def test_the_measured_error_is_kept(frames, teacher, tmp_path):
     assert report["head"].saturated_fraction == 0
 
 
-def test_a_second_run_does_nothing_and_says_so(frames, teacher, tmp_path):
+def test_a_second_run_does_nothing_and_reports_it(frames, teacher, tmp_path):
     path = tmp_path / "teacher.zarr"
     dump(make_config(), frames, teacher, path)
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
@@ -77,14 +77,14 @@ def test_a_second_run_does_nothing_and_says_so(frames, teacher, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
 
 
-def test_progress_tells_rates(frames, teacher, tmp_path):
-    heard: list[DumpProgress] = []
-    dump(make_config(), frames, teacher, tmp_path / "teacher.zarr", progress=heard.append)
-    assert [each.done for each in heard] == [3, 4, 7, 8, 10]  # batches do not cross shards of 4
-    assert {each.total for each in heard} == {10}
-    assert heard[-1].left_s == 0
-    assert heard[0].samples_per_s > 0
-    assert 500 < heard[-1].bytes_per_sample < 5000
+def test_progress_reports_rates(frames, teacher, tmp_path):
+    reports: list[DumpProgress] = []
+    dump(make_config(), frames, teacher, tmp_path / "teacher.zarr", progress=reports.append)
+    assert [each.done for each in reports] == [3, 4, 7, 8, 10]  # batches do not cross shards of 4
+    assert {each.total for each in reports} == {10}
+    assert reports[-1].left_s == 0
+    assert reports[0].samples_per_s > 0
+    assert 500 < reports[-1].bytes_per_sample < 5000
 
 
 def test_workers_give_the_same_bytes(frames, teacher, tmp_path):

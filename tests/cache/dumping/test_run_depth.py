@@ -68,7 +68,7 @@ def test_plain_zarr_reads_them_once_for_all_views(dumped, made_frames):
 
 
 @pytest.mark.parametrize("stride", [8, 16])
-def test_a_student_is_taught_the_same_depth(dumped, made_frames, monkeypatch, stride):
+def test_a_student_learns_the_same_depth(dumped, made_frames, monkeypatch, stride):
     """By the images' augmentation as it is drawn; the rare patch that differs lost a point to its neighbour."""
     student = StudentConfig.model_validate({"image": {"size": (128, 256)}, "detector": {"image_stride": stride}})
     draws = [SampleDraw(index=index, seed=(seed,)) for index in (0, 1) for seed in range(4)]
@@ -150,7 +150,7 @@ def test_it_is_part_of_the_identity(dumped, made_frames):
         dump(without, made_frames, SmallTeacher(), dumped)
 
 
-def test_a_store_without_depth_says_so(sealed_store):
+def test_a_store_without_depth_raises(sealed_store):
     cache = TeacherCache(sealed_store)
     with pytest.raises(NotCachedError, match=r"keeps no depth .*\. Dump it with `depth: true`"):
         cache.camera_points(cache.tokens[0])

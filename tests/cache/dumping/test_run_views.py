@@ -47,7 +47,7 @@ def config(**changes: object):
     return make_config(views=ViewsConfig(**VIEWS), **changes)
 
 
-def test_each_view_holds_what_the_teacher_says_of_the_moved_points(frames, cache):
+def test_each_view_holds_the_teachers_output_of_transformed_points(frames, cache):
     teacher = SmallTeacher()
     for position in (0, 5, 9):
         token = frames.tokens[position]
@@ -245,7 +245,7 @@ def test_unknown_views_and_tokens(cache, frames):
         cache.view_matrices(["nowhere"])
 
 
-def test_what_is_amiss_names_the_view(frames, tmp_path):
+def test_errors_name_the_view(frames, tmp_path):
     teacher = SmallTeacher()
     teacher.prepare = lambda points: fail() if points[0, 1] < 0 else torch.zeros(CANVAS.shape)
 
@@ -273,7 +273,7 @@ def test_what_is_amiss_names_the_view(frames, tmp_path):
         dump(make_config(views=turned), frames, teacher, tmp_path / "two.zarr")
 
 
-def test_the_root_document_says_how_views_were_drawn(shared):
+def test_the_root_document_records_how_views_were_drawn(shared):
     spec = json.loads((shared / "teacher.zarr" / "zarr.json").read_text())["attributes"]["spec"]
     assert spec["views"] == list(NAMES)
     assert spec["drawn"] == {

@@ -31,10 +31,10 @@ def store(dumped, tmp_path) -> Path:
 
 @pytest.mark.parametrize("full", [True, False])
 def test_a_sound_store(dumped, full):
-    heard: list[tuple[int, int]] = []
-    report = verify(dumped, full=full, progress=lambda done, total: heard.append((done, total)))
+    reports: list[tuple[int, int]] = []
+    report = verify(dumped, full=full, progress=lambda done, total: reports.append((done, total)))
     assert report.damage == ()
-    assert (report.samples, report.sealed, heard) == (10, True, [(1, 3), (2, 3), (3, 3)])
+    assert (report.samples, report.sealed, reports) == (10, True, [(1, 3), (2, 3), (3, 3)])
     assert report.bytes == sum(file.stat().st_size for file in dumped.rglob("c.*") if file.parent.name not in SMALL)
     assert "no fault in 10 samples" in str(report)
     assert ("every byte" in str(report)) == full
@@ -43,7 +43,7 @@ def test_a_sound_store(dumped, full):
 SMALL = ("token", "token_order", "view_matrix")
 
 
-def test_an_unfinished_store_is_checked_as_far_as_it_is(tmp_path):
+def test_the_committed_part_of_an_unfinished_store_is_checked(tmp_path):
     with open_writer(tmp_path / "teacher.zarr") as writer:
         fill(writer, [1])
     report = verify(tmp_path / "teacher.zarr")

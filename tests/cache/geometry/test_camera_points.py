@@ -53,12 +53,12 @@ def test_near_points_are_left_out_on_demand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("points", "said"),
+    ("points", "message"),
     [
         (np.ones((5, 3)), r"\(right\); got 5 points, the last of them at pixel 1; expected at most 4 points"),
         (np.array([[3000.0, 1, 5]]), "got 1 points, the last of them at pixel 3000; expected .* of 2048 pixels a side"),
     ],
 )
-def test_what_does_not_fit_is_refused(points: np.ndarray, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_what_does_not_fit_is_refused(points: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         depth_codes([NOTHING, points], SPEC)

@@ -227,7 +227,7 @@ def test_each_flip_finds_its_own_reflection(signs: tuple[int, int], degrees: flo
 
 
 def test_a_mirror_is_nearer_than_half_a_turn() -> None:
-    """A teacher's features say which way things face: half a turn, two mirrors, bends them more than one."""
+    """A teacher's features depend on headings: half a turn, two mirrors, changes them more than one."""
     stored = view_matrices(("canonical", "flip_y"), None, "any")[None]
     assert nearest_view(mirror(-1, 1)[None], stored).tolist() == [0]
     assert nearest_view(mirror(-1, -1)[None], stored).tolist() == [1]

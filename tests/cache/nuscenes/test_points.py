@@ -88,7 +88,7 @@ def test_missing_sweeps_are_padded_only_where_there_is_none(rotations: Rotations
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "cut short.*got 0 bytes"),
         (np.ones(7, np.float32).tobytes(), "cut short.*got 28 bytes.*20 for each point"),
@@ -97,10 +97,10 @@ def test_missing_sweeps_are_padded_only_where_there_is_none(rotations: Rotations
         (np.array([np.inf, 1, 1, 1, 1], np.float32).tobytes(), "not finite.*point 0: .*inf"),
     ],
 )
-def test_broken_files_are_named(tmp_path: Path, content: bytes, said: str) -> None:
+def test_broken_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "broken.bin"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         load_points(frame_of(Sweep(path=path, to_key=np.eye(4), lag_s=0.0)), PointPipeline())
     assert str(path) in str(caught.value)
 
@@ -141,7 +141,7 @@ def test_the_real_frame_is_loaded_as_mmdet3d_does(real_frames: Frames) -> None:
 
 
 def test_past_sweeps_are_loaded_as_mmdet3d_does(real_frames: Frames) -> None:
-    """Where the car drives straight on; the next test says what happens in a bend."""
+    """Where the car drives straight on; the next test has a bend."""
     forward = np.eye(4)
     forward[:3, 3] = [0.1, -2.5, 0.02]
     key = real_frames[0].sweeps[0]

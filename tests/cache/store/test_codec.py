@@ -74,7 +74,7 @@ def test_leading_dimensions_are_free():
     assert torch.equal(encoded.decode()[1, 2], encode(features[1, 2], UNSIGNED).decode())
 
 
-def test_float16_saturates_and_says_so():
+def test_float16_saturates_and_counts():
     features = torch.tensor([[[[1e6, -1e6, 2.0]]]])
     encoded = encode(features, HALF)
     assert encoded.values.flatten().tolist() == [65504, -65504, 2]
@@ -168,10 +168,10 @@ def test_the_shared_step_is_the_root_that_bisection_finds():
 
 def test_a_target_that_the_levels_cannot_reach_leaves_each_channel_its_own_step():
     features = uneven_features()
-    asked = encode(features, CodecSpec(bits=4, target_sqnr_db=60))
+    target = encode(features, CodecSpec(bits=4, target_sqnr_db=60))
     own = encode(features, CodecSpec(bits=4))
-    assert torch.equal(asked.values, own.values)
-    assert torch.equal(asked.scale, own.scale)
+    assert torch.equal(target.values, own.values)
+    assert torch.equal(target.scale, own.scale)
 
 
 def test_a_shared_step_costs_fewer_bits_than_one_a_channel_at_the_same_ratio():

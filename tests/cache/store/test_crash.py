@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.crash import cli_dump, committed, contents, kill_dumps
+from benchmarks.crash import committed, contents, dump_arguments, kill_dumps
 from cache.dumping.run import dump
 from cache.store.partition import Part
+from tests.factories.processes import start_cli
 from tests.factories.stores import SmallFrames, SmallTeacher, dump_in_process, make_config
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 COUNT = 40
 KILLS = 20
@@ -43,7 +44,7 @@ def test_killed_at_random_moments_a_dump_loses_nothing(frames, tmp_path):
 
 def test_the_command_itself_loses_nothing_when_it_is_killed(made_root, tmp_path):
     pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed (make setup)")
-    outcome = kill_dumps(cli_dump(made_root), tmp_path, kills=1)
+    outcome = kill_dumps(lambda path: start_cli(tmp_path, *dump_arguments(made_root, path)).process, tmp_path, kills=1)
     assert outcome.killed == 1
     assert (outcome.lost, outcome.different) == (0, 0)
 

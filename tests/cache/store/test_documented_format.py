@@ -1,4 +1,4 @@
-"""docs/store.md says enough to read a store: its own reader does, and agrees with ours."""
+"""The reader in docs/store.md agrees with TeacherCache."""
 
 import re
 from pathlib import Path

@@ -39,7 +39,7 @@ def test_attributes_of_a_later_version_are_not_guessed_at(sealed_store):
     assert "spec.views.1" in str(caught.value)
 
 
-def test_a_group_that_is_not_ours():
+def test_a_group_of_another_writer():
     with pytest.raises(CorruptStoreError):
         parse_attributes(
             json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode(), "store/zarr.json"

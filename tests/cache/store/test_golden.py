@@ -50,7 +50,7 @@ def sha256(*tensors: torch.Tensor) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(tensor.numpy()).tobytes() for tensor in tensors)).hexdigest()
 
 
-def test_what_it_says_of_itself(cache):
+def test_its_attributes(cache):
     assert tuple(cache.tokens) == TOKENS
     assert [(layer.name, layer.channels, layer.codec.kind, layer.codec.bits) for layer in cache.spec.layers] == [
         ("head", 6, "unsigned", 8),
@@ -111,7 +111,7 @@ def views() -> TeacherCache:
     return TeacherCache(VIEWS)
 
 
-def test_what_a_store_of_views_says_of_itself(views):
+def test_the_attributes_of_a_store_of_views(views):
     assert views.spec.views == VIEW_NAMES
     assert views.spec.drawn == DrawnViews(seed=9)
     assert views.spec.depth == DepthSpec(cameras=("left", "right"), room=8, pixel_step=1 / 32)

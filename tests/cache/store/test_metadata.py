@@ -1,11 +1,10 @@
-import json
 import warnings
 
 import numpy as np
 import pytest
 import zarr
 
-from cache.store.documents import node_documents, read_document
+from cache.store.documents import node_files, read_document
 from cache.store.layout import sample_arrays
 from cache.store.reader import TeacherCache
 from tests.factories.stores import make_sample, make_spec, make_store, make_tokens
@@ -42,7 +41,7 @@ def test_arrays_open_one_by_one(sealed_store):
     assert array.shards == (4, 1, 6, 6, 8)
 
 
-def test_zarr_sees_the_checksum_of_data(tmp_path):
+def test_zarr_verifies_the_checksum_of_data(tmp_path):
     store = make_store(tmp_path / "teacher.zarr")
     path = store / "heatmap" / "c.0.0.0.0.0"
     data = bytearray(path.read_bytes())
@@ -52,7 +51,7 @@ def test_zarr_sees_the_checksum_of_data(tmp_path):
         zarr.open_group(store, mode="r")["heatmap"][0]
 
 
-def test_attributes_say_what_a_person_asks_first(sealed_store):
+def test_attributes_of_the_group(sealed_store):
     attributes = zarr.open_group(sealed_store, mode="r").attrs
     assert attributes["format_version"] == 1
     assert attributes["sealed"] is True
@@ -72,10 +71,10 @@ def test_xarray_opens_it(sealed_store):
 
 
 def test_each_array_has_the_metadata_of_the_root(sealed_store):
-    nodes = node_documents(read_document(sealed_store / "zarr.json"))
+    nodes = node_files(read_document(sealed_store / "zarr.json"))
     assert len(nodes) == 13  # 12 arrays and the group of features
-    for path, node in nodes.items():
-        assert json.loads((sealed_store / path).read_text()) == node
+    for path, data in nodes.items():
+        assert (sealed_store / path).read_bytes() == data
     consolidated, single = (
         zarr.open_group(sealed_store, mode="r", use_consolidated=use)["features/head"].metadata for use in (True, False)
     )

@@ -201,7 +201,7 @@ def test_a_shard_of_another_store_is_not_taken(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["zarr.json", "token/c.0.0", "token_order/c.0", "view_matrix/c.0.0.0"])
-def test_damage_is_seen_when_the_store_is_opened(store, key):
+def test_damage_raises_when_the_store_is_opened(store, key):
     damage(store / key)
     with pytest.raises(CorruptStoreError, match=key):
         TeacherCache(store)

@@ -246,7 +246,7 @@ def test_parts_as_they_are_written():
             Part.parse(text)
 
 
-def test_a_full_disk_is_said_and_resumed_from(path, tmp_path):
+def test_a_full_disk_is_an_error_and_can_be_resumed(path, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with open_writer(path) as writer:
         fill(writer, [0])

@@ -1,4 +1,4 @@
-"""Checkpoints: what fits is loaded, what does not is said, and nothing that a file asks for is run."""
+"""Checkpoints: weights that fit are loaded, others are listed, and no code of a file is run."""
 
 import os
 import warnings
@@ -32,7 +32,7 @@ def test_weights_are_loaded(tmp_path: Path, wrap: Any) -> None:
     torch.testing.assert_close(fresh[0].weight, trained[0].weight, rtol=0, atol=0)
 
 
-def test_the_log_of_mmengine_is_read_over(tmp_path: Path) -> None:
+def test_the_log_of_mmengine_is_skipped(tmp_path: Path) -> None:
     """Its HistoryBuffer pickles numpy arrays and its own methods, through getattr."""
     logging = pytest.importorskip("mmengine.logging")
     history = logging.HistoryBuffer(np.arange(4.0), np.ones(4))
@@ -56,7 +56,7 @@ def center_head() -> nn.Module:
     return nn.ModuleDict({"pts_bbox_head": head})
 
 
-def test_boxes_of_old_mmdet3d_are_converted_and_said(tmp_path: Path) -> None:
+def test_boxes_of_old_mmdet3d_are_converted_and_reported(tmp_path: Path) -> None:
     """A box of 1.8 m across and 4.2 m along, heading 0.3 rad, in both conventions."""
     old, new = center_head(), center_head()
     yaw = -0.3 - np.pi / 2

@@ -13,7 +13,7 @@ from cache.spec import CLASSES, PointPipeline
 from cache.teacher.checkpoint import weights_sha256
 from cache.teacher.mmdet3d import load_teacher
 from cache.teacher.mmdet3d_config import build_detector, mmdet3d_scope, read_config
-from cache.teacher.training import CHECKPOINT, _classes_of, _loader, _TrainingFrames, train_teacher
+from cache.teacher.training import CHECKPOINT, _loader, _TrainingFrames, train_teacher
 
 pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed")
 
@@ -102,7 +102,7 @@ def test_augmentation_moves_boxes_with_their_points(frames: list[Frame]) -> None
     config = read_config(str(DEMO))
     detector = build_detector(config)
     with mmdet3d_scope():
-        loader = _loader(config, frames, _classes_of(detector), seed=0)
+        loader = _loader(config, frames, detector, seed=0)
     turned = set()
     for batch in (batch for _ in range(3) for batch in loader):
         for points, sample in zip(batch["inputs"]["points"], batch["data_samples"], strict=True):

@@ -44,13 +44,13 @@ def test_a_machine_gets_json_and_nothing_else(capsys):
     fault = CorruptStoreError("broken", where=Path("a/b"), got=3, cure="Mend it")
     with report_writer(as_json=True) as write:
         sys.stdout.write("a library's remark\n")
-        write(Report(Path("a/b"), math.nan, (fault,)), "what a person sees")
+        write(Report(Path("a/b"), math.nan, (fault,)), "the text")
     printed = capsys.readouterr()
-    said = {"what": "broken", "where": "a/b", "got": "3", "expected": None, "cure": "Mend it"}
+    fields = {"what": "broken", "where": "a/b", "got": "3", "expected": None, "cure": "Mend it"}
     assert json.loads(printed.out) == {
         "path": "a/b",
         "ratio": None,
-        "faults": [{"type": "CorruptStoreError", **said}],
+        "faults": [{"type": "CorruptStoreError", **fields}],
     }
     assert printed.err == "a library's remark\n"
 
@@ -102,8 +102,8 @@ def test_progress_on_a_terminal_is_a_bar():
     ],
 )
 def test_colours_are_where_they_are_wanted(environment, coloured):
-    said = run("from cache.terminal.console import stderr; stderr.print('[red]x[/]')", TERM="xterm", **environment)
-    assert ("\x1b[31m" in said.stderr) == coloured
+    result = run("from cache.terminal.console import stderr; stderr.print('[red]x[/]')", TERM="xterm", **environment)
+    assert ("\x1b[31m" in result.stderr) == coloured
 
 
 def test_progress_in_a_log_is_plain_though_colours_are_forced():

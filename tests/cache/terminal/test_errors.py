@@ -18,7 +18,7 @@ def end_of(capsys, error: BaseException, debug: bool = False) -> tuple[int, str]
     return end.value.code, capsys.readouterr().err
 
 
-def test_an_error_of_ours_is_one_line(capsys):
+def test_an_error_of_the_project_is_one_line(capsys):
     code, message = end_of(capsys, ConfigError("unknown key", where="[a]", cure="Mend it"))
     assert (code, message) == (1, "error: ConfigError: unknown key ([a]). Mend it.\n")
 
@@ -49,7 +49,7 @@ def test_a_full_disk_is_not_a_bug(capsys):
 
 @pytest.mark.parametrize("kind", [MemoryError, type("OutOfMemoryError", (RuntimeError,), {})])
 def test_full_memory_is_not_a_bug(capsys, kind):
-    code, message = end_of(capsys, kind("CUDA out of memory.\nLong story"))
+    code, message = end_of(capsys, kind("CUDA out of memory.\nMore text"))
     assert code == 1
     assert "the memory is full; got CUDA out of memory.. Lower batch_size" in message
 

@@ -46,6 +46,6 @@ def test_tokens_maps_and_channels(sealed_store, browser) -> None:
     assert (browser.channel.min, browser.channel.max) == (-1, -1)
 
 
-def test_a_notebook_shows_it(browser) -> None:
+def test_it_is_a_widget_in_a_notebook(browser) -> None:
     data = browser._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in (data[0] if isinstance(data, tuple) else data)

@@ -11,7 +11,7 @@ def cache(sealed_store) -> TeacherCache:
     return TeacherCache(sealed_store)
 
 
-def test_statistics_by_an_independent_way(cache) -> None:
+def test_statistics_computed_independently(cache) -> None:
     found = survey(cache, samples=100)
     head = found.statistics["head"]
     samples = [make_sample(cache.spec, position).arrays for position in range(10)]

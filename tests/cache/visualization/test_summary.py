@@ -5,7 +5,7 @@ from cache.visualization.summary import statistics_table, summarise
 from tests.factories.stores import open_writer
 
 
-def test_a_summary_says_what_the_tables_say(sealed_store) -> None:
+def test_a_summary_has_the_facts_of_the_tables(sealed_store) -> None:
     cache = TeacherCache(sealed_store)
     summary = summarise(cache)
     assert (summary.samples, summary.fingerprint, summary.sealed) == (10, cache.spec.fingerprint, True)

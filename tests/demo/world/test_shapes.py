@@ -10,7 +10,11 @@ from demo.world.actors import BUILDING, KINDS, TREE, Kind
 ALL = [*KINDS, TREE, BUILDING]
 
 
-@pytest.mark.parametrize("kind", ALL, ids=[kind.build.__name__ for kind in ALL])
+def label(kind: Kind) -> str:
+    return f"{kind.name or 'scenery'} {kind.size_m[2]} m"
+
+
+@pytest.mark.parametrize("kind", ALL, ids=label)
 def test_parts_reach_every_face_of_the_box_and_none_leaves_it(kind: Kind) -> None:
     parts = kind.build(np.random.default_rng(0))
     for axis, (low, high) in (("x", (-0.5, 0.5)), ("y", (-0.5, 0.5)), ("z", (0.0, 1.0))):
@@ -23,7 +27,7 @@ def test_the_kinds_are_the_ten_classes() -> None:
     assert {kind.name for kind in KINDS} == set(CLASSES)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=[kind.build.__name__ for kind in KINDS])
+@pytest.mark.parametrize("kind", KINDS, ids=label)
 def test_categories_and_attributes_are_those_of_the_class(kind: Kind) -> None:
     assert category_to_detection_name(kind.category) == kind.name
     used = {kind.attributes.stopped, kind.attributes.parked}

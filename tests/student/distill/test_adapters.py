@@ -5,7 +5,7 @@ from torch import nn
 
 from cache.errors import MismatchError
 from cache.geometry.grid import BevGrid
-from student.distill.adapters import AdapterConfig, adapted_grid, build_adapter, changes_channels, grid_before
+from student.distill.adapters import AdapterConfig, adapted_grid, build_adapter, changes_channels
 
 GRID = BevGrid(x_range_m=(-8.0, 8.0), y_range_m=(-4.0, 4.0), cell_m=(1.0, 1.0))
 KINDS = {
@@ -67,7 +67,7 @@ def test_cells_that_do_not_divide_are_refused() -> None:
 def test_the_grid_before_an_adapter() -> None:
     for kind in ("upsample", "avgpool", "downsample_2layer"):
         adapter = AdapterConfig(kind=kind, factor=2)
-        assert adapted_grid(adapter, grid_before(adapter, GRID, "head"), "head").shape == GRID.shape
-    assert grid_before(AdapterConfig(kind="1x1conv"), GRID, "head").shape == GRID.shape
+        assert adapted_grid(adapter, adapted_grid(adapter, GRID, "head", inverse=True), "head").shape == GRID.shape
+    assert adapted_grid(AdapterConfig(kind="1x1conv"), GRID, "head", inverse=True).shape == GRID.shape
     with pytest.raises(MismatchError, match=r"'upsample' cannot merge the cells \(head\); got 8 x 16 cells"):
-        grid_before(AdapterConfig(kind="upsample", factor=3), GRID, "head")
+        adapted_grid(AdapterConfig(kind="upsample", factor=3), GRID, "head", inverse=True)

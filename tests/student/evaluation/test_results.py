@@ -34,8 +34,8 @@ def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:
 
 def test_an_evaluation_is_read_back(evaluations, made_frames) -> None:
     found, metrics = evaluations["good"]
-    assert (found.name, found.mean_ap, found.nds) == ("good", metrics.mean_ap, metrics.nds)
-    assert found.class_ap == metrics.class_ap
+    assert (found.name, found.metrics.mean_ap, found.metrics.nds) == ("good", metrics.mean_ap, metrics.nds)
+    assert found.metrics.class_ap == metrics.class_ap
     assert found.curves["car", 2.0].precision[50] == pytest.approx(1.0)
     assert {match.name for match in found.true_positives} >= {"car", "pedestrian"}
     frame = made_frames[0]

@@ -19,9 +19,9 @@ from student.training import preflight
 from student.training.memory import checkpoint_bytes
 from student.training.preflight import (
     require_disjoint_splits,
+    require_disk_space,
     require_fitting,
     require_full_step,
-    require_room,
     require_sound,
     resolve_devices,
     validation_frames,
@@ -126,12 +126,12 @@ def test_checkpoints_must_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
 
     free(3 * 12120)
-    require_room(tmp_path, layer, files, average=False)
+    require_disk_space(tmp_path, layer, files, average=False)
     free(3 * 12120 - 1)
     with pytest.raises(ConfigError, match=r"the checkpoints will not fit on the disk \(.*\); got 0.00 GB free"):
-        require_room(tmp_path, layer, files, average=False)
+        require_disk_space(tmp_path, layer, files, average=False)
     files[0].touch()
-    require_room(tmp_path, layer, files, average=False)
+    require_disk_space(tmp_path, layer, files, average=False)
 
 
 def test_missing_image_weights(made_root: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_precision_over_recall_of_several(evaluations) -> None:
     figure = drawn(plot_precision_recall(results))
     axes = {axes.get_title(): axes for axes in figure.axes}
     assert len(axes) == 10
-    assert labels(axes["car"]) == [f"{each.name}: {each.class_ap['car']:.3f}" for each in results]
+    assert labels(axes["car"]) == [f"{each.name}: {each.metrics.class_ap['car']:.3f}" for each in results]
     recall, precision = axes["car"].lines[0].get_data()
     np.testing.assert_array_equal(precision, results[0].curves["car", 2.0].precision[: len(precision)])
     assert (precision > 0).all()
@@ -52,7 +52,7 @@ def test_metrics_side_by_side(evaluations) -> None:
     results = [found for found, _ in evaluations.values()]
     scores, errors, classes = drawn(plot_metrics(results)).axes
     heights = [bar.get_height() for bar in scores.patches]
-    assert heights == [value for each in results for value in (each.mean_ap, each.nds)]
+    assert heights == [value for each in results for value in (each.metrics.mean_ap, each.metrics.nds)]
     assert len(errors.patches) == 2 * 5
     assert labels(classes) == ["good", "poor"]
 
