@@ -215,7 +215,7 @@ def test_a_broken_table_is_said_to_be_one(tmp_path: Path, tables: Tables, conten
 
 def test_splits_are_checked(tmp_path: Path, tables: Tables) -> None:
     root = write_tables(tmp_path, tables)
-    with pytest.raises(ConfigError, match=r"unknown split; got mini; expected some of .*mini_train"):
+    with pytest.raises(ConfigError, match=r"unknown split \(.*v1\.0-mini\); got mini; expected some of .*mini_train"):
         Frames(root=root, version="v1.0-mini", splits=("mini",))
     with pytest.raises(DataError, match=r"the split holds no key frame .*mini_val.*got scenes scene-0061"):
         Frames(root=root, version="v1.0-mini", splits=("mini_val",))
