@@ -353,13 +353,13 @@ def evaluate(
 
 @command("cli fidelity teacher.zarr --teacher configs/demo/teacher_model.py --checkpoint teacher.pth --data world")
 def fidelity(
-    store: Annotated[Path, typer.Argument(help="A store; its views determine which choices are compared.")],
+    store: Annotated[Path, typer.Argument(help="A store; its views determine which sets of views are compared.")],
     teacher: Annotated[str, typer.Option(help="The teacher's mmdet3d configuration, as in its DumpConfig.")],
     data: Data,
     checkpoint: Checkpoint = None,
     random_weights: RandomWeights = False,
     split: Annotated[str | None, typer.Option(help="nuScenes split, by default the store's last.")] = None,
-    draws: Annotated[int, typer.Option(min=1, help="BEV matrices for each frame and choice.")] = 2,
+    draws: Annotated[int, typer.Option(min=1, help="BEV matrices for each frame and set of views.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of the BEV matrices.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for tables, pictures and the devkit's files.")] = Path("fidelity"),
     json: Json = False,

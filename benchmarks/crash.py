@@ -35,6 +35,8 @@ from cache.store.layout import ROOT
 from cache.store.reader import TeacherCache
 from tests.factories.stores import SmallFrames, dump_in_process
 
+PROJECT = Path(__file__).parent.parent
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kills:
@@ -103,25 +105,21 @@ def _folder_times(path: Path) -> dict[Path, int]:
     return {folder: folder.stat().st_mtime_ns for folder in folders}
 
 
+def dump_arguments(world: Path, out: Path) -> list[str]:
+    """Of `cli`: a dump of the demo's teacher with random weights, in shards of one sample."""
+    settings = ("samples_per_shard=1", "batch_size=1", "workers=0")
+    options = ["--random-weights", *(part for setting in settings for part in ("--set", setting))]
+    return ["dump-teacher", str(PROJECT / "configs/demo/dump.yaml"), "--data", str(world), "--out", str(out), *options]
+
+
 def cli_dump(world: Path) -> Start:
-    """`cli dump-teacher` of the demo's teacher with random weights, in shards of one sample."""
-    root = Path(__file__).parent.parent
-    command = [
-        sys.executable,
-        "-m",
-        "cli",
-        "dump-teacher",
-        "configs/demo/dump.yaml",
-        "--data",
-        world,
-        "--random-weights",
-    ]
-    command += ["--set", "samples_per_shard=1", "--set", "batch_size=1", "--set", "workers=0", "--out"]
+    """`cli dump-teacher` in a process of its own."""
 
     def become(path: Path) -> None:
-        os.chdir(root)
+        os.chdir(PROJECT)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        os.execve(sys.executable, [*map(str, command), str(path)], {**os.environ, "OMP_NUM_THREADS": "1"})
+        command = [sys.executable, "-m", "cli", *dump_arguments(world, path)]
+        os.execve(sys.executable, command, {**os.environ, "OMP_NUM_THREADS": "1"})
 
     return partial(_started, become)
 

@@ -1,7 +1,7 @@
-"""What the distillation objective costs: `python -m benchmarks.objective [--threads N] [--device cuda]`.
+"""Cost of the distillation objective: `python -m benchmarks.objective [--threads N] [--device cuda]`.
 
-Features of 8 x 384 x 128 x 128, forward and backward, in one run with all candidates taking turns:
-- mse: `mse_loss` of the student's and the float32 teacher's features, the floor;
+Features of 8 x 384 x 128 x 128, forward and backward, all candidates in turn in one run:
+- mse: `mse_loss` of the student's and the float32 teacher's features, the baseline;
 - recipe: the paper's fgd on the head pair, with all its masks, from the uint8 teacher (and from a float32 one);
 - plain: the same terms written out over the features, as published.
 Then the masks of 8 samples of 40 boxes, and the scales of connected regions.
@@ -58,7 +58,7 @@ class Cost:
 
 
 class World:
-    """Made-up features, heatmaps and boxes of one batch."""
+    """Random features, heatmaps and boxes of one batch."""
 
     def __init__(self, device: str) -> None:
         torch.manual_seed(0)
@@ -106,7 +106,7 @@ def fgd_of(objective: DistillObjective) -> FgdLoss:
 
 
 def run_mse(world: World) -> Tensor:
-    """The floor."""
+    """The baseline."""
     student = world.student.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(F.mse_loss(student, world.decoded), student)
     return gradient
@@ -169,7 +169,7 @@ def _synchronise(device: str) -> None:
 
 
 def report(title: str, costs: dict[str, Cost], floor: str | None = None) -> None:
-    """A table; with ratios to the floor, turn by turn."""
+    """A table; with ratios to the baseline `floor`, turn by turn."""
     print(f"\n{title}")
     heads = f"{'':24}{'wall ms':>24}{'process ms':>24}{'peak MB':>10}"
     print(heads + (f"   of {floor}: wall, process, peak" if floor else ""))

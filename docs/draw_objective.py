@@ -13,14 +13,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cache.geometry.grid import BevGrid
-from cache.nuscenes.frames import Frames
-from cache.store.reader import TeacherCache
+from cache import BevGrid, Frames, TeacherCache
 from student.distill import draw_heatmaps, pad_boxes
 from student.distill.attention import joint_attention
 from student.distill.cell_weights import CellWeightConfig, weigh_cells
 from student.distill.regions import false_positives, max_over_classes, region_decomposition, resize_map
-from student.visualization.distill import plot_cells, plot_regions
+from student.visualization import plot_cells, plot_regions
 
 IMAGES = Path(__file__).parent / "images"
 GRID = BevGrid(x_range_m=(-25.6, 25.6), y_range_m=(-25.6, 25.6), cell_m=(0.8, 0.8))

@@ -1,0 +1,1 @@
+"""The camera student: configuration, data, models, the distillation objective, training and evaluation."""

@@ -33,6 +33,16 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules of slow tests: each goes to one worker, and none is left for the end."""
+    for item in items:
+        if "workshop" in getattr(item, "fixturenames", ()):  # test_cli's
+            item.add_marker("slow")
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def real_root() -> Path:
     """The real nuScenes key frame, which is not part of the project."""

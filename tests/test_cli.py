@@ -19,6 +19,7 @@ import yaml
 from cache.versions import PROJECT
 from cli import main
 from tests.factories.command_line import COMMANDS, parse_cli
+from tests.factories.processes import start_cli
 
 ROOT = Path(__file__).parent.parent
 TEACHER = ROOT / "configs" / "demo" / "teacher_model.py"
@@ -260,19 +261,11 @@ def test_damage_for_machines(workshop: Workshop, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_training_is_ended_by_signals(workshop: Workshop, tmp_path: Path, number: int, code: int) -> None:
     out = ("--out", tmp_path / "run", "--set", "distill=null", "--set", "training.epochs=500", "--json")
-    command = [sys.executable, "-m", "cli", "train-student", workshop.student, "--data", workshop.world, *out]
-    process = subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if line.startswith("steps 1/"):
-            process.send_signal(number)
-            break
-    printed, rest = process.communicate(timeout=120)
-    complaint = "".join(said) + rest
-    assert process.returncode == code, complaint
+    process = start_cli(tmp_path, "train-student", workshop.student, "--data", workshop.world, *out)
+    process.wait_until(lambda: "\nsteps 1/" in "\n" + process.stderr.read_text())
+    process.signal(number)
+    returned, printed, complaint = process.wait(120)
+    assert returned == code, complaint
     assert "Traceback" not in complaint
     assert printed == ""
 
@@ -556,6 +549,13 @@ def test_weights_must_be_chosen(workshop: Workshop, tmp_path: Path) -> None:
         *("dump-teacher", workshop.dump, "--data", workshop.world, "--out", tmp_path / "store.zarr"),
         saying="the teacher needs weights; got neither; expected --checkpoint or --random-weights",
     )
+
+
+def test_one_detector_is_evaluated(tmp_path: Path) -> None:
+    missing = ("evaluate", "--data", tmp_path)
+    both = (*missing, "--checkpoint", tmp_path / "last.ckpt", "--cache", tmp_path / "teacher.zarr")
+    for arguments, got in ((missing, "neither"), (both, "both")):
+        refused(*arguments, saying=f"needs exactly one detector; got {got}; expected --checkpoint or --cache")
 
 
 def test_a_store_that_differs(workshop: Workshop) -> None:

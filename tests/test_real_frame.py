@@ -18,6 +18,8 @@ from cache.teacher.mmdet3d import load_teacher
 from student.config.student import StudentConfig
 from student.training.trainer import train_student
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALLER = [
     *("data.version=v1.0-mini", "data.train_split=mini_train", "data.workers=0", "image.size=[64,160]"),

@@ -189,13 +189,14 @@ class _Table(Generic[AnyRow]):
             i = next(i for i, token in enumerate(tokens) if token not in at)
             raise dangling(self.path, self.rows[i].token, field, tokens[i], target.path.stem) from None
 
-    def times_us(self) -> Int[np.ndarray, "rows"]:
-        times = np.array([row.timestamp for row in self.rows]) if self.rows else np.zeros(0, np.int64)
-        if times.dtype != np.int64:
-            fraction = next((time for time in times.tolist() if time != int(time)), None)
-            if fraction is not None:
-                raise wrong_times(self.path, repr(fraction))
-        return times.astype(np.int64)
+
+def _times_us(table: _Table[SampleRow] | _Table[DataRow]) -> Int[np.ndarray, "rows"]:
+    times = np.array([row.timestamp for row in table.rows] or np.zeros(0, np.int64))
+    if times.dtype != np.int64:
+        fraction = next((time for time in times.tolist() if time != int(time)), None)
+        if fraction is not None:
+            raise wrong_times(table.path, repr(fraction))
+    return times.astype(np.int64)
 
 
 def dangling(path: Path, token: str, field: str, named: str, target: str) -> DataError:
@@ -221,7 +222,7 @@ def wrong_times(path: Path, got: str) -> DataError:
 
 
 def _sample_columns(sample: _Table[SampleRow], scene: _Table[NamedRow]) -> dict[str, np.ndarray]:
-    times, previous = sample.times_us(), sample.link("prev", sample, optional=True)
+    times, previous = _times_us(sample), sample.link("prev", sample, optional=True)
     gaps = (times - times[previous])[previous != NONE]
     if len(gaps) and np.median(gaps) < LEAST_GAP_US:
         raise wrong_times(sample.path, f"a median of {np.median(gaps):g} from one key frame to the next")
@@ -277,7 +278,7 @@ def _file_columns(
     return {
         "sample_files": sample_files,
         "file_name": _bytes(row.filename for row in file.rows),
-        "file_time_us": file.times_us(),
+        "file_time_us": _times_us(file),
         "file_previous": file.link("prev", file, optional=True),
         "file_size": np.array([(row.height, row.width) for row in file.rows], dtype=np.int32).reshape(-1, 2),
         "file_calibration": calibrations,
@@ -337,7 +338,7 @@ def _box_columns(
     rank = np.empty_like(before)
     rank[order] = np.arange(len(order), dtype=np.int32)
     columns |= {
-        "box_velocity": _velocities(columns["box_center"], sample.times_us()[of_sample], before, after),
+        "box_velocity": _velocities(columns["box_center"], _times_us(sample)[of_sample], before, after),
         "box_previous": np.where(before == NONE, NONE, rank[before]),
         "box_next": np.where(after == NONE, NONE, rank[after]),
     }

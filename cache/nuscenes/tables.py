@@ -16,7 +16,7 @@ Rotation = tuple[float, float, float, float]
 """Quaternion w, x, y, z."""
 
 
-class Row(msgspec.Struct, frozen=True, gc=False):
+class Row(msgspec.Struct, gc=False):
     """What every table has."""
 
     token: str
@@ -126,7 +126,7 @@ def read_chunks(
     Raises:
         DataError: as for `read_table`.
     """
-    decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
+    decoder: msgspec.json.Decoder[list[AnyRow]] = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
     pending, done = b"", 0
     try:
         with path.open("rb") as file:
@@ -134,9 +134,9 @@ def read_chunks(
                 advance(len(chunk))
                 pending += chunk
                 if cuts := list(_BETWEEN_ROWS.finditer(pending, max(0, len(pending) - _TAIL_BYTES))):
-                    rows, pending = _decode_prefix(decoder, pending, cuts)
-                    done += len(rows)
-                    yield rows
+                    found, pending = _decode_prefix(decoder, pending, cuts)
+                    done += len(found)
+                    yield found
         yield decoder.decode(pending)
     except OSError as error:
         raise _unreadable(path, f"{type(error).__name__}: {error.strerror}") from None
@@ -145,7 +145,7 @@ def read_chunks(
 
 
 def _decode_prefix(
-    decoder: msgspec.json.Decoder, text: bytes, cuts: list[re.Match[bytes]]
+    decoder: msgspec.json.Decoder[list[AnyRow]], text: bytes, cuts: list[re.Match[bytes]]
 ) -> tuple[list[AnyRow], bytes]:
     """The rows before the last cut that is between two rows, and the rest as a list of its own."""
     for cut in reversed(cuts[-_MOST_CUTS:]):

@@ -168,16 +168,13 @@ def scales(kind: ScaleMask, fg_scale: Map, extended: Map | None, bg_scale: Map) 
         ConfigError: the kind requires `extended`.
     """
     of_boxes = _require_extension(extended, f"scale mask {kind!r}") if kind.endswith("extend") else fg_scale
-    match kind:
-        case "combine_gt" | "combine_extend":
-            both = torch.maximum(of_boxes, bg_scale)
-            return both, both
-        case "separate_gt" | "separate_extend":
-            return of_boxes, bg_scale
-        case "bg_only":
-            return bg_scale, bg_scale
-        case "none":
-            return torch.ones_like(fg_scale), torch.ones_like(fg_scale)
+    if kind.startswith("separate"):
+        return of_boxes, bg_scale
+    if kind == "none":
+        both = torch.ones_like(fg_scale)
+    else:
+        both = bg_scale if kind == "bg_only" else torch.maximum(of_boxes, bg_scale)
+    return both, both
 
 
 def _require_extension(extension: Map | None, where: str) -> Map:

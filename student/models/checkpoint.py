@@ -10,7 +10,7 @@ from torch import Tensor
 from cache.config import differing
 from cache.errors import ConfigError, DataError
 from cache.teacher.state_dict import load_state_dict
-from student.config.student import DetectorConfig, StudentConfig
+from student.config.student import StudentConfig
 from student.models.detectors import BevDetector, build_detector
 
 CONFIG_KEY = "student_config"
@@ -72,14 +72,8 @@ def step_to_resume(checkpoint: Path, config: StudentConfig) -> int:
     """
     saved, earlier = _read(checkpoint)
     before, now = (values.model_dump(mode="json", exclude=MAY_CHANGE) for values in (earlier, config))
-    differences = _differences(before, now)
-    if differences:
-        raise ConfigError(
-            "the run was begun with another configuration",
-            where=checkpoint,
-            got=differences,
-            cure="Resume with the run's own configuration, or begin another run with another --out",
-        )
+    cure = "Resume with the run's own configuration, or begin another run with another --out"
+    _require_equal(before, now, "the run was begun with another configuration", checkpoint, cure)
     if "global_step" not in saved:
         raise _not_a_checkpoint(checkpoint, KeyError("global_step"))
     return saved["global_step"]
@@ -100,24 +94,17 @@ def start_from(detector: BevDetector, checkpoint: Path) -> None:
         ConfigError: its detector, grid, images or tasks differ.
     """
     other, config = load_student(checkpoint)
-    differences = _differences(_function(config.detector), _function(detector.config))
-    if differences:
-        raise ConfigError(
-            "the checkpoint to start from is another detector's",
-            where=checkpoint,
-            got=differences,
-            cure="Give training.init_from a checkpoint of the same detector, or change the configuration",
-        )
+    theirs, ours = ({"detector": c.model_dump(mode="json", exclude=_FREE)} for c in (config.detector, detector.config))
+    cure = "Give training.init_from a checkpoint of the same detector, or change the configuration"
+    _require_equal(theirs, ours, "the checkpoint to start from is another detector's", checkpoint, cure)
     detector.load_state_dict(other.state_dict())
 
 
-def _function(config: DetectorConfig) -> dict[str, Any]:
-    return {"detector": config.model_dump(mode="json", exclude=_FREE)}
-
-
-def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+def _require_equal(theirs: dict[str, Any], ours: dict[str, Any], what: str, checkpoint: Path, cure: str) -> None:
     leaves = differing(theirs, ours)
-    return "; ".join(f"{path}: the checkpoint's {before}, the configuration's {now}" for path, before, now in leaves)
+    got = "; ".join(f"{path}: the checkpoint's {before}, the configuration's {now}" for path, before, now in leaves)
+    if got:
+        raise ConfigError(what, where=checkpoint, got=got, cure=cure)
 
 
 def _read(checkpoint: Path) -> tuple[dict[str, Any], StudentConfig]:

@@ -56,8 +56,8 @@ class TrainingSetup:
         if self.val_frames is None:
             return None
         dataset = StudentDataset(self.val_frames, self.config, self.dataset.times)
-        ranks = int(self.config.training.devices)
-        share = DistributedSampler(dataset, ranks, rank, shuffle=False)  # as many frames for every rank
+        # As many frames for every rank: the first ones are repeated.
+        share: Sampler = DistributedSampler(dataset, int(self.config.training.devices), rank, shuffle=False)
         return _loader(dataset, self.config, share)
 
 

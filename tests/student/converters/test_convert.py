@@ -128,7 +128,7 @@ def public_shapes(p: Public) -> Shapes:
 
 
 def public_state(p: Public, seed: int = 0) -> dict[str, Tensor]:
-    """Made-up values; the grid's own tensors say what they would."""
+    """Made-up values; the grid's own tensors are consistent."""
     g = torch.Generator().manual_seed(seed)
     state = {name: torch.rand(shape, generator=g) * 0.1 for name, shape in public_shapes(p)}
     half, prefix = p.cells * 0.4, "img_view_transformer."
@@ -193,7 +193,7 @@ def test_every_public_tensor_finds_its_place(name: str, public: Public, tmp_path
         ours["image_encoder.backbone.layer3.0.conv1.weight"], state["img_backbone.layer3.0.conv1.weight"]
     )
     assert torch.equal(ours["bev_neck.up2.4.bias"], state["img_bev_encoder_neck.up2.4.bias"])
-    # The public 4D models say how far a box moved between the two frames, here 0.5 s apart.
+    # The public 4D models predict how far a box moved between the two frames, here 0.5 s apart.
     seconds = 0.5 if public.times > 1 else 1.0
     moved = state["pts_bbox_head.task_heads.5.vel.1.weight"]
     torch.testing.assert_close(ours["head.task_heads.5.vel.1.weight"], moved / seconds)
@@ -233,11 +233,13 @@ def test_boxes_after_the_conversion_are_those_of_the_file(tmp_path: Path) -> Non
     torch.testing.assert_close(as_new.boxes[:, [0, 1, 2, 3, 4, 5, 7, 8]], expected[:, [0, 1, 2, 3, 4, 5, 7, 8]])
 
 
-@pytest.mark.parametrize(("version", "said"), [(None, "names no version"), ("1.0.0rc4", "1.0.0rc4 as they are")])
-def test_the_file_s_version_decides_about_boxes(version: str | None, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "expected_text"), [(None, "names no version"), ("1.0.0rc4", "1.0.0rc4 as they are")]
+)
+def test_the_file_s_version_decides_about_boxes(version: str | None, expected_text: str, tmp_path: Path) -> None:
     state = public_state(SMALL)
     plan = planned(tmp_path, state, student(), version)
-    assert said in str(plan.report)
+    assert expected_text in str(plan.report)
     same = torch.equal(plan.state["head.task_heads.0.rot.1.bias"], state["pts_bbox_head.task_heads.0.rot.1.bias"])
     assert same == (version is not None)
 
@@ -306,10 +308,10 @@ def test_a_pattern_that_allows_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_other_shapes_stop_it_with_both(tmp_path: Path) -> None:
     plan = planned(tmp_path, public_state(replace(SMALL, neck=24)), student())
-    said = (
+    expected_text = (
         r"img_neck\.fpn_convs\.0\.conv\.bias -> image_encoder\.neck\.fpn_conv\.bias \(24,\): the detector's is \(16,\)"
     )
-    assert any(said.replace("\\", "") in str(row) for row in plan.report.of("other shape"))
+    assert any(expected_text.replace("\\", "") in str(row) for row in plan.report.of("other shape"))
     with pytest.raises(ConfigError, match=r"other shapes .*\(24, 256, 1, 1\): the detector's is \(16, 256, 1, 1\)"):
         plan.write(tmp_path / "a.ckpt")
 
@@ -346,7 +348,7 @@ def test_a_live_teacher_in_the_file_is_set_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected_text"),
     [
         (
             {"depth_m": (1.0, 12.0, 0.5)},
@@ -359,8 +361,8 @@ def test_a_live_teacher_in_the_file_is_set_aside(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_another_grid_is_refused(changes: dict[str, object], said: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"trained on another grid .*{said}"):
+def test_another_grid_is_refused(changes: dict[str, object], expected_text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"trained on another grid .*{expected_text}"):
         planned(tmp_path, public_state(SMALL), student(**changes))
 
 

@@ -38,7 +38,7 @@ def test_every_cell_is_in_one_region() -> None:
     assert all(part.any() for part in parts)
 
 
-def test_strongest_of_stored_heatmaps_has_no_gradient() -> None:
+def test_maximum_of_stored_heatmaps_has_no_gradient() -> None:
     assert max_over_classes(torch.tensor([[[[7]], [[200]]]], dtype=torch.uint8)).tolist() == [[[200]]]
     assert not max_over_classes(torch.rand(1, 2, 3, 3, requires_grad=True)).requires_grad
 

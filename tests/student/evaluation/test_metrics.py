@@ -11,7 +11,7 @@ from student.models.decoding import Detections
 
 
 @pytest.mark.parametrize(
-    ("scale_error", "orientation_error_rad", "said"),
+    ("scale_error", "orientation_error_rad", "expected"),
     [
         (0.7, 1.57, True),
         (0.66, 1.49, True),
@@ -20,14 +20,14 @@ from student.models.decoding import Detections
         (math.nan, math.nan, False),  # nothing was found
     ],
 )
-def test_the_signature_of_old_boxes(scale_error: float, orientation_error_rad: float, said: bool) -> None:
+def test_the_signature_of_old_boxes(scale_error: float, orientation_error_rad: float, expected: bool) -> None:
     remarks = remarks_on(scale_error, orientation_error_rad)
-    assert len(remarks) == said
+    assert len(remarks) == expected
     assert all("mmdet3d < 1.0" in remark and "yaw = -yaw - pi/2" in remark for remark in remarks)
 
 
 def evaluated(frames: Frames, out: Path, old: bool) -> Metrics:
-    """Ground truth, as mmdet3d 1.x or as an earlier one would say it."""
+    """Ground truth, in the convention of mmdet3d 1.x or of an earlier version."""
     found = []
     for frame in frames:
         boxes = torch.from_numpy(frame.boxes.copy())

@@ -19,12 +19,12 @@ def test_boxes_of_a_view_come_back_to_the_lidar(made_frames: Frames, tmp_path: P
     batch = cache.read((token,), head_maps=True)
     maps = {name: value.float() for name, value in batch.head_maps.items()}
     teacher, grid = cache.spec.teacher, cache.spec.heatmap_grid
-    (seen,) = decode(batch.heatmap.float() / 255, maps, grid, teacher.tasks, teacher.decoding)
-    assert len(found) == len(seen) > 0
+    (in_view,) = decode(batch.heatmap.float() / 255, maps, grid, teacher.tasks, teacher.decoding)
+    assert len(found) == len(in_view) > 0
     matrix = batch.view_matrix[0].double()
-    there = seen.boxes[:, :3].double() @ torch.linalg.inv(matrix[:3, :3]).T
+    there = in_view.boxes[:, :3].double() @ torch.linalg.inv(matrix[:3, :3]).T
     torch.testing.assert_close(found.boxes[:, :3].double(), there, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(found.boxes[:, :2], seen.boxes[:, :2], atol=0.1)
+    assert not torch.allclose(found.boxes[:, :2], in_view.boxes[:, :2], atol=0.1)
 
 
 @pytest.mark.parametrize("change", [{"frame": "ego"}, {"axes": "xy"}])

@@ -134,11 +134,11 @@ def test_detections_are_decoded_with_the_configured_rules() -> None:
 
 def bev_of_times(detector: BevDetector, batch: Batch) -> Tensor:
     """What the BEV encoder is given: the times' maps side by side."""
-    seen: list[Tensor] = []
-    hook = detector.bev_backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    inputs_of_backbone: list[Tensor] = []
+    hook = detector.bev_backbone.register_forward_pre_hook(lambda _, inputs: inputs_of_backbone.append(inputs[0]))
     detector(batch)
     hook.remove()
-    return seen[0].detach()
+    return inputs_of_backbone[0].detach()
 
 
 def shifted(batch: Batch, metres: float) -> Batch:

@@ -8,11 +8,11 @@ from student.models.image_encoder import Fpn, ImageEncoder
 
 def test_images_are_normalised_by_imagenet() -> None:
     encoder = ImageEncoder("resnet18", None, channels=8, stride=16)
-    seen: list[Tensor] = []
-    encoder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    normalised: list[Tensor] = []
+    encoder.backbone.register_forward_pre_hook(lambda _, inputs: normalised.append(inputs[0]))
     images = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 64)
     assert encoder(images).shape == (1, 8, 2, 4)
-    red, green, blue = seen[0][0, :, 0, 0].tolist()
+    red, green, blue = normalised[0][0, :, 0, 0].tolist()
     assert red == pytest.approx((0 - 123.675) / 58.395)
     assert green == pytest.approx((128 - 116.28) / 57.12)
     assert blue == pytest.approx((255 - 103.53) / 57.375)

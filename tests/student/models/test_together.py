@@ -57,9 +57,9 @@ def pixels_of(points: Tensor, batch: Batch, sample: int, undo: bool) -> Tensor:
     """Pixels (N, M, 2) of the original images on which BEV points (M, 3) fall, and their depths (N, M)."""
     to_bev = batch.bev_matrix[sample].double() if undo else torch.eye(4, dtype=torch.float64)
     from_bev = torch.linalg.inv(to_bev @ batch.camera_to_lidar[sample, 0].double())
-    seen = points.double() @ from_bev[:, :3, :3].mT + from_bev[:, None, :3, 3]
-    pixels = (seen / seen[..., 2:]) @ batch.intrinsics[sample, 0].double().mT
-    return torch.cat([pixels[..., :2], seen[..., 2:]], dim=-1)
+    transformed = points.double() @ from_bev[:, :3, :3].mT + from_bev[:, None, :3, 3]
+    pixels = (transformed / transformed[..., 2:]) @ batch.intrinsics[sample, 0].double().mT
+    return torch.cat([pixels[..., :2], transformed[..., 2:]], dim=-1)
 
 
 def test_draws_differ(augmented: Batch) -> None:
@@ -80,11 +80,11 @@ def test_lift_splat_puts_a_pixel_at_the_augmented_place_of_its_depth(augmented: 
     for sample in SEEDS:
         one = Cameras(**{name: value[sample : sample + 1] for name, value in vars(cameras_of(augmented)).items()})
         points = frustum_points(one, (128, 352), size, depths)[0].flatten(0, -2)
-        seen = pixels_of(augmented.boxes[sample][:, :3], augmented, sample, undo=True)
-        homogeneous = torch.cat([seen[..., :2], torch.ones_like(seen[..., :1])], dim=-1)
+        transformed = pixels_of(augmented.boxes[sample][:, :3], augmented, sample, undo=True)
+        homogeneous = torch.cat([transformed[..., :2], torch.ones_like(transformed[..., :1])], dim=-1)
         shown = homogeneous @ augmented.image_matrix[sample, 0].double().mT
         inside = (shown[..., 0] > 0) & (shown[..., 0] < 351) & (shown[..., 1] > 0) & (shown[..., 1] < 127)
-        visible = (inside & (seen[..., 2] > 2) & (seen[..., 2] < 29)).any(dim=0)
+        visible = (inside & (transformed[..., 2] > 2) & (transformed[..., 2] < 29)).any(dim=0)
         assert visible.sum() >= 2
         distance = torch.cdist(augmented.boxes[sample][visible, :3], points).amin(dim=1)
         assert distance.max() < 0.6
@@ -110,7 +110,7 @@ def test_depth_knows_nothing_of_the_bev_matrix(made_frames: Frames, augmented: B
 
 
 def test_the_past_meets_the_present(made_frames: Frames, augmented: Batch) -> None:
-    """A thing that stands still, seen in the earlier LiDAR's augmented map, is aligned to its augmented place now."""
+    """A static object in the earlier augmented map is aligned to its augmented position in the current one."""
     to_previous = torch.linalg.inv(augmented.to_current[:, 1])
     place = torch.tensor([3.3, 5.1, 0.0, 1.0])
     before = augmented.bev_matrix @ to_previous @ place
@@ -129,15 +129,15 @@ def test_the_past_meets_the_present(made_frames: Frames, augmented: Batch) -> No
 def test_a_teachers_peak_lies_on_the_augmented_box(augmented: Batch, plain: Batch) -> None:
     """Peaks where the boxes are in the view that was read end up where the boxes are in the student's space."""
     (teacher,) = augmented.teachers
-    way = to_teacher(GRID, GRID, teacher.view_matrix, augmented.bev_matrix, augmented.lidar_to_ego)
-    assert way is not None
+    to_view = to_teacher(GRID, GRID, teacher.view_matrix, augmented.bev_matrix, augmented.lidar_to_ego)
+    assert to_view is not None
     boxes = plain.boxes[0]
     for sample in SEEDS:
-        seen = torch.from_numpy(transform_boxes(boxes.numpy(), teacher.view_matrix[sample].double().numpy()))
-        cells, inside = cells_of_points(seen[:, :3], GRID, (-50.0, 50.0))
+        transformed = torch.from_numpy(transform_boxes(boxes.numpy(), teacher.view_matrix[sample].double().numpy()))
+        cells, inside = cells_of_points(transformed[:, :3], GRID, (-50.0, 50.0))
         maps = torch.zeros(1, len(boxes), *GRID.shape)
         maps[0].flatten(1)[torch.arange(len(boxes))[inside], cells[inside]] = 1.0
-        warped = warp_max(maps, GRID, GRID, way[sample : sample + 1]).features[0]
+        warped = warp_max(maps, GRID, GRID, to_view[sample : sample + 1]).features[0]
         for box, peak in zip(augmented.boxes[sample][inside], warped[inside], strict=True):
             rows, columns = peak.nonzero().unbind(1)
             shown = torch.from_numpy(GRID.to_metres(torch.stack([columns, rows], dim=1).double().numpy() + 0.5))

@@ -31,7 +31,7 @@ def test_an_outline_has_a_nose() -> None:
     assert [text.get_text() for text in axes.legend().get_texts()] == ["name"]
 
 
-def test_a_frame_from_above_has_one_axis_for_each_detector(made_frames: Frames) -> None:
+def test_a_bev_plot_has_one_axis_for_each_detector(made_frames: Frames) -> None:
     frame = made_frames[0]
     figure = plot_bev(frame, {"a": frame.boxes, "b": frame.boxes[:0]}, reach_m=20)
     FigureCanvasAgg(figure).draw()
@@ -41,13 +41,13 @@ def test_a_frame_from_above_has_one_axis_for_each_detector(made_frames: Frames) 
     assert figure.axes[0].get_xlim() == (-20, 20)
 
 
-def test_the_view_holds_all_ground_truth_unless_told(made_frames: Frames) -> None:
+def test_the_plot_holds_all_ground_truth_by_default(made_frames: Frames) -> None:
     frame = made_frames[0]
     farthest = np.abs(frame.boxes[:, :2]).max()
     assert plot_bev(frame, {"a": frame.boxes[:0]}).axes[0].get_xlim()[1] >= farthest
 
 
-def test_cameras_show_boxes_where_they_are_seen(made_frames: Frames) -> None:
+def test_cameras_show_boxes_where_they_are_visible(made_frames: Frames) -> None:
     frame = made_frames[0]
     figure = plot_cameras(frame, frame.boxes[:0], "nothing")
     FigureCanvasAgg(figure).draw()
@@ -64,7 +64,7 @@ def test_cameras_show_boxes_where_they_are_seen(made_frames: Frames) -> None:
     np.testing.assert_allclose([u, v], camera.intrinsics[:2, 2], atol=2)
 
 
-def test_cameras_stand_beside_the_frame_from_above(made_frames: Frames) -> None:
+def test_cameras_are_beside_the_bev_plot(made_frames: Frames) -> None:
     frame = made_frames[0]
     figure = plot_bev_and_cameras(frame, frame.boxes, "a")
     FigureCanvasAgg(figure).draw()
