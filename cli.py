@@ -330,13 +330,14 @@ def evaluate(
     from student.visualization.plots import save_evaluation_plots
     from student.visualization.tables import metrics_table
 
-    def frames_of(default_version: str, default_split: str) -> Frames:
-        return Frames(root=data, version=version or default_version, splits=(split or default_split,), max_sweeps=0)
+    def frames_of(default_version: str, default_split: str, cameras: tuple[str, ...] = ()) -> Frames:
+        splits = (split or default_split,)
+        return Frames(root=data, version=version or default_version, splits=splits, max_sweeps=0, cameras=cameras)
 
     with report_writer(json) as write_report, progress("samples") as advance:
         if checkpoint is not None and cache is None:
             detector, config = load_student(checkpoint)
-            frames = frames_of(config.data.version, config.data.val_split)
+            frames = frames_of(config.data.version, config.data.val_split, config.data.cameras)
             metrics = evaluate(student_detections(detector, config, frames), frames, out, "camera", advance)
         elif cache is not None and checkpoint is None:
             teacher = TeacherCache(cache)

@@ -91,6 +91,9 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
 
     scenes: tuple[str, ...]
     channels: tuple[str, ...]
+    """Of the LiDARs and the cameras together."""
+    lidars: tuple[str, ...]
+    cameras: tuple[str, ...]
     categories: tuple[str, ...]
     classes: tuple[str | None, ...]
     """nuScenes' detection class of each category."""
@@ -141,11 +144,15 @@ def compile_tables(folder: Path, advance: Advance = lambda _: None) -> tuple[Col
             folder / "sample_annotation.json", sample, table("instance", InstanceRow), category, attribute, advance
         ),
     )
-    return columns, _names(scene, category, attribute, channels)
+    return columns, _names(scene, category, attribute, sensor, channels)
 
 
 def _names(
-    scene: "_Table[NamedRow]", category: "_Table[NamedRow]", attribute: "_Table[NamedRow]", channels: tuple[str, ...]
+    scene: "_Table[NamedRow]",
+    category: "_Table[NamedRow]",
+    attribute: "_Table[NamedRow]",
+    sensor: "_Table[SensorRow]",
+    channels: tuple[str, ...],
 ) -> Names:
     # The devkit takes 1.5 s and 100 MB to import: here it is imported once for all later openings.
     from nuscenes.eval.detection.utils import category_to_detection_name
@@ -153,9 +160,12 @@ def _names(
     from nuscenes.utils.splits import create_splits_scenes
 
     scenes, categories, attributes = (tuple(row.name for row in of.rows) for of in (scene, category, attribute))
+    modality_of = {row.channel: row.modality for row in sensor.rows}
     return Names(
         scenes=scenes,
         channels=channels,
+        lidars=tuple(name for name in channels if modality_of[name] != CAMERA),
+        cameras=tuple(name for name in channels if modality_of[name] == CAMERA),
         categories=categories,
         classes=tuple(category_to_detection_name(name) for name in categories),
         attributes=attributes,

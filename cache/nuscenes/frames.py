@@ -90,10 +90,11 @@ class Frames(Sequence[Frame]):
     splits: tuple[str, ...]
     max_sweeps: int = 9
     """Past LiDAR rotations that a frame lists beside its own."""
-    cameras: tuple[str, ...] = CAMERAS
-    """Channels, in the order of a frame's images."""
-    lidar: str = LIDAR
-    """The channel whose frame all geometry is in."""
+    cameras: tuple[str, ...] = ()
+    """Channels, in the order of a frame's images. By default those of nuScenes' six that sensor.json lists, or all of
+    its cameras where it lists none of the six."""
+    lidar: str = ""
+    """The channel whose frame all geometry is in: by default LIDAR_TOP, or the only LiDAR that sensor.json lists."""
     tables: TableIndex = field(init=False, repr=False, compare=False)
     tokens: tuple[str, ...] = field(init=False, repr=False)
 
@@ -101,6 +102,11 @@ class Frames(Sequence[Frame]):
         object.__setattr__(self, "root", Path(self.root))
         object.__setattr__(self, "tables", open_index(self.root, self.version))
         object.__setattr__(self, "tokens", self._tokens())
+        names = self.tables.names
+        known = tuple(name for name in CAMERAS if name in names.cameras)
+        object.__setattr__(self, "cameras", self.cameras or known or names.cameras)
+        only = names.lidars[0] if len(names.lidars) == 1 else LIDAR
+        object.__setattr__(self, "lidar", self.lidar or only)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -224,7 +230,7 @@ class Frames(Sequence[Frame]):
                 where=f"token {token}",
                 got=", ".join(sorted(there)) or "no file",
                 expected=channel,
-                cure=f"Check that sample_data.json lists {self.lidar} and {', '.join(self.cameras)}",
+                cure=f"Complete sample_data.json, or choose other sensors than {self.lidar}, {', '.join(self.cameras)}",
             )
         return file
 

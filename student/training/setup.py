@@ -85,7 +85,8 @@ def set_up_training(
     config = preflight.resolve_devices(config)
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
     if frames is None:
-        frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
+        data = config.data
+        frames = Frames(root=root, version=data.version, splits=(data.train_split,), max_sweeps=0, cameras=data.cameras)
     preflight.require_disjoint_splits(config.data, frames)
     preflight.look_at_boxes(frames)
     val_frames = None if out is None else preflight.validation_frames(config, frames)

@@ -175,9 +175,25 @@ def test_a_scene_of_ones_own(tmp_path: Path, tables: Tables) -> None:
     with pytest.raises(DataError, match=r"the split holds no key frame .*mine, none\).*got scenes parking lot"):
         Frames(root=root, version="mine", splits=("none",))
     with pytest.raises(DataError, match=r"no image of a camera \(token first\).*got CAM_BACK.*expected CAM_FRONT;?"):
-        Frames(root=root, version="mine", splits=("all",), lidar="roof")[0]
+        Frames(root=root, version="mine", splits=("all",), cameras=CAMERAS)[0]
     with pytest.raises(DataError, match=r"no LiDAR rotation \(token first\).*expected LIDAR_TOP"):
-        Frames(root=root, version="mine", splits=("all",))[0]
+        Frames(root=root, version="mine", splits=("all",), lidar="LIDAR_TOP")[0]
+
+
+def test_sensors_by_default(tmp_path: Path, tables: Tables) -> None:
+    def sensors(**channels: str) -> tuple[str, tuple[str, ...]]:
+        for record in tables["sensor"]:
+            record["channel"] = channels.get(record["token"], record["token"])
+        frames = mini_train(write_tables(tmp_path, tables))
+        assert len(frames[1].cameras) == len(frames.cameras)
+        return frames.lidar, frames.cameras
+
+    assert sensors() == ("LIDAR_TOP", CAMERAS)
+    assert sensors(LIDAR_TOP="roof") == ("roof", CAMERAS)
+    # One of another name is not taken for one of nuScenes'.
+    assert sensors(CAM_FRONT="front") == ("LIDAR_TOP", tuple(name for name in CAMERAS if name != "CAM_FRONT"))
+    own = {name: name.removeprefix("CAM_").lower() for name in CAMERAS}
+    assert sensors(**own) == ("LIDAR_TOP", tuple(own[record["token"]] for record in tables["sensor"][1:]))
 
 
 @pytest.mark.parametrize("content", ["[", "[]", '{"cars": "scene"}', '{"cars": [1]}'])
