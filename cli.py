@@ -331,8 +331,8 @@ def evaluate(
     from student.visualization.tables import metrics_table
 
     def frames_of(default_version: str, default_split: str, cameras: tuple[str, ...] = ()) -> Frames:
-        splits = (split or default_split,)
-        return Frames(root=data, version=version or default_version, splits=splits, max_sweeps=0, cameras=cameras)
+        splits, chosen = (split or default_split,), version or default_version
+        return Frames(root=data, version=chosen, splits=splits, max_sweeps=0, cameras=cameras, store=cache)
 
     with report_writer(json) as write_report, progress("samples") as advance:
         if checkpoint is not None and cache is None:

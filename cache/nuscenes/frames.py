@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from cache.errors import DataError
 from cache.nuscenes.columns import NONE, UNPACK
-from cache.nuscenes.index import TableIndex, open_index
+from cache.nuscenes.index import KEPT, TableIndex, open_index, read_index
 from cache.nuscenes.splits import scenes_of_splits
 from cache.spec import CLASSES
 
@@ -95,12 +95,14 @@ class Frames(Sequence[Frame]):
     its cameras where it lists none of the six."""
     lidar: str = ""
     """The channel whose frame all geometry is in: by default LIDAR_TOP, or the only LiDAR that sensor.json lists."""
+    store: Path | None = None
+    """A store that carries its frames (`cache.dump` keeps them there): read where the root has no tables."""
     tables: TableIndex = field(init=False, repr=False, compare=False)
     tokens: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
-        object.__setattr__(self, "tables", open_index(self.root, self.version))
+        object.__setattr__(self, "tables", self._index())
         object.__setattr__(self, "tokens", self._tokens())
         names = self.tables.names
         known = tuple(name for name in CAMERAS if name in names.cameras)
@@ -188,6 +190,13 @@ class Frames(Sequence[Frame]):
             DataError: splits.json is broken.
         """
         return scenes_of_splits(splits, self.tables.names, self.root / self.version)
+
+    def _index(self) -> TableIndex:
+        if self.store is not None and not (self.root / self.version).is_dir():
+            found = read_index(self.store / KEPT)
+            if isinstance(found, tuple) and found[1] == self.version:
+                return found[0]
+        return open_index(self.root, self.version)
 
     def _tokens(self) -> tuple[str, ...]:
         columns, names = self.tables.columns, self.tables.names

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -19,6 +19,7 @@ from typing import Any
 import google_crc32c
 import msgspec
 import numpy as np
+from jaxtyping import Int
 
 from cache.errors import DataError, OfflineDistillWarning
 from cache.nuscenes.columns import TABLES, Columns, Names, compile_tables
@@ -28,6 +29,9 @@ FORMAT = 1
 """Of the columns; another number makes every index again."""
 
 META = "index.json"
+KEPT = "frames"
+"""The folder of the index that a store carries."""
+
 EDGE_BYTES = 1 << 16
 CHECKED_BYTES = 4 << 20
 SHOWN_BYTES = 50_000_000
@@ -78,7 +82,7 @@ class TableIndex:
         (row,) = self.rows([token])
         return None if row < 0 else int(row)
 
-    def rows(self, tokens: "tuple[str, ...] | list[str]") -> np.ndarray:
+    def rows(self, tokens: Sequence[str]) -> Int[np.ndarray, "tokens"]:
         """Each key frame's row, -1 where there is none."""
         stored, order = self.columns.sample_token, self.columns.sample_order
         wanted = np.array([token.encode() for token in tokens], dtype=np.bytes_)
@@ -109,8 +113,9 @@ def open_index(root: Path, version: str, progress: Progress | None = None) -> Ta
         columns, names = _compiled(folder, progress)
         if tables_identity(folder) != identity:
             raise DataError("the tables changed while they were read", where=folder, cure="Start again")
-        meta = Meta(format=FORMAT, tables=str(folder), identity=identity, names=names, files={})
-        problem = problem or _try(lambda: _save(columns, meta, path))
+        if problem is None:
+            _remove_stale(path, str(folder))
+            problem = _try(lambda: write_index(columns, names, path, str(folder), identity))
         if problem is None and (index := _opened(path)) is not None:
             return index
     warnings.warn(
@@ -192,11 +197,16 @@ def _compiled(folder: Path, progress: Progress | None) -> tuple[Columns, Names]:
         return compile_tables(folder, advance)
 
 
-def _save(columns: Columns, meta: Meta, path: Path) -> None:
-    """Write an index beside its name, and rename it; indexes of the same tables as they were before are removed."""
-    beside = path.with_suffix(".tmp")
-    for leftover in (beside, path):
-        shutil.rmtree(leftover, ignore_errors=True)
+def write_index(columns: Columns, names: Names, path: Path, tables: str, identity: str = "") -> None:
+    """Write an index beside its name, and rename it over one that is there.
+
+    Args:
+        tables: what it is made of.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         beside.mkdir()
         files = {}
@@ -204,14 +214,32 @@ def _save(columns: Columns, meta: Meta, path: Path) -> None:
             file = beside / f"{field.name}.npy"
             np.save(file, getattr(columns, field.name), allow_pickle=False)
             files[field.name] = (file.stat().st_size, _crc(file))
-        text = msgspec.json.encode(msgspec.structs.replace(meta, files=files))
+        meta = Meta(format=FORMAT, tables=tables, identity=identity, names=names, files=files)
+        text = msgspec.json.encode(meta)
         (beside / META).write_bytes(text + f"\n{google_crc32c.value(text)}".encode())
+        shutil.rmtree(path, ignore_errors=True)
         beside.rename(path)
     except OSError:
         shutil.rmtree(beside, ignore_errors=True)
         raise
+
+
+def read_index(path: Path) -> tuple[TableIndex, str] | list[str]:
+    """An index whose every byte is as it was written, and what it is made of; or else the names of damaged files."""
+    meta = _meta(path)
+    if meta is None:
+        return [META]
+    damaged = [f"{name}.npy" for name, expected in meta.files.items() if not _intact(path, name, expected)]
+    return damaged or (_mapped(path, meta), meta.tables)
+
+
+def _remove_stale(path: Path, tables: str) -> None:
+    """Remove what killed processes left, and the indexes of the same tables as they were before."""
+    for other in path.parent.glob("*.tmp"):
+        if other.name.startswith(path.name):
+            shutil.rmtree(other, ignore_errors=True)
     for other in path.parent.glob(f"*/{META}"):
-        if other.parent != path and _tables_of(other) == meta.tables:
+        if other.parent != path and _tables_of(other) == tables:
             shutil.rmtree(other.parent, ignore_errors=True)
 
 
@@ -229,15 +257,14 @@ def _tables_of(meta: Path) -> str | None:
 
 
 def _opened(path: Path) -> TableIndex | None:
-    """An index whose every byte is as it was written; None where there is none, with a warning where it is damaged."""
+    """The index, None where there is none, with a warning where it is damaged."""
     if not path.is_dir():
         return None
-    meta = _meta(path)
-    damaged = [META] if meta is None else [name for name, sum_ in meta.files.items() if not _intact(path, name, sum_)]
-    if meta is not None and not damaged:
-        return _mapped(path, meta)
+    found = read_index(path)
+    if isinstance(found, tuple):
+        return found[0]
     warnings.warn(
-        f"the index {path} is damaged ({', '.join(damaged)}) and is made again", OfflineDistillWarning, stacklevel=3
+        f"the index {path} is damaged ({', '.join(found)}) and is made again", OfflineDistillWarning, stacklevel=3
     )
     return None
 

@@ -85,8 +85,10 @@ def set_up_training(
     config = preflight.resolve_devices(config)
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
     if frames is None:
-        data = config.data
-        frames = Frames(root=root, version=data.version, splits=(data.train_split,), max_sweeps=0, cameras=data.cameras)
+        data, store = config.data, cache_paths[0] if cache_paths else None
+        frames = Frames(
+            root=root, version=data.version, splits=(data.train_split,), max_sweeps=0, cameras=data.cameras, store=store
+        )
     preflight.require_disjoint_splits(config.data, frames)
     preflight.look_at_boxes(frames)
     val_frames = None if out is None else preflight.validation_frames(config, frames)
