@@ -12,7 +12,7 @@ from cache.dumping.run import DumpProgress, fill_store
 from cache.dumping.setup import DumpSetup
 from cache.errors import CorruptStoreError
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.index import KEPT
+from cache.nuscenes.index_files import KEPT
 from cache.nuscenes.kept import damaged_files
 from cache.store.documents import node_files, read_document, read_file
 from cache.store.format import REPAIR, index_bytes

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Shaped
 
 from cache.nuscenes.columns import NONE, Columns
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.index import KEPT, read_index, write_index
+from cache.nuscenes.index_files import KEPT, read_index, write_index
 from cache.nuscenes.splits import custom_splits
 
 

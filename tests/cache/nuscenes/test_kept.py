@@ -13,7 +13,7 @@ from cache.dumping.run import dump
 from cache.dumping.verify import repair, verify
 from cache.errors import DataError
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.index import KEPT
+from cache.nuscenes.index_files import KEPT
 from cache.nuscenes.kept import keep_frames
 from tests.factories.stores import SmallTeacher, make_config
 from tests.factories.tables import devkit_frame, make_tables, require_equal, write_tables
