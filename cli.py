@@ -390,10 +390,11 @@ def _dump_inputs(
 
     settings = load_yaml(config, DumpConfig, [*(overrides or ()), *(["depth=true"] if depth else ())])
     frames = Frames(root=data, version=settings.version, splits=settings.splits)
+    teacher = _live_teacher(settings.teacher, checkpoint, random_weights)
     where, counts = f"{settings.version}, {', '.join(settings.splits)}", count_boxes(frames)
     print_note(f"{where}: {counts}")
     warn_of_boxes(counts, where)
-    return settings, frames, _live_teacher(settings.teacher, checkpoint, random_weights)
+    return settings, frames, teacher
 
 
 def _live_teacher(config: str, checkpoint: Path | None, random_weights: bool) -> "Teacher":
