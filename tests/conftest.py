@@ -1,8 +1,10 @@
 """Shapes and types checked while testing, one thread a process, and two small data sets."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -21,6 +23,15 @@ from demo.world.config import WorldConfig  # noqa: E402
 from demo.world.make import make_world  # noqa: E402
 
 ONE_FRAME = Path(__file__).parent.parent.parent / "shared" / "nuscenes-one-frame"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indexes of the tests' tables do not stay in the user's cache; matplotlib's list of fonts, slow to make, does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)
