@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 
 from cache.config import load_yaml
 from cache.errors import ConfigError, OfflineDistillWarning
-from cache.terminal.console import examples, print_report, progress, report_writer
+from cache.terminal.console import examples, print_note, print_report, progress, report_writer
 from cache.terminal.errors import exit_codes
 from cache.versions import installed_versions
 
@@ -130,6 +131,21 @@ def teachers(
             found = survey_zoo(names or (), advance)
         table = zoo_table(found)
         write_report({"teachers": found}, table.markdown() if markdown else table)
+
+
+@command("cli index --data nuscenes", "cli index --data nuscenes --version v1.0-mini --json")
+def index(
+    data: Data,
+    version: Annotated[str, typer.Option(help="nuScenes version.")] = "v1.0-trainval",
+    json: Json = False,
+) -> None:
+    """Make the index of the tables, where there is none yet, and show what it holds."""
+    from cache.nuscenes.counts import summarise_index, warn_of_boxes
+
+    with report_writer(json) as write_report:
+        summary = summarise_index(data, version)
+        write_report(summary)
+    warn_of_boxes(summary.boxes, version)
 
 
 @command(f"cli plan {TEACHER} --out teacher.zarr")
@@ -353,13 +369,14 @@ def evaluate(
     from student.visualization.plots import save_evaluation_plots
     from student.visualization.tables import metrics_table
 
-    def frames_of(default_version: str, default_split: str) -> Frames:
-        return Frames(root=data, version=version or default_version, splits=(split or default_split,), max_sweeps=0)
+    def frames_of(default_version: str, default_split: str, cameras: tuple[str, ...] = ()) -> Frames:
+        splits, chosen = (split or default_split,), version or default_version
+        return Frames(root=data, version=chosen, splits=splits, max_sweeps=0, cameras=cameras, store=cache)
 
     with report_writer(json) as write_report, progress("samples") as advance:
         if checkpoint is not None and cache is None:
             detector, config = load_student(checkpoint)
-            frames = frames_of(config.data.version, config.data.val_split)
+            frames = frames_of(config.data.version, config.data.val_split, config.data.cameras)
             metrics = evaluate(student_detections(detector, config, frames), frames, out, "camera", advance)
         elif cache is not None and checkpoint is None:
             teacher = TeacherCache(cache)
@@ -391,7 +408,7 @@ def fidelity(
     json: Json = False,
 ) -> None:
     """Compare the cached, warped teacher with the live teacher on augmented points."""
-    from cache import TeacherCache
+    from cache import Frames, TeacherCache
     from student.fidelity.report import tables, write
     from student.fidelity.study import FidelityStudy
 
@@ -399,7 +416,7 @@ def fidelity(
         cache = TeacherCache(store)
         identity = cache.spec.data
         live = _live_teacher(teacher, Weights(checkpoint, random_weights, boxes, ema, device), cache.spec.points.hook)
-        frames = _teacher_frames(data, identity.version, (split or identity.splits[-1],), live)
+        frames = _with_sweeps(Frames(root=data, version=identity.version, splits=(split or identity.splits[-1],)), live)
         study = FidelityStudy(cache, live, draws, seed)
         with progress("frames") as advance:
             report = study.run(frames, out, advance)
@@ -421,19 +438,23 @@ def _dump_inputs(
     config: Path, data: Path, name: str | None, weights: Weights, overrides: Overrides, depth: bool = False
 ) -> "tuple[DumpConfig, Frames, Teacher]":
     """The configuration, frames and teacher of a dump."""
-    from cache import DumpConfig
+    from cache import DumpConfig, Frames
+    from cache.nuscenes.counts import count_boxes, warn_of_boxes
 
     chosen = [*(overrides or ()), *(["depth=true"] if depth else ()), *([f"teacher={name}"] if name else ())]
     settings = load_yaml(config, DumpConfig, chosen)
+    frames = Frames(root=data, version=settings.version, splits=settings.splits)
     live = _live_teacher(settings.teacher, weights, settings.points)
-    return settings, _teacher_frames(data, settings.version, settings.splits, live), live
+    where, counts = f"{settings.version}, {', '.join(settings.splits)}", count_boxes(frames)
+    print_note(f"{where}: {counts}")
+    warn_of_boxes(counts, where)
+    return settings, _with_sweeps(frames, live), live
 
 
-def _teacher_frames(data: Path, version: str, splits: tuple[str, ...], teacher: "Teacher") -> "Frames":
-    """Frames with as many past sweeps as the teacher was trained with."""
-    from cache import Frames
-
-    return Frames(root=data, version=version, splits=splits, max_sweeps=teacher.points.past_sweeps)
+def _with_sweeps(frames: "Frames", teacher: "Teacher") -> "Frames":
+    """The frames with as many past sweeps as the teacher was trained with."""
+    past = teacher.points.past_sweeps
+    return frames if past <= frames.max_sweeps else replace(frames, max_sweeps=past)
 
 
 def _live_teacher(name: str, weights: Weights, hook: str | None) -> "Teacher":

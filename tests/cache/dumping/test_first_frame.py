@@ -59,9 +59,7 @@ def test_other_outputs_than_the_protocols(changes: dict, said: str, frames: Smal
 
 def test_teachers_that_train(frames: SmallFrames) -> None:
     refused(SmallTeacher().train(), frames, r"modules\); got \d+ in training mode: .*expected eval mode")
-    refused(
-        SmallTeacher().requires_grad_(), frames, r"parameters\); got \d+ require a gradient: .*requires_gr"
-    )
+    refused(SmallTeacher().requires_grad_(), frames, r"parameters\); got \d+ require a gradient: .*requires_gr")
 
 
 def test_attributes_and_classes(frames: SmallFrames) -> None:
