@@ -398,11 +398,12 @@ def _dump_inputs(
 def _live_teacher(config: str, checkpoint: Path | None, random_weights: bool) -> "Teacher":
     import torch
 
+    from cache.store.partition import environment_number
     from cache.teacher.mmdet3d import load_teacher
 
     if (checkpoint is None) != random_weights:
         raise _exactly_one("the teacher needs weights", checkpoint, "--checkpoint or --random-weights")
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"  # torchrun's ranks
+    device = f"cuda:{environment_number(os.environ, 'LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"  # torchrun's ranks
     return load_teacher(config, checkpoint, device)
 
 

@@ -54,7 +54,7 @@ class TrainingConfig(Strict):
     """Epochs between runs of the official metrics on data.val_split; 0: never."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints within an epoch, beside the one at its end."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
     def schedule_factor(self, step: int, steps_per_epoch: int) -> float:
         """Factor of the learning rate at a step, 0 .. 1."""

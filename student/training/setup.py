@@ -19,6 +19,7 @@ from student.distill.inherit import inherit_head
 from student.models.checkpoint import start_from
 from student.training import preflight
 from student.training.checkpointing import BEST, LAST, ignore_stop_signals
+from student.training.launcher import require_agreement
 from student.training.module import StudentModule
 
 
@@ -83,6 +84,8 @@ def set_up_training(
     """
     preflight.require_sound(config)
     config = preflight.resolve_devices(config)
+    if out is not None:
+        require_agreement(int(config.training.devices))
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
     if frames is None:
         frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
