@@ -20,6 +20,7 @@ from student.config.student import DataConfig, StudentConfig
 from student.config.training import TrainingConfig
 from student.data.samplers import Order
 from student.data.teacher_source import TeacherSource
+from student.evaluation.truth import require_truth
 from student.models.checkpoint import step_to_resume
 from student.training.memory import checkpoint_bytes
 
@@ -179,7 +180,7 @@ def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:
     """The frames of data.val_split; None without validation.
 
     Raises:
-        DataError: it has no key frame in this version, or no annotations.
+        DataError: it has no key frame in this version, no annotations, or some that cannot be evaluated.
     """
     if not config.training.validate_every:
         return None
@@ -190,6 +191,7 @@ def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:
             where=f"{frames.version}, {config.data.val_split}",
             cure="Change data.val_split, or set training.validate_every to 0",
         )
+    require_truth(frames)
     return frames
 
 
