@@ -19,8 +19,8 @@ from student.data.dataset import StudentDataset
 from student.evaluation.metrics import Metrics
 from student.evaluation.official_tables import official_tables
 from student.evaluation.submission import Sensor, write_submission
-from student.evaluation.truth import require_truth
 from student.evaluation.true_positives import true_positives, write_true_positives
+from student.evaluation.truth import require_truth
 from student.models.decoding import Detections
 from student.models.detectors import BevDetector
 

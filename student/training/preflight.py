@@ -13,16 +13,18 @@ from torch import nn
 from cache.errors import ConfigError, DataError, MismatchError, NotCachedError, OfflineDistillWarning
 from cache.nuscenes.counts import count_boxes, require_boxes, warn_of_boxes
 from cache.nuscenes.frames import CAMERAS, Frames
+from cache.nuscenes.loader import require_open_files, require_shared_memory
 from cache.spec import CacheSpec
 from cache.store.reader import TeacherCache
 from cache.terminal.console import print_note
 from student.config.student import DataConfig, StudentConfig
 from student.config.training import TrainingConfig
+from student.data.dataset import StudentDataset
 from student.data.samplers import Order
 from student.data.teacher_source import TeacherSource
 from student.evaluation.truth import require_truth
 from student.models.checkpoint import step_to_resume
-from student.training.memory import checkpoint_bytes
+from student.training.memory import bytes_of, checkpoint_bytes, tensors_of
 
 
 def require_sound(config: StudentConfig) -> None:
@@ -129,6 +131,27 @@ def require_disk_space(out: Path, module: nn.Module, files: Sequence[Path], aver
             expected=f"{needed / 1e9:,.2f} GB, {size / 1e9:,.2f} GB for each checkpoint",
             cure="Free some space, or give another --out",
         )
+
+
+PREFETCHED = 2
+"""Batches that each worker holds ready; torch's default."""
+
+
+def require_loader_resources(dataset: StudentDataset, config: StudentConfig) -> None:
+    """Load one sample, and raise unless shared memory and open files suffice for the workers' batches of such samples.
+
+    Raises:
+        ConfigError: they do not.
+        DataError: the sample's files are missing or broken.
+    """
+    training, workers = config.training, config.data.workers
+    if not workers:
+        return
+    tensors = list(tensors_of(dataset.collate([dataset[0]])))
+    # One batch is in use, and one on its way. Boxes and labels are a tensor for each sample.
+    batches = PREFETCHED * workers + 2
+    require_shared_memory(training.batch_size * bytes_of(tensors), batches, int(training.devices))
+    require_open_files(len(tensors) + 2 * (training.batch_size - 1), batches)
 
 
 def require_full_step(order: Order, training: TrainingConfig) -> None:

@@ -102,10 +102,13 @@ def set_up_training(
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
     detector = module.detector
+    dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources)
+    if out is not None:
+        preflight.require_loader_resources(dataset, config)
     return TrainingSetup(
         config=config,
         module=module,
-        dataset=StudentDataset(frames, config, detector.times, detector.supervise_depth, sources),
+        dataset=dataset,
         order=order,
         step=step,
         val_frames=val_frames,
