@@ -210,6 +210,17 @@ def dangling(path: Path, token: str, field: str, named: str, target: str) -> Dat
     )
 
 
+def _wrong_order(path: Path, token: str, step_us: int) -> DataError:
+    """A chain of records that does not follow time, from which a velocity would be infinite or turned around."""
+    return DataError(
+        "prev and next of a nuScenes table do not follow time",
+        where=f"{path}, record {token}",
+        got=f"a step of {step_us:,} us from one record to the next",
+        expected="more than 0",
+        cure="Correct `timestamp` of sample.json, or prev and next",
+    )
+
+
 def wrong_times(path: Path, got: str) -> DataError:
     """Times in another unit."""
     return DataError(
@@ -224,6 +235,9 @@ def wrong_times(path: Path, got: str) -> DataError:
 def _sample_columns(sample: _Table[SampleRow], scene: _Table[NamedRow]) -> dict[str, np.ndarray]:
     times, previous = _times_us(sample), sample.link("prev", sample, optional=True)
     gaps = (times - times[previous])[previous != NONE]
+    if (gaps <= 0).any():
+        row = int(np.flatnonzero(previous != NONE)[(gaps <= 0).argmax()])
+        raise _wrong_order(sample.path, sample.rows[row].token, int(times[row] - times[previous[row]]))
     if len(gaps) and np.median(gaps) < LEAST_GAP_US:
         raise wrong_times(sample.path, f"a median of {np.median(gaps):g} from one key frame to the next")
     tokens = _bytes(row.token for row in sample.rows)
@@ -334,11 +348,17 @@ def _box_columns(
     boxes = _Table(path=path, rows=links)
     before, after = (boxes.link(field, boxes, optional=True) for field in ("prev", "next"))
     of_sample = columns.pop("sample")
+    times = _times_us(sample)[of_sample]
+    for other, sign in ((before, 1), (after, -1)):
+        steps = sign * (times - times[other])
+        if (wrong := (other != NONE) & (steps <= 0)).any():
+            row = int(wrong.argmax())
+            raise _wrong_order(path, links[row].token, int(steps[row]))
     order = np.argsort(of_sample, kind="stable")
     rank = np.empty_like(before)
     rank[order] = np.arange(len(order), dtype=np.int32)
     columns |= {
-        "box_velocity": _velocities(columns["box_center"], _times_us(sample)[of_sample], before, after),
+        "box_velocity": _velocities(columns["box_center"], times, before, after),
         "box_previous": np.where(before == NONE, NONE, rank[before]),
         "box_next": np.where(after == NONE, NONE, rank[after]),
     }

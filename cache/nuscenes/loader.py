@@ -1,5 +1,6 @@
 """A DataLoader that raises its workers' errors unchanged, and ends where a worker cannot go on."""
 
+import errno
 import os
 import resource
 import shutil
@@ -48,7 +49,7 @@ class Loader(DataLoader):
         with loader_errors():
             batches = super().__iter__()
         while True:
-            with loader_errors():
+            with loader_errors(), _lost_connections():
                 batch = next(batches, _END)
             if batch is _END:
                 return
@@ -58,6 +59,17 @@ class Loader(DataLoader):
 
 
 _END = object()
+
+
+@contextmanager
+def _lost_connections() -> Iterator[None]:
+    """Errors of a worker's files and memory arrive as samples; others of the system are of a worker that is gone."""
+    try:
+        yield
+    except (OSError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        raise RuntimeError(f"DataLoader worker (pid unknown) is gone: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -93,8 +105,7 @@ def require_shared_memory(batch_bytes: int, batches: int, processes: int = 1) ->
             where=SHARED_MEMORY,
             got=f"{free / 1e6:,.1f} MB free",
             expected=f"{needed / 1e6:,.1f} MB: {processes * batches} batches of {batch_bytes / 1e6:,.1f} MB",
-            cure="Give it more (docker run --shm-size=8g, or --ipc=host), lower the number of workers or batch_size, or "
-            "set workers to 0",
+            cure="Give it more (docker run --shm-size=8g, or --ipc=host), or lower the number of workers or batch_size",
         )
 
 
@@ -106,7 +117,7 @@ def require_open_files(tensors: int, batches: int) -> None:
     """
     needed = OTHER_FILES + tensors * batches
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft in (resource.RLIM_INFINITY,) or needed <= soft:
+    if soft == resource.RLIM_INFINITY or needed <= soft:
         return
     if hard != resource.RLIM_INFINITY and needed > hard:
         raise ConfigError(
@@ -114,8 +125,7 @@ def require_open_files(tensors: int, batches: int) -> None:
             where="ulimit -n",
             got=hard,
             expected=f"{needed}: {tensors} tensors in each of {batches} batches, and {OTHER_FILES} others",
-            cure=f"Raise the limit with `ulimit -n {needed}`, lower the number of workers or batch_size, or set workers "
-            "to 0",
+            cure=f"Raise the limit with `ulimit -n {needed}`, or lower the number of workers or batch_size",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 

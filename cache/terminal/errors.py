@@ -36,6 +36,7 @@ def exit_codes(debug: bool = False) -> Iterator[None]:
         with _plain_warnings():
             yield
     except BaseException as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises there for each loader worker that dies with us
         interruption = _interruption(error)
         if interruption is None and (isinstance(error, SystemExit | BrokenPipeError) or hasattr(error, "exit_code")):
             raise  # typer's own, and sys.exit
@@ -97,7 +98,7 @@ def machine_error(error: BaseException) -> OfflineDistillError | None:
     text = str(error).partition("\n")[0]
     for what, (texts, cure) in _LACKS.items():
         if isinstance(error, OSError | RuntimeError) and any(part in str(error) for part in texts):
-            return OfflineDistillError(what, got=text, cure=cure)
+            return OfflineDistillError(what, got=text.rstrip(". "), cure=cure)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OfflineDistillError("the memory is full", got=text or None, cure=_LESS_MEMORY)
     if isinstance(error, OSError):
@@ -111,6 +112,8 @@ def machine_error(error: BaseException) -> OfflineDistillError | None:
     return None
 
 
+WORKER_KILLED = "a loader worker was killed"
+
 _LESS_MEMORY = "Lower batch_size (--set batch_size=1, or --set training.batch_size=1), or give it a larger machine"
 
 _LACKS = {
@@ -122,7 +125,7 @@ _LACKS = {
         ("shared memory", "</torch_", "Bus error"),
         "Give /dev/shm more (docker run --shm-size=8g, or --ipc=host), or lower the number of workers or batch_size",
     ),
-    "a loader worker was killed": (
+    WORKER_KILLED: (
         ("DataLoader worker (pid",),
         "Where the machine's memory is full the system kills processes (`dmesg` says so): lower the number of workers "
         "or batch_size, or give it more memory",

@@ -38,12 +38,17 @@ MOST_BINS = 1000
 
 
 class DataConfig(Strict):
-    """nuScenes version and splits, and loader workers."""
+    """nuScenes version, splits and frames, and loader workers."""
 
     version: str = "v1.0-trainval"
     train_split: str = "train"
     val_split: str = "val"
-    workers: int = Field(4, ge=0)
+    exclude: tuple[str, ...] = ()
+    """Tokens of key frames to leave out, of both splits."""
+    skip_missing: bool = False
+    """Leave out frames of which an image, or a LiDAR file that is needed, is not on the disk; otherwise that is an
+    error. Frames of a 4D detector's history count too."""
+    workers: int = Field(4, ge=0, le=256)
 
 
 class ImageConfig(Strict):

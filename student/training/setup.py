@@ -30,6 +30,7 @@ class TrainingSetup:
     config: the training's, with `devices` a number.
     order: of an epoch's frames.
     step: the step to begin with, 0 unless resumed.
+    left_out: frames of the training split that data.exclude and data.skip_missing leave out.
     val_frames: of the validation split; None without validation.
     """
 
@@ -39,6 +40,7 @@ class TrainingSetup:
     order: Order
     step: int
     val_frames: Frames | None
+    left_out: int = 0
 
     def sampler(self, rank: int = 0) -> SeededSampler:
         """The sequence of a rank's samples, from `step` on."""
@@ -90,12 +92,15 @@ def set_up_training(
     if frames is None:
         frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
     preflight.require_disjoint_splits(config.data, frames)
-    preflight.look_at_boxes(frames)
-    val_frames = None if out is None else preflight.validation_frames(config, frames)
-    order = _order(frames, config)
-    preflight.require_full_step(order, config.training)
     paths = cache_paths if config.distill else ()
     sources = [TeacherSource.open(path, config, index) for index, path in enumerate(paths)]
+    all_frames, lidar = len(frames), not any(source.cache.spec.depth for source in sources)
+    val_frames = None if out is None else preflight.validation_frames(config, frames)
+    frames = preflight.chosen_frames(frames, config, lidar)
+    preflight.require_images(frames, config)
+    preflight.look_at_boxes(frames)
+    order = _order(frames, config)
+    preflight.require_full_step(order, config.training)
     preflight.require_fitting_sources(sources, config, frames)
     module = _first_module(config, sources, resume)
     if out is not None:
@@ -112,6 +117,7 @@ def set_up_training(
         order=order,
         step=step,
         val_frames=val_frames,
+        left_out=all_frames - len(frames),
     )
 
 

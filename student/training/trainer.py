@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytorch_lightning as lightning
@@ -76,7 +76,9 @@ def train_student(
         )
     if not trainer.is_global_zero:
         return None
-    summary = cost.summary(trainer, out / LAST, best)
+    summary = replace(
+        cost.summary(trainer, out / LAST, best), frames=len(setup.dataset), frames_left_out=setup.left_out
+    )
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
     return summary
 
