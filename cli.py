@@ -328,6 +328,7 @@ def evaluate(
     from student.evaluation.teacher_boxes import teacher_detections
     from student.evaluation.truth import is_secret
     from student.models.checkpoint import load_student
+    from student.training.preflight import chosen_frames
     from student.visualization.plots import save_evaluation_plots
     from student.visualization.tables import metrics_table
 
@@ -338,6 +339,7 @@ def evaluate(
         if checkpoint is not None and cache is None:
             detector, config = load_student(checkpoint)
             frames, sensor = frames_of(config.data.version, config.data.val_split), "camera"
+            frames = chosen_frames(frames, config, lidar=False)
             detections = student_detections(detector, config, frames)
         elif cache is not None and checkpoint is None:
             teacher = TeacherCache(cache)
@@ -392,11 +394,18 @@ def _dump_inputs(
 ) -> "tuple[DumpConfig, Frames, Teacher]":
     """The configuration, frames and teacher of a dump."""
     from cache import DumpConfig, Frames
+    from cache.nuscenes.completeness import on_disk, without
     from cache.nuscenes.counts import count_boxes, warn_of_boxes
 
     settings = load_yaml(config, DumpConfig, [*(overrides or ()), *(["depth=true"] if depth else ())])
     frames = Frames(root=data, version=settings.version, splits=settings.splits)
-    where, counts = f"{settings.version}, {', '.join(settings.splits)}", count_boxes(frames)
+    where, every = f"{settings.version}, {', '.join(settings.splits)}", len(frames)
+    frames = without(frames, frozenset(settings.exclude)) if settings.exclude else frames
+    if settings.skip_missing:
+        frames = on_disk(frames, (frames.lidar,), past_sweeps=frames.max_sweeps)
+    if len(frames) < every:
+        print_note(f"{where}: {every - len(frames):,} of {every:,} frames are left out")
+    counts = count_boxes(frames)
     print_note(f"{where}: {counts}")
     warn_of_boxes(counts, where)
     return settings, frames, _live_teacher(settings.teacher, checkpoint, random_weights)

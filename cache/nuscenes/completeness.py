@@ -68,11 +68,12 @@ def without(frames: Frames, tokens: Collection[str]) -> Frames:
     return left
 
 
-def on_disk(frames: Frames, channels: Collection[str], history: int = 0) -> Frames:
+def on_disk(frames: Frames, channels: Collection[str], history: int = 0, past_sweeps: int = 0) -> Frames:
     """The frames whose files of some channels are on the disk.
 
     Args:
         history: key frames before each frame whose files must be there too.
+        past_sweeps: LiDAR rotations before each frame's own, likewise.
 
     Raises:
         DataError: there is none.
@@ -89,6 +90,8 @@ def on_disk(frames: Frames, channels: Collection[str], history: int = 0) -> Fram
     found = np.zeros(len(every), dtype=bool)
     used = np.unique(np.concatenate(needed))
     found[used] = _all_there(frames, used, [name for name in channels if name in names.channels], there)
+    if past_sweeps:
+        found[used] &= _sweeps_there(frames, used, past_sweeps, there)
     kept = np.logical_and.reduce([found[rows] for rows in needed])
     left = {token for token, keep in zip(frames.tokens, kept.tolist(), strict=True) if keep}
     if not left:
@@ -110,6 +113,18 @@ def _all_there(
         names = columns.file_name[files].tolist()
         of_channel = [there(frames.root / name.decode()) for name in names]
         found &= np.array(of_channel, dtype=bool) & (files != NONE)
+    return found
+
+
+def _sweeps_there(
+    frames: Frames, rows: Int[np.ndarray, "n"], past_sweeps: int, there: Callable[[Path], bool]
+) -> Bool[np.ndarray, "n"]:
+    columns, found = frames.tables.columns, np.ones(len(rows), dtype=bool)
+    files = _files(frames, rows, frames.lidar)
+    for _ in range(past_sweeps):
+        files = np.where(files == NONE, NONE, columns.file_previous[files])
+        for i in np.flatnonzero(files != NONE).tolist():
+            found[i] &= there(frames.root / columns.file_name[files[i]].decode())
     return found
 
 
