@@ -38,7 +38,7 @@ def require_listed(frames: Frames, cameras: bool = True) -> None:
 def largest_width(frames: Frames) -> int:
     """The width in pixels of the widest image."""
     columns, rows = frames.tables.columns, frames.rows()
-    return max(int(columns.file_size[_files(frames, rows, name), 1].max()) for name in frames.cameras)
+    return max((int(columns.file_size[_files(frames, rows, name), 1].max()) for name in frames.cameras), default=1)
 
 
 def without(frames: Frames, tokens: Collection[str]) -> Frames:

@@ -13,16 +13,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cache.errors import DataError
-from cache.nuscenes.columns import NONE, UNPACK
-from cache.nuscenes.index import TableIndex, open_index
+from cache.nuscenes.columns import NONE
+from cache.nuscenes.index import open_index
+from cache.nuscenes.index_files import KEPT, TableIndex, read_index
+from cache.nuscenes.poses import Matrix, boxes_in_lidar, pose_matrices
 from cache.nuscenes.splits import scenes_of_splits
+from cache.nuscenes.tables import UNPACK
 from cache.spec import CLASSES
 
 LIDAR = "LIDAR_TOP"
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
-
-Matrix = Float[np.ndarray, "4 4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +91,25 @@ class Frames(Sequence[Frame]):
     splits: tuple[str, ...]
     max_sweeps: int = 9
     """Past LiDAR rotations that a frame lists beside its own."""
-    cameras: tuple[str, ...] = CAMERAS
-    """Channels, in the order of a frame's images."""
-    lidar: str = LIDAR
-    """The channel whose frame all geometry is in."""
+    cameras: tuple[str, ...] = ()
+    """Channels, in the order of a frame's images. By default those of nuScenes' six that sensor.json lists, or all of
+    its cameras where it lists none of the six."""
+    lidar: str = ""
+    """The channel whose frame all geometry is in: by default LIDAR_TOP, or the only LiDAR that sensor.json lists."""
+    store: Path | None = None
+    """A store that carries its frames (`cache.dump` keeps them there): read where the root has no tables."""
     tables: TableIndex = field(init=False, repr=False, compare=False)
     tokens: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
-        object.__setattr__(self, "tables", open_index(self.root, self.version))
+        object.__setattr__(self, "tables", self._index())
         object.__setattr__(self, "tokens", self._tokens())
+        names = self.tables.names
+        known = tuple(name for name in CAMERAS if name in names.cameras)
+        object.__setattr__(self, "cameras", self.cameras or known or names.cameras)
+        only = names.lidars[0] if len(names.lidars) == 1 else LIDAR
+        object.__setattr__(self, "lidar", self.lidar or only)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -189,6 +198,13 @@ class Frames(Sequence[Frame]):
         """
         return scenes_of_splits(splits, self.tables.names, self.root / self.version)
 
+    def _index(self) -> TableIndex:
+        if self.store is not None and not (self.root / self.version).is_dir():
+            found = read_index(self.store / KEPT)
+            if isinstance(found, tuple) and found[1] == self.version:
+                return found[0]
+        return open_index(self.root, self.version)
+
     def _tokens(self) -> tuple[str, ...]:
         columns, names = self.tables.columns, self.tables.names
         wanted = self.scenes_of(*self.splits)
@@ -230,7 +246,7 @@ class Frames(Sequence[Frame]):
                 where=f"token {token}",
                 got=", ".join(sorted(there)) or "no file",
                 expected=channel,
-                cure=f"Check that sample_data.json lists {self.lidar} and {', '.join(self.cameras)}",
+                cure=f"Complete sample_data.json, or choose other sensors than {self.lidar}, {', '.join(self.cameras)}",
             )
         return file
 
@@ -292,47 +308,3 @@ class Frames(Sequence[Frame]):
 def _listed(scenes: Sequence[str], most: int = 10) -> str:
     more = f" and {len(scenes) - most} more" if len(scenes) > most else ""
     return ", ".join(scenes[:most]) + more if scenes else "none"
-
-
-def rotation_matrices(quaternions: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 3 3"]:
-    """Of quaternions w, x, y, z; the same steps as pyquaternion's, and the same digits."""
-    squares = np.matmul(quaternions[:, None, :], quaternions[:, :, None])[:, 0]
-    scales = np.where((np.abs(1.0 - squares) < 1e-14) | (squares == 0), 1.0, np.sqrt(squares))
-    w, x, y, z = (quaternions / scales).T
-    left = np.array([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]])
-    right = np.array([[w, -x, -y, -z], [x, w, z, -y], [y, -z, w, x], [z, y, -x, w]])
-    product = np.ascontiguousarray(left.transpose(2, 0, 1)) @ np.ascontiguousarray(right.transpose(2, 0, 1)).transpose(
-        0, 2, 1
-    )
-    return product[:, 1:, 1:]
-
-
-def pose_matrices(poses: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, "n 4 4"]:
-    """Of x, y, z in metres and a quaternion w, x, y, z."""
-    matrices = np.tile(np.eye(4), (len(poses), 1, 1))
-    matrices[:, :3, :3] = rotation_matrices(poses[:, 3:])
-    matrices[:, :3, 3] = poses[:, :3]
-    return matrices
-
-
-def boxes_in_lidar(
-    centers: Float[np.ndarray, "M 3"],
-    sizes: Float[np.ndarray, "M 3"],
-    rotations: Float[np.ndarray, "M 4"],
-    velocities: Float[np.ndarray, "M 3"],
-    global_to_lidar: Matrix,
-) -> Float[np.ndarray, "M 9"]:
-    """Boxes as nuScenes writes them in x, y, z (bottom), dx, dy, dz, yaw_rad, vx, vy in the LiDAR frame.
-
-    Args:
-        sizes: width, length, height.
-        rotations: quaternions w, x, y, z.
-    """
-    rotation = global_to_lidar[:3, :3]
-    # A product for each vector: one product of all rounds otherwise than mmdet3d and the devkit do.
-    x, y, z = ((rotation @ centers[:, :, None])[:, :, 0] + global_to_lidar[:3, 3]).T
-    heading = (rotation @ rotation_matrices(rotations)[:, :, :1])[:, :, 0]
-    moving = (rotation @ velocities[:, :, None])[:, :, 0]
-    width, length, height = sizes.T
-    yaw_rad = np.arctan2(heading[:, 1], heading[:, 0])
-    return np.stack([x, y, z - height / 2, length, width, height, yaw_rad, moving[:, 0], moving[:, 1]], axis=1)

@@ -96,13 +96,19 @@ class AnnotationRow(Row):
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 
+UNPACK = "Unpack the tables again, or correct them if they are of your own making"
+"""The cure of most faults of tables."""
+
+Advance = Callable[[int], None]
+"""Called with the bytes that were read since the last call."""
+
 CHUNK_BYTES = 8 << 20
 _BETWEEN_ROWS = re.compile(rb"\}\s*,\s*\{")
 _TAIL_BYTES = 1 << 16
 _MOST_CUTS = 8
 
 
-def read_table(path: Path, kind: type[AnyRow], advance: Callable[[int], None] = lambda _: None) -> Iterator[AnyRow]:
+def read_table(path: Path, kind: type[AnyRow], advance: Advance = lambda _: None) -> Iterator[AnyRow]:
     """The rows of a table.
 
     Args:
@@ -115,9 +121,7 @@ def read_table(path: Path, kind: type[AnyRow], advance: Callable[[int], None] = 
         yield from rows
 
 
-def read_chunks(
-    path: Path, kind: type[AnyRow], advance: Callable[[int], None] = lambda _: None
-) -> Iterator[list[AnyRow]]:
+def read_chunks(path: Path, kind: type[AnyRow], advance: Advance = lambda _: None) -> Iterator[list[AnyRow]]:
     """The rows of a table, in lists of a few thousand.
 
     A prefix of the file that ends with a brace decodes, once it is closed by a bracket, only where the brace closes a

@@ -90,7 +90,10 @@ def set_up_training(
         require_agreement(int(config.training.devices))
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
     if frames is None:
-        frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
+        data, store = config.data, cache_paths[0] if cache_paths else None
+        frames = Frames(
+            root=root, version=data.version, splits=(data.train_split,), max_sweeps=0, cameras=data.cameras, store=store
+        )
     preflight.require_disjoint_splits(config.data, frames)
     paths = cache_paths if config.distill else ()
     sources = [TeacherSource.open(path, config, index) for index, path in enumerate(paths)]
@@ -98,7 +101,6 @@ def set_up_training(
     val_frames = None if out is None else preflight.validation_frames(config, frames)
     frames = preflight.chosen_frames(frames, config, lidar)
     preflight.require_images(frames, config)
-    preflight.look_at_boxes(frames)
     order = _order(frames, config)
     preflight.require_full_step(order, config.training)
     preflight.require_fitting_sources(sources, config, frames)
@@ -106,6 +108,7 @@ def set_up_training(
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
+    preflight.look_at_boxes(frames)
     detector = module.detector
     dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources)
     if out is not None:
