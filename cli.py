@@ -421,7 +421,9 @@ def _live_teacher(config: str, checkpoint: Path | None, random_weights: bool) ->
 
     if (checkpoint is None) != random_weights:
         raise _exactly_one("the teacher needs weights", checkpoint, "--checkpoint or --random-weights")
-    device = f"cuda:{environment_number(os.environ, 'LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"  # torchrun's ranks
+    device = (
+        f"cuda:{environment_number(os.environ, 'LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    )  # torchrun's ranks
     return load_teacher(config, checkpoint, device)
 
 

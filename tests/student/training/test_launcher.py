@@ -34,7 +34,8 @@ def test_agreement(devices: int, environment: dict[str, str]) -> None:
             SLURM | {"SLURM_NTASKS": "1"},
             "the launcher and the configuration start different numbers of processes (SLURM_NTASKS, training.devices); "
             "got 1 on 1 machines by SLURM, 2 by training.devices; expected the same number, on one machine. Set "
-            "training.devices=1, or start the job with --nodes=1 --ntasks-per-node=2, and this command in it with srun.",
+            "training.devices=1, or start the job with --nodes=1 --ntasks-per-node=2, and this command in it with "
+            "srun.",
         ),
         (
             1,
