@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from cache.errors import ConfigError
@@ -26,6 +26,10 @@ def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
 
 Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
 """(low, high), in that order."""
+
+
+Size = Annotated[int, Field(ge=1, le=2**16)]
+"""Of a tensor along a dimension; torch has no number for a typing mistake's."""
 
 
 class Strict(BaseModel):

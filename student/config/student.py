@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from cache.config import Range, Strict
+from cache.config import Range, Size, Strict
 from cache.errors import ConfigError
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import BevAugmentConfig
@@ -57,7 +57,7 @@ class DataConfig(Strict):
 class ImageConfig(Strict):
     """Image size at the network's input, and the augmentation of the public BEVDet code."""
 
-    size: tuple[PositiveInt, PositiveInt] = (256, 704)
+    size: tuple[Size, Size] = (256, 704)
     """(height, width) in pixels."""
     resize: Range = (-0.06, 0.11)
     """Drawn and added to the ratio of widths, at training time."""
@@ -115,9 +115,9 @@ class HeadConfig(Strict):
     """The centre head (CenterPoint): its tasks, targets and losses."""
 
     tasks: tuple[tuple[str, ...], ...] = TASKS
-    shared_channels: PositiveInt = 64
+    shared_channels: Size = 64
     gaussian_overlap: float = Field(0.1, gt=0, lt=1)
-    min_radius: int = Field(2, ge=0)
+    min_radius: int = Field(2, ge=0, le=1000)
     code_weights: tuple[float, ...] = Field((1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2), min_length=10, max_length=10)
     """Of x, y offset, z, log dx, log dy, log dz, sin yaw, cos yaw, vx, vy."""
     heatmap_weight: float = 1.0
@@ -148,27 +148,27 @@ class DetectorConfig(Strict):
     """A multi-camera BEV detector; the defaults are a BEVDepth R50 at the sizes of DistillBEV's tables."""
 
     name: Literal["bevdet", "bevdet4d", "bevdepth", "bevdepth4d"] = "bevdepth"
-    history: int = Field(1, ge=1)
+    history: int = Field(1, ge=1, le=64)
     """Key frames before the current one, in a 4D detector's input; the others have none."""
-    history_step: int = Field(1, ge=1)
+    history_step: int = Field(1, ge=1, le=64)
     """Key frames, of 0.5 s each, from one input frame to the next; 3 for the public 4D models of BEVDet 0.x."""
     image_backbone: str = "resnet50"
     """The name of a torchvision ResNet (ResNeXt, wide ResNet), ConvNeXt, EfficientNet, MobileNet, RegNet or Swin."""
     image_weights: Path | None = None
     """A file with torchvision weights for the image backbone; null: random weights."""
-    image_neck_channels: PositiveInt = 256
+    image_neck_channels: Size = 256
     image_stride: Literal[8, 16] = 16
     depth_m: tuple[float, float, float] = (1.0, 60.0, 1.0)
     """Nearest, farthest and size of the depth bins, in metres."""
     z_range_m: Range = (-10.0, 10.0)
     grid: BevGrid = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
-    lift_channels: PositiveInt = 64
-    bev_channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (128, 256, 512)
-    bev_neck_channels: PositiveInt = 256
+    lift_channels: Size = 64
+    bev_channels: tuple[Size, Size, Size] = (128, 256, 512)
+    bev_neck_channels: Size = 256
     depth_weight: float = 3.0
     depth_net: Literal["aspp", "dcn"] = "aspp"
     """BEVDepth's: "aspp" as in BEVDet 2.x without deformable convolution, "dcn" as in BEVDet 0.x and DistillBEV."""
-    depth_channels: PositiveInt = 256
+    depth_channels: Size = 256
     """Channels within the depth net "dcn"; "aspp" keeps those of the image neck."""
     head: HeadConfig = HeadConfig()
 
