@@ -23,6 +23,10 @@ def require_listed(frames: Frames, cameras: bool = True) -> None:
         if (files == NONE).any():
             first = int((files == NONE).argmax())
             frames.file_row(frames.tokens[first], int(rows[first]), channel)  # raises, and names what is there
+        if channel != frames.lidar:
+            unknown = np.isnan(columns.intrinsics[columns.file_calibration[files]]).any(axis=(1, 2))
+            if unknown.any():
+                frames[frames.tokens[int(unknown.argmax())]]  # raises, and names the camera
         sizes = columns.file_size[files]
         if channel != frames.lidar and (sizes < 1).any():
             first = int((sizes < 1).any(axis=1).argmax())

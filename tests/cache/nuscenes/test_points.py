@@ -175,7 +175,5 @@ def test_four_columns_whose_size_divides_by_five_are_refused(tmp_path: Path) -> 
     points[:, 3] = 30
     path = tmp_path / "four.bin"
     path.write_bytes(points.tobytes())
-    with pytest.raises(
-        DataError, match=r"does not seem to have five columns .*an intensity below 0 in \d+ of 800 points"
-    ):
+    with pytest.raises(DataError, match=r"does not seem to have five columns .*an intensity below 0 in \d+ of 800"):
         load_points(frame_of(Sweep(path=path, to_key=np.eye(4), lag_s=0.0)), PointPipeline())

@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -17,5 +16,5 @@ def test_what_could_not_be_written_leaves_nothing(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_durably(path, b"after")
-    assert os.listdir(tmp_path) == ["file"]
+    assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"before"
