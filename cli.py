@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -340,14 +340,15 @@ def evaluate(
         if checkpoint is not None and cache is None:
             detector, config = load_student(checkpoint)
             frames = frames_of(config.data.version, config.data.val_split, config.data.cameras)
-            frames, sensor = chosen_frames(frames, config, lidar=False), "camera"
+            frames = chosen_frames(frames, config, lidar=False)
             detections = student_detections(detector, config, frames)
         elif cache is not None and checkpoint is None:
             teacher = TeacherCache(cache)
-            frames, sensor = frames_of(teacher.spec.data.version, teacher.spec.data.splits[-1]), "lidar"
+            frames = frames_of(teacher.spec.data.version, teacher.spec.data.splits[-1])
             detections = teacher_detections(teacher, frames.tokens)
         else:
             raise _exactly_one("evaluate needs exactly one detector", checkpoint, "--checkpoint or --cache")
+        sensor: Literal["camera", "lidar"] = "camera" if cache is None else "lidar"
         if is_secret(frames):
             results = write_results(detections, frames, out, sensor, advance)
             known = "no metrics: nuScenes keeps the annotations of test, and its server evaluates this file"

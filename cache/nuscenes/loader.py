@@ -149,7 +149,7 @@ class _Queue(Queue):
     training then waits for ever.
     """
 
-    def _on_queue_feeder_error(self, error: Exception, batch: Any) -> None:  # type: ignore[override]
+    def _on_queue_feeder_error(self, error: Exception, batch: Any) -> None:
         known = machine_error(error)
         if known is None or not isinstance(batch, tuple) or isinstance(batch[1], OfflineDistillError):
             os._exit(1)
@@ -159,9 +159,9 @@ class _Queue(Queue):
 class _Context(ForkContext):
     """Processes and queues of a loader."""
 
-    Process = _Process  # type: ignore[assignment]
+    Process = _Process
 
-    def Queue(self, maxsize: int = 0) -> _Queue:  # type: ignore[override]
+    def Queue(self, maxsize: int = 0) -> _Queue:
         return _Queue(maxsize, ctx=self.get_context())
 
 
