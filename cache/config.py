@@ -1,23 +1,55 @@
 """Strict configuration: YAML into frozen pydantic models; the error for an unknown key names the nearest known one."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from cache.errors import ConfigError
+from cache.yaml_text import parse_yaml, read_yaml
 
 Model = TypeVar("Model", bound="Strict")
+
+
+_NO_TRUTH_VALUE = PydanticCustomError("truth_value", "Input should be a value other than true or false")
+
+
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("the first value should not be above the second")
+    return ends
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
+"""(low, high), in that order."""
+
+
+Size = Annotated[int, Field(ge=1, le=2**16)]
+"""Of a tensor along a dimension; torch has no number for a typing mistake's."""
 
 
 class Strict(BaseModel):
     """Base of every configuration and of every record kept in a store."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_value_as_a_number(cls, values: Any) -> Any:
+        """pydantic takes true for 1: `batch_size: true` would train."""
+        fields = {name: str(field.annotation) for name, field in cls.model_fields.items()}
+        wrong = [
+            InitErrorDetails(type=_NO_TRUTH_VALUE, loc=(name,), input=values[name])
+            for name, kind in fields.items()
+            if isinstance(values, dict) and "bool" not in kind and _holds_bool(values.get(name))
+        ]
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return values
 
     @classmethod
     def parse(cls: type[Model], values: Any, where: str | Path) -> Model:
@@ -43,13 +75,8 @@ def load_yaml(path: str | Path | None, model: type[Model], overrides: Iterable[s
     Raises:
         ConfigError: the file is missing, is not YAML, or does not fit the model.
     """
-    try:
-        text = "" if path is None else Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            "the configuration cannot be read", where=path, got=error.strerror, cure="Check its path"
-        ) from None
-    values = _yaml(text, where=path or model.__name__) or {}
+    values = {} if path is None else read_yaml(Path(path))
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(
             "invalid configuration: not a mapping of keys to values",
@@ -61,7 +88,7 @@ def load_yaml(path: str | Path | None, model: type[Model], overrides: Iterable[s
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError("not an override", where="--set", got=override, expected="dotted.key=value")
-        _set_at(values, key.split("."), _yaml(value, where=f"--set {key}"))
+        _set_at(values, key.split("."), parse_yaml(value, where=f"--set {key}"))
     return model.parse(values, where=path or model.__name__)
 
 
@@ -82,12 +109,8 @@ def differing(first: Any, second: Any, *, whole: bool = True, path: str = "") ->
         yield path, first, second
 
 
-def _yaml(text: str, where: str | Path) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError("the configuration is not YAML", where=where, got=problem, cure="Correct it there") from None
+def _holds_bool(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_holds_bool, value)))
 
 
 def _set_at(values: dict[str, Any], path: list[str], value: Any) -> None:
@@ -100,10 +123,16 @@ def _set_at(values: dict[str, Any], path: list[str], value: Any) -> None:
     values[last] = value
 
 
+_SHORT = reprlib.Repr()
+"""Of a value that may be a whole file's; short ones stay as they are."""
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = 12
+
+
 def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in detail["loc"]) or "the top level"
     if detail["type"] != "extra_forbidden":
-        return f"{key}: {detail['msg']}, got {detail['input']!r}"
+        return f"{key}: {detail['msg']}, got {_SHORT.repr(detail['input'])}"
     *parents, unknown = detail["loc"]
     known = _fields_at(model, tuple(parents))
     nearest = difflib.get_close_matches(str(unknown), known, n=1, cutoff=0.5)

@@ -68,7 +68,7 @@ class CodecSpec(Strict):
     bits: int = Field(8, ge=4, le=8)
     companding: float = Field(1.0, gt=0, le=1)
     """Exponent on |value| / largest of its channel before rounding: 1 is uniform, 0.5 favours small values."""
-    target_sqnr_db: float | None = Field(None, gt=0)
+    target_sqnr_db: float | None = Field(None, gt=0, le=200)
     """All channels of a sample share the step that leaves this ratio, as far as their largest values fit the codes;
     with None each channel has its own step, the smallest that its largest value allows."""
     min_sqnr_db: float = 30.0
@@ -137,10 +137,10 @@ NmsType = Literal["circle", "rotate"]
 class Decoding(Strict):
     """Decoding of a centre head's maps into boxes; the names are those of mmdet3d's CenterPoint `test_cfg`."""
 
-    score_threshold: float = 0.1
-    max_per_frame: int = 500
-    pre_max_size: int = 1000
-    post_max_size: int = 83
+    score_threshold: float = Field(0.1, ge=0, le=1)
+    max_per_frame: int = Field(500, ge=1)
+    pre_max_size: int = Field(1000, ge=1)
+    post_max_size: int = Field(83, ge=1)
     nms_type: NmsType | tuple[NmsType, ...] = "circle"
     """For all tasks, or one for each."""
     nms_thr: float | tuple[float, ...] = 0.2

@@ -18,6 +18,10 @@ class DumpConfig(Strict):
     """`module:function` (frame, points) -> points, for painted or virtual points; see docs/your-student.md."""
     version: str = "v1.0-trainval"
     splits: tuple[str, ...] = ("train", "val")
+    exclude: tuple[str, ...] = ()
+    """Tokens of key frames to leave out."""
+    skip_missing: bool = False
+    """Leave out frames of which a LiDAR file is not on the disk; otherwise that is an error."""
     layers: dict[str, CodecSpec] = Field(
         default_factory=lambda: {name: CodecSpec() for name in ("head", "backbone0", "backbone1", "backbone2")}
     )
@@ -31,7 +35,7 @@ class DumpConfig(Strict):
     batch_size: PositiveInt = 4
     """Frames in one pass of the teacher, all in one view; never from two shards, so that a resumed dump forms the same
     batches."""
-    workers: int = Field(4, ge=0)
+    workers: int = Field(4, ge=0, le=256)
     """Processes that load points and voxelise."""
 
     @property

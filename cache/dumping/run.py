@@ -10,11 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
 from cache.dumping.config import DumpConfig
+from cache.dumping.prepared import PreparedFrame
 from cache.dumping.setup import DumpSetup
 from cache.errors import UnsealedError
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.loader import Loader
+from cache.nuscenes.loader import Loader, loader_errors, require_shared_memory
 from cache.store.layout import StoredSample
 from cache.store.partition import WHOLE, Part
 from cache.store.writer import StoreWriter
@@ -95,7 +99,8 @@ def fill_store(
     with setup.open_writer(out, part, redo) as writer:
         setup.keep_frames(out)
         try:
-            written, size = _fill(writer, setup, progress)
+            with loader_errors():
+                written, size = _fill(writer, setup, progress)
         except KeyboardInterrupt:
             raise UnsealedError(
                 "the dump was interrupted", where=out, cure="Run the same command again to resume it"
@@ -146,6 +151,9 @@ def _batches(writer: StoreWriter, batch_size: int) -> Iterator[_Batch]:
 def _jobs(writer: StoreWriter, batches: list[_Batch], setup: DumpSetup) -> Iterator[Callable[[], int]]:
     """Run the teacher over the batches; each job writes one and returns its bytes."""
     workers = setup.config.workers if batches else 0
+    if workers:
+        one = setup.prepared[batches[0].positions[0]]
+        require_shared_memory(_tensor_bytes(one) * setup.config.batch_size, workers + 1)
     loader = Loader(
         setup.prepared,
         batch_sampler=[batch.positions for batch in batches],
@@ -155,6 +163,10 @@ def _jobs(writer: StoreWriter, batches: list[_Batch], setup: DumpSetup) -> Itera
     )
     for batch, frames in zip(batches, loader, strict=True):
         yield partial(_write, writer, batch, setup.encode(frames))
+
+
+def _tensor_bytes(frame: PreparedFrame) -> int:
+    return sum(part.nbytes for part in tree_leaves(tuple(frame)) if isinstance(part, Tensor))
 
 
 def _write(writer: StoreWriter, batch: _Batch, samples: list[StoredSample]) -> int:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 
 from cache.nuscenes.columns import NONE, Columns, Names
 from cache.nuscenes.compile_boxes import box_columns
-from cache.nuscenes.linked_table import LinkedTable, dangling, times_us, wrong_times
+from cache.nuscenes.linked_table import LinkedTable, dangling, times_us, wrong_order, wrong_times
 from cache.nuscenes.tables import (
     Advance,
     AnyRow,
@@ -98,6 +98,9 @@ def _names(
 def _sample_columns(sample: LinkedTable[SampleRow], scene: LinkedTable[NamedRow]) -> dict[str, np.ndarray]:
     times, previous = times_us(sample), sample.link("prev", sample, optional=True)
     gaps = (times - times[previous])[previous != NONE]
+    if (gaps <= 0).any():
+        row = int(np.flatnonzero(previous != NONE)[(gaps <= 0).argmax()])
+        raise wrong_order(sample.path, sample.rows[row].token, int(times[row] - times[previous[row]]))
     if len(gaps) and np.median(gaps) < LEAST_GAP_US:
         raise wrong_times(sample.path, f"a median of {np.median(gaps):g} from one key frame to the next")
     tokens = _bytes(row.token for row in sample.rows)

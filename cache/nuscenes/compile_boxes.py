@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cache.nuscenes.columns import NONE, SEVERAL
-from cache.nuscenes.linked_table import LinkedTable, dangling, times_us
+from cache.nuscenes.linked_table import LinkedTable, dangling, times_us, wrong_order
 from cache.nuscenes.tables import Advance, AnnotationRow, InstanceRow, NamedRow, Row, SampleRow, read_chunks
 
 LONGEST_STEP_S = 1.5
@@ -52,11 +52,17 @@ def box_columns(
     boxes = LinkedTable(path=path, rows=links)
     before, after = (boxes.link(field, boxes, optional=True) for field in ("prev", "next"))
     of_sample = columns.pop("sample")
+    times = times_us(sample)[of_sample]
+    for other, sign in ((before, 1), (after, -1)):
+        steps = sign * (times - times[other])
+        if (wrong := (other != NONE) & (steps <= 0)).any():
+            row = int(wrong.argmax())
+            raise wrong_order(path, links[row].token, int(steps[row]))
     order = np.argsort(of_sample, kind="stable")
     rank = np.empty_like(before)
     rank[order] = np.arange(len(order), dtype=np.int32)
     columns |= {
-        "box_velocity": _velocities(columns["box_center"], times_us(sample)[of_sample], before, after),
+        "box_velocity": _velocities(columns["box_center"], times, before, after),
         "box_previous": np.where(before == NONE, NONE, rank[before]),
         "box_next": np.where(after == NONE, NONE, rank[after]),
     }

@@ -3,7 +3,7 @@
 Frame of all geometry, unless a name says otherwise: the LIDAR_TOP sensor at the key frame's time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -181,6 +181,12 @@ class Frames(Sequence[Frame]):
         others = copy(self)
         object.__setattr__(others, "splits", splits)
         object.__setattr__(others, "tokens", others._tokens())
+        return others
+
+    def keeping(self, wanted: Callable[[str], bool]) -> "Frames":
+        """The key frames whose tokens are wanted; the others can still be built by their token."""
+        others = copy(self)
+        object.__setattr__(others, "tokens", tuple(token for token in self.tokens if wanted(token)))
         return others
 
     def scenes_of(self, *splits: str) -> set[str]:

@@ -14,6 +14,9 @@ from cache.errors import DataError
 from cache.nuscenes.columns import NONE
 from cache.nuscenes.tables import UNPACK, AnyRow, DataRow, SampleRow
 
+MOST_US = 2**53
+"""In the year 2255; a float has no whole numbers beyond."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinkedTable(Generic[AnyRow]):
@@ -50,10 +53,10 @@ def times_us(table: LinkedTable[SampleRow] | LinkedTable[DataRow]) -> Int[np.nda
         DataError: one is not a whole number.
     """
     times = np.array([row.timestamp for row in table.rows] or np.zeros(0, np.int64))
-    if times.dtype != np.int64:
-        fraction = next((time for time in times.tolist() if time != int(time)), None)
-        if fraction is not None:
-            raise wrong_times(table.path, repr(fraction))
+    if times.dtype != np.int64 or (np.abs(times) >= MOST_US).any():
+        wrong = next((time for time in times.tolist() if not abs(time) < MOST_US or time != int(time)), None)
+        if wrong is not None:
+            raise wrong_times(table.path, repr(wrong))
     return times.astype(np.int64)
 
 
@@ -65,6 +68,17 @@ def dangling(path: Path, token: str, field: str, named: str, target: str) -> Dat
         got=f"{field} {named!r} in record {token}",
         expected=f"a record of {target}.json",
         cure=UNPACK,
+    )
+
+
+def wrong_order(path: Path, token: str, step_us: int) -> DataError:
+    """A chain of records that does not follow time, from which a velocity would be infinite or turned around."""
+    return DataError(
+        "prev and next of a nuScenes table do not follow time",
+        where=f"{path}, record {token}",
+        got=f"a step of {step_us:,} us from one record to the next",
+        expected="more than 0",
+        cure="Correct `timestamp` of sample.json, or prev and next",
     )
 
 

@@ -13,6 +13,9 @@ from cache.spec import PointPipeline
 POINT_BYTES = 5 * 4
 """x, y, z, intensity, ring as float32."""
 
+MOST_NEGATIVE = 0.01
+"""Of a file's intensities."""
+
 KEY_SWEEP_ONLY = PointPipeline(past_sweeps=0, pad_empty_sweeps=False)
 
 
@@ -90,11 +93,25 @@ def _read_sweep(path: Path) -> Float[np.ndarray, "N 5"]:
             "a LiDAR file holds a value that is not finite",
             where=path,
             got=f"point {bad}: {values[5 * bad : 5 * bad + 5].tolist()}",
-            cure="Unpack the data set's blobs again, or leave this frame out",
+            cure="Unpack the data set's blobs again, or leave the frame out with data.exclude (for a dump: exclude)",
         )
     points = values.reshape(-1, 5)
+    _require_five_columns(points, path)
     points[:, 4] = 0
     return points
+
+
+def _require_five_columns(points: Float[np.ndarray, "N 5"], path: Path) -> None:
+    """Raise DataError where a file of four columns is read as one of five: then x, y and z are in every column."""
+    negative = int((points[:, 3] < 0).sum())
+    if points.size % 4 == 0 and negative > MOST_NEGATIVE * len(points):
+        raise DataError(
+            "a LiDAR file does not seem to have five columns",
+            where=path,
+            got=f"an intensity below 0 in {negative:,} of {len(points):,} points",
+            expected="x, y, z, intensity and ring, float32",
+            cure="Write five columns, with a ring of 0 where it is not known, and intensities of 0 or more",
+        )
 
 
 def _is_far(points: Float[np.ndarray, "N 5"], radius_m: float) -> Bool[np.ndarray, "N"]:

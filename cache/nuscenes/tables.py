@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -14,6 +14,10 @@ Vector = tuple[float, float, float]
 
 Rotation = tuple[float, float, float, float]
 """Quaternion w, x, y, z."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+"""A whole number that a column can hold."""
 
 
 class Row(msgspec.Struct, gc=False):
@@ -67,8 +71,8 @@ class DataRow(Row):
     calibrated_sensor_token: str
     timestamp: int | float
     is_key_frame: bool
-    height: int
-    width: int
+    height: Count
+    width: Count
     filename: str
     prev: str
 
@@ -88,8 +92,8 @@ class AnnotationRow(Row):
     translation: Vector
     size: Vector
     rotation: Rotation
-    num_lidar_pts: int
-    num_radar_pts: int
+    num_lidar_pts: Count
+    num_radar_pts: Count
     prev: str
     next: str
 

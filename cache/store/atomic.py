@@ -54,11 +54,15 @@ class Leases:
 def write_durably(path: Path, data: bytes) -> None:
     """Replace a file atomically: after a crash there is either the old one or the new one."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     fsync_folder(path.parent)
 
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from jaxtyping import Float
+from pydantic import ConfigDict
 from torch import Tensor
 
 from cache.config import Strict
@@ -15,6 +16,8 @@ from cache.store.codec import FLOAT16_MAX, Encoded
 
 class Distortion(Strict):
     """A codec's error over some values, as sums: those of two samples add up."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     signal: float = 0.0
     """Sum of squares of the values."""

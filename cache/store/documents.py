@@ -81,6 +81,8 @@ def read_attributes(store: Path) -> StoreAttributes:
         data = (store / ROOT).read_bytes()
     except OSError as error:
         cure = "Point to the folder that `cli dump-teacher` wrote"
+        if isinstance(error, NotADirectoryError):
+            cure = f"Unpack the archive with `unzip {store} -d FOLDER`, or `tar -xf`, and point to the folder in it"
         raise StoreError("there is no store here", where=store, got=error.strerror, cure=cure) from None
     return parse_attributes(data, str(store / ROOT))
 

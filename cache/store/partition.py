@@ -37,8 +37,13 @@ class Part:
 
     @classmethod
     def of_rank(cls, environment: Mapping[str, str]) -> "Part":
-        """The part of a process of torchrun (RANK of WORLD_SIZE); the whole without torchrun."""
-        return cls(index=int(environment.get("RANK", 0)), count=int(environment.get("WORLD_SIZE", 1)))
+        """The part of a process of torchrun (RANK of WORLD_SIZE); the whole without torchrun.
+
+        Raises:
+            ConfigError: one of both is no number, or there is no such part.
+        """
+        index, count = environment_number(environment, "RANK", 0), environment_number(environment, "WORLD_SIZE", 1)
+        return cls(index=index, count=count)
 
     def shards(self, total: int) -> range:
         """This part's of `total` shards."""
@@ -46,3 +51,21 @@ class Part:
 
 
 WHOLE = Part()
+
+
+def environment_number(environment: Mapping[str, str], name: str, default: int) -> int:
+    """The number that a launcher gives its processes in an environment variable.
+
+    Raises:
+        ConfigError: it is no whole number of 0 or more.
+    """
+    text = environment.get(name, str(default)).strip()
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(
+            "an environment variable of a launcher is no number",
+            where=name,
+            got=repr(text),
+            expected="a whole number of 0 or more",
+            cure=f"Unset {name}, or start the command with a launcher that sets it, such as torchrun",
+        )
+    return int(text)

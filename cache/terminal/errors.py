@@ -4,6 +4,7 @@
 (Ctrl-C); 143 terminated (SIGTERM).
 """
 
+import errno
 import os
 import signal
 import tempfile
@@ -35,6 +36,7 @@ def exit_codes(debug: bool = False) -> Iterator[None]:
         with _plain_warnings():
             yield
     except BaseException as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises there for each loader worker that dies with us
         interruption = _interruption(error)
         if interruption is None and (isinstance(error, SystemExit | BrokenPipeError) or hasattr(error, "exit_code")):
             raise  # typer's own, and sys.exit
@@ -91,16 +93,56 @@ def _print_error(error: BaseException, interruption: KeyboardInterrupt | None) -
     stderr.print(str(ours), soft_wrap=True, highlight=False, markup=False)
 
 
+def machine_error(error: BaseException) -> OfflineDistillError | None:
+    """What a machine lacks, as an OfflineDistillError; None where the error is another."""
+    text = str(error).partition("\n")[0]
+    for what, (texts, cure) in _LACKS.items():
+        if isinstance(error, OSError | RuntimeError) and any(part in str(error) for part in texts):
+            return OfflineDistillError(what, got=text.rstrip(". "), cure=cure)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OfflineDistillError("the memory is full", got=text or None, cure=_LESS_MEMORY)
+    if isinstance(error, OSError):
+        memory = error.errno in (errno.ENOMEM, errno.EAGAIN)
+        return OfflineDistillError(
+            "the system refused",
+            where=error.filename,
+            got=error.strerror or text,
+            cure=_LESS_MEMORY if memory else "Check the path, its permissions and the free space on its disk",
+        )
+    return None
+
+
+WORKER_KILLED = "a loader worker was killed"
+
+_LESS_MEMORY = "Lower batch_size (--set batch_size=1, or --set training.batch_size=1), or give it a larger machine"
+
+_LACKS = {
+    "too many files are open": (
+        ("Too many open files",),
+        "Raise the limit, such as with `ulimit -n 4096`, or lower the number of workers and batch_size",
+    ),
+    "shared memory is full": (
+        ("shared memory", "</torch_", "Bus error"),
+        "Give /dev/shm more (docker run --shm-size=8g, or --ipc=host), or lower the number of workers or batch_size",
+    ),
+    WORKER_KILLED: (
+        ("DataLoader worker (pid",),
+        "Where the machine's memory is full the system kills processes (`dmesg` says so): lower the number of workers "
+        "or batch_size, or give it more memory",
+    ),
+    "the memory is full": (
+        ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED"),
+        _LESS_MEMORY,
+    ),
+}
+"""What a machine lacks, by what torch and the system say of it: they have no class of error for it."""
+
+
 def _converted(error: BaseException) -> OfflineDistillError:
     """A machine's error or a bug as an OfflineDistillError."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        cure = "Lower batch_size (--set batch_size=1, or --set training.batch_size=1), or give it a larger machine"
-        return OfflineDistillError("the memory is full", got=str(error).partition("\n")[0] or None, cure=cure)
-    if isinstance(error, OSError):
-        cure = "Check the path, its permissions and the free space on its disk"
-        return OfflineDistillError(
-            "the system refused", where=error.filename, got=error.strerror or str(error), cure=cure
-        )
+    known = machine_error(error)
+    if known is not None:
+        return known
     descriptor, path = tempfile.mkstemp(prefix="offline-distillbev-", suffix=".txt")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)

@@ -5,11 +5,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cache.config import Strict
+from cache.config import Range, Size, Strict
 from cache.errors import ConfigError
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import BevAugmentConfig
-from cache.spec import Decoding
+from cache.spec import CLASSES, Decoding
 from student.config.training import TrainingConfig
 from student.distill.config import DistillConfig
 
@@ -30,8 +30,15 @@ SCALE_NMS = Decoding(
 """Scale-NMS of BEVDet, for the six tasks above."""
 
 
+MOST_RESIZE = 2.0
+"""Of what is added to the ratio of widths: a wider range is a mistake."""
+
+MOST_PIXELS = 8192
+MOST_BINS = 1000
+
+
 class DataConfig(Strict):
-    """nuScenes version and splits, and loader workers."""
+    """nuScenes version, splits and frames, and loader workers."""
 
     version: str = "v1.0-trainval"
     train_split: str = "train"
@@ -39,22 +46,50 @@ class DataConfig(Strict):
     cameras: tuple[str, ...] = ()
     """Channels of the images, in their order. By default those of nuScenes' six that sensor.json lists, or all of its
     cameras where it lists none of the six."""
-    workers: int = Field(4, ge=0)
+    exclude: tuple[str, ...] = ()
+    """Tokens of key frames to leave out, of both splits."""
+    skip_missing: bool = False
+    """Leave out frames of which an image, or a LiDAR file that is needed, is not on the disk; otherwise that is an
+    error. Frames of a 4D detector's history count too."""
+    workers: int = Field(4, ge=0, le=256)
 
 
 class ImageConfig(Strict):
     """Image size at the network's input, and the augmentation of the public BEVDet code."""
 
-    size: tuple[int, int] = (256, 704)
+    size: tuple[Size, Size] = (256, 704)
     """(height, width) in pixels."""
-    resize: tuple[float, float] = (-0.06, 0.11)
+    resize: Range = (-0.06, 0.11)
     """Drawn and added to the ratio of widths, at training time."""
-    rotation_deg: tuple[float, float] = (-5.4, 5.4)
+    rotation_deg: Range = (-5.4, 5.4)
     flip: bool = True
-    crop_height: tuple[float, float] = (0.0, 0.0)
+    crop_height: Range = (0.0, 0.0)
     """Fraction of the resized image below the crop, drawn at training time."""
-    resize_test: float = 0.0
+    resize_test: float = Field(0.0, gt=-MOST_RESIZE, lt=MOST_RESIZE)
     """Added to the ratio of widths at evaluation."""
+
+    @model_validator(mode="after")
+    def _possible_draws(self) -> "ImageConfig":
+        limits = {"resize": (-MOST_RESIZE, MOST_RESIZE), "crop_height": (0.0, 1.0)}
+        for name, (least, most) in limits.items():
+            low, high = getattr(self, name)
+            if low < least or high > most:
+                raise ConfigError(
+                    "a range of the image augmentation is impossible",
+                    where=f"image.{name}",
+                    got=f"{low:g} .. {high:g}",
+                    expected=f"within {least:g} .. {most:g}",
+                    cure="Correct the range",
+                )
+        if max(self.size) > MOST_PIXELS:
+            raise ConfigError(
+                "images of that size cannot be trained on",
+                where="image.size",
+                got=f"{self.size[0]} x {self.size[1]}",
+                expected=f"at most {MOST_PIXELS} pixels a side",
+                cure="Change image.size",
+            )
+        return self
 
 
 class StudentBevAugmentConfig(BevAugmentConfig):
@@ -80,41 +115,60 @@ class HeadConfig(Strict):
     """The centre head (CenterPoint): its tasks, targets and losses."""
 
     tasks: tuple[tuple[str, ...], ...] = TASKS
-    shared_channels: int = 64
-    gaussian_overlap: float = 0.1
-    min_radius: int = 2
+    shared_channels: Size = 64
+    gaussian_overlap: float = Field(0.1, gt=0, lt=1)
+    min_radius: int = Field(2, ge=0, le=1000)
     code_weights: tuple[float, ...] = Field((1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2), min_length=10, max_length=10)
     """Of x, y offset, z, log dx, log dy, log dz, sin yaw, cos yaw, vx, vy."""
     heatmap_weight: float = 1.0
     boxes_weight: float = 0.25
     decoding: Decoding = SCALE_NMS
 
+    @model_validator(mode="after")
+    def _each_class_once(self) -> "HeadConfig":
+        classes = [name for task in self.tasks for name in task]
+        wrong = {
+            "a class is in two places": [name for name in dict.fromkeys(classes) if classes.count(name) > 1],
+            "a class is none of nuScenes'": [name for name in classes if name not in CLASSES],
+            "a task has no class": [] if self.tasks and all(self.tasks) else ["no class"],
+        }
+        for what, found in wrong.items():
+            if found:
+                raise ConfigError(
+                    what,
+                    where="detector.head.tasks",
+                    got=", ".join(found),
+                    expected=f"tasks of one or more of {', '.join(CLASSES)}, each once",
+                    cure="Correct the tasks",
+                )
+        return self
+
 
 class DetectorConfig(Strict):
     """A multi-camera BEV detector; the defaults are a BEVDepth R50 at the sizes of DistillBEV's tables."""
 
     name: Literal["bevdet", "bevdet4d", "bevdepth", "bevdepth4d"] = "bevdepth"
-    history: int = Field(1, ge=1)
+    history: int = Field(1, ge=1, le=64)
     """Key frames before the current one, in a 4D detector's input; the others have none."""
-    history_step: int = Field(1, ge=1)
+    history_step: int = Field(1, ge=1, le=64)
     """Key frames, of 0.5 s each, from one input frame to the next; 3 for the public 4D models of BEVDet 0.x."""
     image_backbone: str = "resnet50"
     """The name of a torchvision ResNet (ResNeXt, wide ResNet), ConvNeXt, EfficientNet, MobileNet, RegNet or Swin."""
     image_weights: Path | None = None
     """A file with torchvision weights for the image backbone; null: random weights."""
-    image_neck_channels: int = 256
+    image_neck_channels: Size = 256
     image_stride: Literal[8, 16] = 16
     depth_m: tuple[float, float, float] = (1.0, 60.0, 1.0)
     """Nearest, farthest and size of the depth bins, in metres."""
-    z_range_m: tuple[float, float] = (-10.0, 10.0)
+    z_range_m: Range = (-10.0, 10.0)
     grid: BevGrid = BevGrid(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), cell_m=(0.8, 0.8))
-    lift_channels: int = 64
-    bev_channels: tuple[int, int, int] = (128, 256, 512)
-    bev_neck_channels: int = 256
+    lift_channels: Size = 64
+    bev_channels: tuple[Size, Size, Size] = (128, 256, 512)
+    bev_neck_channels: Size = 256
     depth_weight: float = 3.0
     depth_net: Literal["aspp", "dcn"] = "aspp"
     """BEVDepth's: "aspp" as in BEVDet 2.x without deformable convolution, "dcn" as in BEVDet 0.x and DistillBEV."""
-    depth_channels: int = 256
+    depth_channels: Size = 256
     """Channels within the depth net "dcn"; "aspp" keeps those of the image neck."""
     head: HeadConfig = HeadConfig()
 
@@ -139,13 +193,25 @@ class DetectorConfig(Strict):
     def _whole_bins(self) -> "DetectorConfig":
         nearest, farthest, size = self.depth_m
         bins = (farthest - nearest) / size if size > 0 else 0
-        if nearest <= 0 or bins < 1 or abs(bins - round(bins)) > 1e-4:
+        if nearest <= 0 or not 1 <= bins <= MOST_BINS or abs(bins - round(bins)) > 1e-4:
             raise ConfigError(
                 "the depth range is not a whole number of bins",
                 where="detector.depth_m",
                 got=f"{nearest} .. {farthest} m in bins of {size} m",
-                expected="0 < nearest, and (farthest - nearest) / size a whole number, at least 1",
+                expected=f"0 < nearest, and (farthest - nearest) / size a whole number, 1 .. {MOST_BINS}",
                 cure="Change the range or the size",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _some_height(self) -> "DetectorConfig":
+        low, high = self.z_range_m
+        if low == high:
+            raise ConfigError(
+                "no point lies between two equal heights",
+                where="detector.z_range_m",
+                got=f"{low:g} .. {high:g}",
+                cure="Widen the range",
             )
         return self
 

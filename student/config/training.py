@@ -19,12 +19,12 @@ class EmaConfig(Strict):
 class TrainingConfig(Strict):
     """Optimisation of a student. A step is one of the optimiser: batch_size * devices * accumulate samples."""
 
-    epochs: int = Field(24, ge=1)
+    epochs: int = Field(24, ge=1, le=10**6)
     devices: int | Literal["auto"] = Field(1, union_mode="left_to_right")
     """Processes, each with its own GPU, or all on the CPU where there is none; "auto": every GPU of the machine."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=2**16)
     """Samples of one device that go through the detector together."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1, le=2**16)
     """Batches whose gradients are added up for one step."""
     class_balanced: bool = False
     """Sample frames so that every class occurs equally often (CBGS, Zhu et al. 2019)."""
@@ -37,7 +37,7 @@ class TrainingConfig(Strict):
     milestones: tuple[int, ...] = ()
     """Numbers of epochs after which schedule "step" multiplies the learning rate by gamma."""
     gamma: float = Field(0.1, gt=0, lt=1)
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, le=10**9)
     """Steps of linear growth of the learning rate."""
     init_from: Path | None = None
     """A checkpoint of `import-checkpoint` or `train-student` with the detector's initial weights."""
@@ -54,7 +54,7 @@ class TrainingConfig(Strict):
     """Epochs between runs of the official metrics on data.val_split; 0: never."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints within an epoch, beside the one at its end."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
     def schedule_factor(self, step: int, steps_per_epoch: int) -> float:
         """Factor of the learning rate at a step, 0 .. 1."""

@@ -1,5 +1,7 @@
 """Decode a camera's JPEG, no larger than needed."""
 
+import errno
+
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -24,19 +26,29 @@ def read_image(camera: Camera, scale: float) -> tuple[UInt8[np.ndarray, "H W 3"]
         RGB pixels, and the matrix that takes them to the original's pixels.
 
     Raises:
-        DataError: the file is missing, corrupt, cut short or of another size than in the tables.
+        DataError: the file is missing, corrupt, cut short, of another size than in the tables, or has more than 8 bits.
     """
     height, width = camera.size
     try:
         with Image.open(camera.path) as image:
-            size = image.size
+            size, mode = image.size, image.mode
+            if mode.startswith(("I", "F")):  # which `convert` cuts off at 255
+                raise DataError(
+                    "a camera image has more than 8 bits a pixel and colour",
+                    where=camera.path,
+                    got=f"{image.format}, mode {mode}",
+                    expected="8 bits, as in nuScenes' JPEG files",
+                    cure="Convert the images to 8 bits, with the brightness that a viewer would show",
+                )
             image.draft("RGB", (int(scale * width), int(scale * height)))
             pixels = np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise DataError(
             "a camera image is missing", where=camera.path, cure="Unpack the data set's blobs again"
         ) from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         raise DataError(
             "a camera image is corrupt", where=camera.path, got=error, cure="Unpack the data set's blobs again"
         ) from None

@@ -106,13 +106,16 @@ class BatchPredictions:
         return clipped_sigmoid(full_precision(self.student_logits))
 
     def teacher_max(self, cache: int) -> Float[Tensor, "B _ _"]:
-        """A teacher's largest probability of any class."""
-        return as_probability(max_over_classes(self.teachers[cache].heatmap))
+        """A teacher's largest probability of any class that the student has."""
+        heatmap, order = self.teachers[cache].heatmap, self.teacher_order[cache]
+        if len(order) != heatmap.shape[1]:
+            heatmap = heatmap[:, list(order)]
+        return as_probability(max_over_classes(heatmap))
 
     def teacher_probability(self, cache: int) -> Float[Tensor, "B K H W"]:
         """A teacher's probabilities, clamped to CLIP .. 1 - CLIP, for the student's classes and on its grid."""
         heatmap, order = self.teachers[cache].heatmap, self.teacher_order[cache]
-        if order != tuple(range(len(order))):
+        if order != tuple(range(heatmap.shape[1])):
             heatmap = torch.stack([heatmap[:, channel] for channel in order], dim=1)
         return resize_map(as_probability(heatmap), self.grid.shape).clamp(CLIP, 1 - CLIP)
 
@@ -137,17 +140,17 @@ def clipped_sigmoid(logits: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 
 def class_order(theirs: tuple[str, ...], ours: tuple[str, ...], where: str) -> tuple[int, ...]:
-    """The teacher's channel of each of the student's classes.
+    """The teacher's channel of each of the student's classes; the teacher may have others beside them.
 
     Raises:
-        MismatchError: the classes are not the same.
+        MismatchError: the teacher lacks a class of the student's.
     """
-    if set(theirs) != set(ours):
+    if not set(ours) <= set(theirs):
         raise MismatchError(
-            "teacher and student have different classes",
+            "the teacher lacks a class of the student's",
             where=where,
             got=", ".join(theirs),
             expected=", ".join(ours),
-            cure="Set detector.head.tasks to the teacher's classes, or use a teacher of the student's",
+            cure="Set detector.head.tasks to classes of the teacher's, or use a teacher that has the student's",
         )
     return tuple(theirs.index(name) for name in ours)

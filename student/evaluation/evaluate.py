@@ -1,10 +1,13 @@
 """The official nuScenes detection metrics of a student or of a cached teacher."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
+from nuscenes.eval.common import loaders
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.evaluate import DetectionEval
 
@@ -17,6 +20,7 @@ from student.evaluation.metrics import Metrics
 from student.evaluation.official_tables import official_tables
 from student.evaluation.submission import Sensor, write_submission
 from student.evaluation.true_positives import true_positives, write_true_positives
+from student.evaluation.truth import require_truth
 from student.models.decoding import Detections
 from student.models.detectors import BevDetector
 
@@ -39,19 +43,29 @@ def evaluate(
         progress: called with (done, total) after each frame.
 
     Raises:
-        DataError: the split has no annotations, a frame has no entry, or a detection is not finite.
+        DataError: see `require_truth`; a frame has no entry, or a detection is not finite.
     """
-    if not (frames.box_labels(frames.box_rows()[0])[0] >= 0).any():
-        raise DataError(
-            "the split has no annotations to evaluate against",
-            where=f"{frames.version}, {', '.join(frames.splits)}",
-            cure="Evaluate on a split with annotations, or send results to nuScenes' server",
-        )
+    require_truth(frames)
+    return _official_metrics(write_results(detections, frames, out, sensor, progress), frames, out)
+
+
+def write_results(
+    detections: Iterable[tuple[str, Detections]],
+    frames: Frames,
+    out: Path,
+    sensor: Sensor = "camera",
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write results_nusc.json alone, which nuScenes' server takes for a split whose annotations are secret.
+
+    Raises:
+        DataError: a frame has no entry, or a detection is not finite.
+    """
     if progress is not None:
         detections = _with_progress(detections, len(frames), progress)
     path = out / "results_nusc.json"
     write_submission(detections, frames, path, sensor)
-    return _official_metrics(path, frames, out)
+    return path
 
 
 @torch.inference_mode()
@@ -87,10 +101,33 @@ def _with_progress(
 def _official_metrics(results: Path, frames: Frames, out: Path) -> Metrics:
     """The devkit's evaluation of a submission; its printed output goes to metrics.txt."""
     rules = config_factory("detection_cvpr_2019")
-    with official_tables(frames) as (tables, split):
-        official = DetectionEval(tables, rules, str(results), split, output_dir=str(out), verbose=False)
-    with (out / "metrics.txt").open("w", encoding="utf-8") as printed, redirect_stdout(printed):
-        summary = official.main(render_curves=False)
+    with _devkit_errors(results):
+        with official_tables(frames) as (tables, split):
+            official = _DetectionEval(tables, rules, str(results), split, output_dir=str(out), verbose=False)
+        with (out / "metrics.txt").open("w", encoding="utf-8") as printed, redirect_stdout(printed):
+            summary = official.main(render_curves=False)
     matches = true_positives(official.gt_boxes, official.pred_boxes, rules.dist_th_tp)
     write_true_positives(matches, out / "true_positives.csv")
     return Metrics.from_summary(summary)
+
+
+class _DetectionEval(DetectionEval):
+    """The devkit's, which asks the first box what kind of boxes there are, and raises where there is none."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        with patch.object(loaders, "_get_box_class_field", lambda boxes: "detection_name"):
+            super().__init__(*args, **options)
+
+
+@contextmanager
+def _devkit_errors(results: Path) -> Iterator[None]:
+    """Name the devkit where it refuses what `require_truth` let pass; the results stay."""
+    try:
+        yield
+    except (AssertionError, KeyError, ValueError, TypeError) as error:
+        raise DataError(
+            "nuScenes' devkit refuses the evaluation",
+            where=results,
+            got=f"{type(error).__name__}: {error}",
+            cure="Check the split's tables for what it names; the results are written",
+        ) from error

@@ -51,8 +51,17 @@ class Metrics:
             velocity_error_mps=errors["vel_err"],
             attribute_error=errors["attr_err"],
             class_ap=summary["mean_dist_aps"],
-            remarks=remarks_on(*_mean_errors_of_detected(summary)),
+            remarks=(*_remarks_on_nothing(summary), *remarks_on(*_mean_errors_of_detected(summary))),
         )
+
+
+def _remarks_on_nothing(summary: dict[str, Any]) -> tuple[str, ...]:
+    if summary["mean_ap"] > 0:
+        return ()
+    return (
+        "mAP is 0: no detection is near a box of its class; early in a training all scores may be below "
+        "detector.head.decoding.score_threshold",
+    )
 
 
 def remarks_on(scale_error: float, orientation_error_rad: float) -> tuple[str, ...]:

@@ -9,8 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from nuscenes.nuscenes import NuScenes
 
-from cache.errors import DataError
-from cache.nuscenes.columns import NONE, SEVERAL
+from cache.nuscenes.columns import NONE
 from cache.nuscenes.frames import LIDAR, Frames
 from cache.nuscenes.splits import SPLITS_FILE
 
@@ -30,9 +29,6 @@ def official_tables(frames: Frames) -> Iterator[tuple[NuScenes, str]]:
     """What DetectionEval opens: tables of the frames and no others, and the name of the split.
 
     A split that is not nuScenes' own reaches the devkit through its file of custom splits, in a temporary folder.
-
-    Raises:
-        DataError: a box has several attributes.
     """
     tables = FramesTables(frames)
     if any(frames.splits == (split,) for end in VERSIONS if frames.version.endswith(end) for split in VERSIONS[end]):
@@ -108,12 +104,6 @@ def _boxes(frames: Frames, row: int) -> Iterator[dict]:
         strict=True,
     )
     for box, center, size, rotation, (lidar, radar), category, attribute, before, after in values:
-        if attribute == SEVERAL and frames.tables.names.classes[category] is not None:
-            raise DataError(
-                "a box has several attributes, and the official metrics take one",
-                where=f"sample_annotation.json, a {frames.tables.names.categories[category]} of token {token}",
-                cure="Leave one of them, or none",
-            )
         yield _record(
             box,
             sample_token=token,

@@ -152,4 +152,7 @@ def depth_loss(
     with torch.autocast(logits.device.type, enabled=False):
         probability = logits.float().movedim(2, -1)[known].softmax(dim=-1)
         one_hot = F.one_hot(target[known], bins).to(probability)
-        return F.binary_cross_entropy(probability, one_hot, reduction="sum") / known.sum().clamp(min=1)
+        # binary_cross_entropy raises for NaN, and on a GPU takes the device with it.
+        broken = probability.isnan()
+        entropy = F.binary_cross_entropy(probability.masked_fill(broken, 0.5), one_hot, reduction="sum")
+        return torch.where(broken.any(), torch.nan, entropy / known.sum().clamp(min=1))

@@ -21,6 +21,7 @@ class TrainingSummary:
     peak_memory_mb: of the training process: CUDA memory where a GPU trained, resident memory otherwise.
     seconds_per_step: median over the steps after the first two, data loading included; None where there are none.
     final_loss: None where a resumed training had no step left.
+    frames: trained on; frames_left_out: by data.exclude and data.skip_missing.
     best_nds: of best_checkpoint, over the whole run; None where no validation has run.
     """
 
@@ -31,12 +32,16 @@ class TrainingSummary:
     checkpoint: str
     best_nds: float | None
     best_checkpoint: str | None
+    frames: int = 0
+    frames_left_out: int = 0
 
     def __str__(self) -> str:
         pace = "" if self.seconds_per_step is None else f"{self.seconds_per_step:.2f} s a step, "
         loss = "" if self.final_loss is None else f", final loss {self.final_loss:.2f}"
         cost = f"{self.steps} steps, {pace}peak memory {self.peak_memory_mb:.0f} MB{loss}"
         best = "" if self.best_nds is None else f"\nbest: {self.best_checkpoint}, NDS {self.best_nds:.4f}"
+        if self.frames_left_out:
+            cost += f"\n{self.frames_left_out} frames of {self.frames + self.frames_left_out} left out"
         return f"{cost}\ncheckpoint: {self.checkpoint}{best}"
 
 

@@ -11,17 +11,21 @@ import torch
 from torch import nn
 
 from cache.errors import ConfigError, DataError, MismatchError, NotCachedError, OfflineDistillWarning
+from cache.nuscenes.completeness import largest_width, on_disk, require_listed, without
 from cache.nuscenes.counts import count_boxes, require_boxes, warn_of_boxes
 from cache.nuscenes.frames import Frames
+from cache.nuscenes.loader import require_open_files, require_shared_memory
 from cache.spec import CacheSpec
 from cache.store.reader import TeacherCache
 from cache.terminal.console import print_note
 from student.config.student import DataConfig, StudentConfig
 from student.config.training import TrainingConfig
+from student.data.dataset import StudentDataset
 from student.data.samplers import Order
 from student.data.teacher_source import TeacherSource
+from student.evaluation.truth import require_truth
 from student.models.checkpoint import step_to_resume
-from student.training.memory import checkpoint_bytes
+from student.training.memory import bytes_of, checkpoint_bytes, tensors_of
 
 
 def require_sound(config: StudentConfig) -> None:
@@ -130,9 +134,37 @@ def require_disk_space(out: Path, module: nn.Module, files: Sequence[Path], aver
         )
 
 
+PREFETCHED = 2
+"""Batches that each worker holds ready; torch's default."""
+
+
+def require_loader_resources(dataset: StudentDataset, config: StudentConfig) -> None:
+    """Load one sample, and raise unless shared memory and open files suffice for the workers' batches of such samples.
+
+    Raises:
+        ConfigError: they do not.
+        DataError: the sample's files are missing or broken.
+    """
+    training, workers = config.training, config.data.workers
+    if not workers:
+        return
+    tensors = list(tensors_of(dataset.collate([dataset[0]])))
+    # One batch is in use, and one on its way. Boxes and labels are a tensor for each sample.
+    batches = PREFETCHED * workers + 2
+    require_shared_memory(training.batch_size * bytes_of(tensors), batches, int(training.devices))
+    require_open_files(len(tensors) + 2 * (training.batch_size - 1), batches)
+
+
 def require_full_step(order: Order, training: TrainingConfig) -> None:
     """Raise ConfigError unless the frames of an epoch fill one step."""
     devices = int(training.devices)
+    if not len(order):
+        raise DataError(
+            "an epoch has no frame",
+            where="training.class_balanced",
+            got="no box of a class of detector.head.tasks",
+            cure="Set training.class_balanced to false, or change the tasks or the split",
+        )
     if len(order) < training.batch_size * training.accumulate * devices:
         raise ConfigError(
             "one step needs more samples than an epoch has",
@@ -175,21 +207,72 @@ def look_at_boxes(frames: Frames) -> None:
     require_boxes(counts, where)
 
 
+def chosen_frames(frames: Frames, config: StudentConfig, lidar: bool) -> Frames:
+    """The frames without those that data.exclude and data.skip_missing leave out.
+
+    Args:
+        lidar: whether a detector that learns depth takes it from LiDAR files.
+
+    Raises:
+        ConfigError: data.exclude names a frame that is not there, or all of them.
+        DataError: no frame has all its files.
+    """
+    data, detector = config.data, config.detector
+    if data.exclude:
+        frames = without(frames, frozenset(data.exclude))
+    if not data.skip_missing:
+        return frames
+    depth = lidar and detector.name.startswith("bevdepth")
+    channels = (*frames.cameras, *([frames.lidar] if depth else ()))
+    found = on_disk(frames, channels, history=(detector.times - 1) * detector.history_step)
+    if len(found) < len(frames) and os.environ.get("LOCAL_RANK", "0") == "0":
+        warnings.warn(
+            f"{frames.version}, {', '.join(frames.splits)}: {len(frames) - len(found):,} of {len(frames):,} frames "
+            "lack a file and are left out (data.skip_missing)",
+            OfflineDistillWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def require_images(frames: Frames, config: StudentConfig) -> None:
+    """Raise unless the tables list every frame's images, and no draw of the augmentation makes them vanish.
+
+    Raises:
+        DataError: they do not.
+        ConfigError: a draw does.
+    """
+    require_listed(frames)
+    ratio = config.image.size[1] / largest_width(frames)
+    least = {"resize": config.image.resize[0], "resize_test": config.image.resize_test}
+    for name, added in least.items():
+        if ratio + added <= 0:
+            raise ConfigError(
+                "the image augmentation shrinks images to nothing",
+                where=f"image.{name}",
+                got=f"{added:g} added to a ratio of widths of {ratio:.3f}",
+                expected=f"more than {-ratio:.3f}",
+                cure="Raise it",
+            )
+
+
 def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:
     """The frames of data.val_split; None without validation.
 
     Raises:
-        DataError: it has no key frame in this version, or no annotations.
+        DataError: it has no key frame in this version, no annotations, or some that cannot be evaluated.
     """
     if not config.training.validate_every:
         return None
-    frames = train.of_splits(config.data.val_split)
+    frames = chosen_frames(train.of_splits(config.data.val_split), config, lidar=False)
+    require_images(frames, config)
     if not frames.label_counts().any():
         raise DataError(
             "the validation split has no annotations",
             where=f"{frames.version}, {config.data.val_split}",
             cure="Change data.val_split, or set training.validate_every to 0",
         )
+    require_truth(frames)
     return frames
 
 

@@ -15,6 +15,7 @@ from pytorch_lightning.profilers import Profiler
 
 from student.config.student import StudentConfig
 from student.data.batch import Batch, LoadSeconds
+from student.training.launcher import require_agreement
 from student.training.setup import make_trainer, set_up_training
 
 PARTS = ("data", "transfer", "forward", "objective", "backward", "optimiser")
@@ -143,6 +144,7 @@ def profile_student(
     Raises:
         ConfigError, MismatchError, NotCachedError, DataError: see `student.training.trainer.train_student`.
     """
+    require_agreement(devices=1)
     setup, profiler = set_up_training(config, root, cache_paths), StepProfiler()
     ends = _StepEnds(profiler, progress)
     if setup.module.objective is not None:

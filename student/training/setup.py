@@ -19,6 +19,7 @@ from student.distill.inherit import inherit_head
 from student.models.checkpoint import start_from
 from student.training import preflight
 from student.training.checkpointing import BEST, LAST, ignore_stop_signals
+from student.training.launcher import require_agreement
 from student.training.module import StudentModule
 
 
@@ -29,6 +30,7 @@ class TrainingSetup:
     config: the training's, with `devices` a number.
     order: of an epoch's frames.
     step: the step to begin with, 0 unless resumed.
+    left_out: frames of the training split that data.exclude and data.skip_missing leave out.
     val_frames: of the validation split; None without validation.
     """
 
@@ -38,6 +40,7 @@ class TrainingSetup:
     order: Order
     step: int
     val_frames: Frames | None
+    left_out: int = 0
 
     def sampler(self, rank: int = 0) -> SeededSampler:
         """The sequence of a rank's samples, from `step` on."""
@@ -83,6 +86,8 @@ def set_up_training(
     """
     preflight.require_sound(config)
     config = preflight.resolve_devices(config)
+    if out is not None:
+        require_agreement(int(config.training.devices))
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
     if frames is None:
         data, store = config.data, cache_paths[0] if cache_paths else None
@@ -90,11 +95,14 @@ def set_up_training(
             root=root, version=data.version, splits=(data.train_split,), max_sweeps=0, cameras=data.cameras, store=store
         )
     preflight.require_disjoint_splits(config.data, frames)
-    val_frames = None if out is None else preflight.validation_frames(config, frames)
-    order = _order(frames, config)
-    preflight.require_full_step(order, config.training)
     paths = cache_paths if config.distill else ()
     sources = [TeacherSource.open(path, config, index) for index, path in enumerate(paths)]
+    all_frames, lidar = len(frames), not any(source.cache.spec.depth for source in sources)
+    val_frames = None if out is None else preflight.validation_frames(config, frames)
+    frames = preflight.chosen_frames(frames, config, lidar)
+    preflight.require_images(frames, config)
+    order = _order(frames, config)
+    preflight.require_full_step(order, config.training)
     preflight.require_fitting_sources(sources, config, frames)
     module = _first_module(config, sources, resume)
     if out is not None:
@@ -102,13 +110,17 @@ def set_up_training(
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
     preflight.look_at_boxes(frames)
     detector = module.detector
+    dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources)
+    if out is not None:
+        preflight.require_loader_resources(dataset, config)
     return TrainingSetup(
         config=config,
         module=module,
-        dataset=StudentDataset(frames, config, detector.times, detector.supervise_depth, sources),
+        dataset=dataset,
         order=order,
         step=step,
         val_frames=val_frames,
+        left_out=all_frames - len(frames),
     )
 
 

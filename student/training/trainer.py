@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytorch_lightning as lightning
@@ -16,6 +16,7 @@ from torch.distributed import DistError
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cache.errors import OfflineDistillError
+from cache.nuscenes.loader import loader_errors
 from student.config.student import StudentConfig
 from student.distill.terms.base import PairTerm
 from student.training.callbacks import Cost, Progress, TrainingSummary
@@ -65,7 +66,7 @@ def train_student(
         _keep_earlier_log(out / "csv" / "metrics.csv")
         for source in setup.dataset.sources:
             warn_of_random_weights(source.cache.spec, source.cache.path)
-    with _peer_errors(), _worker_shutdown(trainer):
+    with _peer_errors(), loader_errors(), _worker_shutdown(trainer):
         trainer.fit(
             setup.module,
             setup.loader(trainer.global_rank),
@@ -75,7 +76,9 @@ def train_student(
         )
     if not trainer.is_global_zero:
         return None
-    summary = cost.summary(trainer, out / LAST, best)
+    summary = replace(
+        cost.summary(trainer, out / LAST, best), frames=len(setup.dataset), frames_left_out=setup.left_out
+    )
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
     return summary
 

@@ -1,5 +1,6 @@
 """Validation with the official nuScenes metrics while a training runs."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytorch_lightning as lightning
 import torch.distributed
 from pytorch_lightning.callbacks import Callback
 
-from cache.errors import OfflineDistillError
+from cache.errors import OfflineDistillError, OfflineDistillWarning
 from cache.nuscenes.frames import Frames
 from student.evaluation.evaluate import Metrics, evaluate
 from student.models.decoding import Detections
@@ -37,6 +38,9 @@ class OfficialMetrics(Callback):
         if isinstance(outcome, OfflineDistillError):
             raise outcome
         assert outcome is not None
+        if trainer.is_global_zero:
+            for remark in outcome.remarks:
+                warnings.warn(f"validation: {remark}", OfflineDistillWarning, stacklevel=2)
         module.log_dict({"val/mAP": outcome.mean_ap, "val/NDS": outcome.nds}, prog_bar=True, sync_dist=True)
 
     def _parts(self, ranks: int) -> list[dict[str, Detections]]:

@@ -97,3 +97,23 @@ def test_a_list_is_no_configuration(tmp_path):
     path.write_text("- 1\n- 2\n")
     with pytest.raises(ConfigError, match=r"not a mapping of keys to values .*; got list"):
         load_yaml(path, Strict, ["a=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "key"), [("inner: {learning_rate: true}", "inner.learning_rate"), ("name: no", "name")]
+)
+def test_true_is_no_number_and_no_text(tmp_path, text, key):
+    message = problem(write(tmp_path, "name: x\n" * ("name" not in text) + text))
+    assert f"{key}: Input should be a value other than true or false, got " in message
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_are_finite(tmp_path, value):
+    message = problem(write(tmp_path, f"name: x\ninner: {{learning_rate: {value}}}"))
+    assert "inner.learning_rate: Input should be " in message
+
+
+def test_a_long_value_is_shortened(tmp_path):
+    message = problem(write(tmp_path, f"name: x\ninner: {{kind: {'z' * 5000}}}"))
+    assert "inner.kind: Input should be 'a' or 'b', got 'zzz" in message
+    assert len(message) < 400

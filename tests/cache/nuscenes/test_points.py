@@ -167,3 +167,13 @@ def test_points_beside_the_image_are_left_out(made_frames: Frames) -> None:
         height, width = camera.size
         assert len(points) > 100
         assert ((points >= (-0.5, -0.5, 1.0)) & (points < (width - 0.5, height - 0.5, np.inf))).all()
+
+
+def test_four_columns_whose_size_divides_by_five_are_refused(tmp_path: Path) -> None:
+    """x, y, z and intensity of 1,000 points are 800 points of five columns, with x, y and z among the intensities."""
+    points = np.random.default_rng(0).normal(0, [20, 20, 2, 0], (1000, 4)).astype(np.float32)
+    points[:, 3] = 30
+    path = tmp_path / "four.bin"
+    path.write_bytes(points.tobytes())
+    with pytest.raises(DataError, match=r"does not seem to have five columns .*an intensity below 0 in \d+ of 800"):
+        load_points(frame_of(Sweep(path=path, to_key=np.eye(4), lag_s=0.0)), PointPipeline())

@@ -1,9 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from cache.errors import CorruptStoreError, MismatchError
-from cache.store.documents import parse_attributes, read_signed, sign
+from cache.errors import CorruptStoreError, MismatchError, StoreError
+from cache.store.documents import parse_attributes, read_attributes, read_signed, sign
 
 
 @pytest.mark.parametrize("document", [{"a": 1}, {"attributes": {"a": 1}, "b": [1.5, None]}])
@@ -44,3 +45,9 @@ def test_a_group_of_another_writer():
         parse_attributes(
             json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode(), "store/zarr.json"
         )
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "teacher.zarr.zip").write_bytes(b"PK")
+    with pytest.raises(StoreError, match=r"there is no store here .*Unpack the archive with `unzip .*zip -d FOLDER`"):
+        read_attributes(tmp_path / "teacher.zarr.zip")

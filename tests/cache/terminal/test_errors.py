@@ -54,6 +54,35 @@ def test_full_memory_is_not_a_bug(capsys, kind):
     assert "the memory is full; got CUDA out of memory.. Lower batch_size" in message
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(24, "Too many open files", "x"),
+            "too many files are open; got [Errno 24] Too many open files",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "the memory is full; got",
+        ),
+        (
+            RuntimeError("unable to write to file </torch_12_3>: No space left on device (28)"),
+            "shared memory is full; ",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "),
+            "a loader worker was killed; got Data",
+        ),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "Lower batch_size"),
+    ],
+)
+def test_what_a_machine_lacks_is_not_a_bug(capsys, error, message):
+    code, complaint = end_of(capsys, error)
+    assert code == 1
+    assert message in complaint
+    assert "bug" not in complaint
+
+
 def test_an_interruption_has_its_own_code(capsys):
     assert end_of(capsys, KeyboardInterrupt()) == (130, "interrupted\n")
     assert end_of(capsys, Terminated()) == (143, "terminated\n")

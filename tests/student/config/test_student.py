@@ -107,3 +107,29 @@ def test_the_layers_of_each_teacher(tmp_path: Path) -> None:
     config = load_yaml(write(tmp_path, f"distill: {{pairs: [{pairs}], terms: [{{kind: fgd}}]}}"), StudentConfig)
     assert [config.teacher_layers(cache) for cache in range(3)] == [("backbone1", "head"), ("p",), ()]
     assert StudentConfig().teacher_layers() == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"detector": {"z_range_m": [5, -5]}}, "detector.z_range_m: .*the first value should not be above the second"),
+        ({"detector": {"z_range_m": [5, 5]}}, r"no point lies between two equal heights \(detector.z_range_m\)"),
+        ({"image": {"crop_height": [5, 9]}}, r"impossible \(image.crop_height\); got 5 .. 9; expected within 0 .. 1"),
+        ({"image": {"resize": [-5, -5]}}, r"impossible \(image.resize\); got -5 .. -5; expected within -2 .. 2"),
+        ({"image": {"size": [0, 704]}}, "image.size.0: Input should be greater than 0"),
+        ({"image": {"size": [90000, 704]}}, r"images of that size .*got 90000 x 704; expected at most 8192 pixels"),
+        ({"training": {"seed": -1}}, "training.seed: Input should be greater than or equal to 0"),
+        ({"training": {"batch_size": True}}, "training.batch_size: Input should be a value other than true"),
+        ({"detector": {"head": {"tasks": [["car"], ["car"]]}}}, r"a class is in two places \(.*tasks\); got car;"),
+        ({"detector": {"head": {"tasks": [["tram"]]}}}, "a class is none of nuScenes' .*got tram; expected tasks of"),
+        ({"detector": {"head": {"tasks": [[], ["car"]]}}}, "a task has no class"),
+        (
+            {"detector": {"grid": {"x_range_m": [0, 1e300], "y_range_m": [0, 8], "cell_m": [1, 1]}}},
+            "whole number, 1 ..",
+        ),
+        ({"detector": {"depth_m": [1, 1e308, 1e-300]}}, "not a whole number of bins"),
+    ],
+)
+def test_values_that_cannot_be_meant(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        StudentConfig.parse(change, where="here")

@@ -98,3 +98,11 @@ def test_an_image_of_another_size_is_refused(camera: Camera, tmp_path: Path) -> 
     shutil.copy(camera.path, tmp_path / "image.jpg")
     with pytest.raises(DataError, match=r"got 256 x 144; expected 128 x 72"):
         read_image(replace(camera, path=tmp_path / "image.jpg", size=(72, 128)), 0.5)
+
+
+def test_sixteen_bits_are_refused(camera: Camera, tmp_path: Path) -> None:
+    """Pillow would cut them off at 255, which is white."""
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((144, 256), 20_000, dtype=np.uint16)).save(path)
+    with pytest.raises(DataError, match=r"more than 8 bits a pixel and colour .*got PNG, mode I;16; expected 8 bits"):
+        read_image(replace(camera, path=path), scale=1.0)

@@ -82,3 +82,10 @@ def test_tensors_are_those_of_the_public_depth_net() -> None:
         "depth_conv.4.weight": (59, 256, 1, 1),
     }
     assert public.items() <= shapes.items()
+
+
+def test_a_depth_that_is_no_number_makes_the_loss_none() -> None:
+    """It is not an error of its own: the training names the step and its frames."""
+    logits = torch.zeros(1, 1, 2, 1, 1)
+    logits[0, 0, 0] = torch.nan
+    assert depth_loss(logits, torch.full((1, 1, 1, 1), 1.5), (1.0, 3.0, 1.0)).isnan()

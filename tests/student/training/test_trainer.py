@@ -21,6 +21,7 @@ from cache.errors import ConfigError, DataError, StoppedError
 from student.config.student import StudentConfig
 from student.models.checkpoint import load_student
 from student.models.detectors import BevDetector
+from student.training import checkpointing
 from student.training.trainer import train_student
 from tests.factories.processes import CliProcess, start_cli
 from tests.factories.students import tiny_student
@@ -242,6 +243,22 @@ def test_a_signal_while_validating_costs_the_validation_alone(
     train(config, made_root, tmp_path, resume=True)
     straight.assert_equal(tmp_path)
     assert (tmp_path / "validation" / "epoch001").exists()
+
+
+def test_a_step_that_does_not_end_does_not_hold_a_signal_up(
+    made_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waits(*_: object) -> dict:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        raise AssertionError("the step ended")
+
+    monkeypatch.setattr(BevDetector, "losses", waits)
+    monkeypatch.setattr(checkpointing, "LEAST_GRACE_S", 0.2)
+    with pytest.raises(
+        StoppedError, match=r"within a step that did not end in 0 s .*got no checkpoint yet. Start it ag"
+    ):
+        train(tiny_student(), made_root, tmp_path)
 
 
 # Real processes.
