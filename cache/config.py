@@ -15,9 +15,9 @@ Model = TypeVar("Model", bound="Strict")
 
 
 class Strict(BaseModel):
-    """Base of every configuration and of every record kept in a store."""
+    """Base of every configuration and of every record kept in a store; numbers are finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls: type[Model], values: Any, where: str | Path) -> Model:

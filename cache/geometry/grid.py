@@ -11,6 +11,9 @@ from cache.errors import ConfigError
 
 Frame = Literal["lidar", "ego"]
 
+MOST_CELLS = 2**14
+"""Along an axis."""
+
 
 class BevGrid(Strict):
     """A rectangle of cells seen from above; cell (0, 0) is at (x_min, y_min).
@@ -33,11 +36,11 @@ class BevGrid(Strict):
     def _whole_cells(self) -> "BevGrid":
         for name, (low, high), cell in zip("xy", (self.x_range_m, self.y_range_m), self.cell_m, strict=True):
             cells = (high - low) / cell if cell > 0 else 0
-            if round(cells) < 1 or abs(cells - round(cells)) > 1e-4:
+            if not cells <= MOST_CELLS or round(cells) < 1 or abs(cells - round(cells)) > 1e-4:
                 raise ConfigError(
                     f"the BEV range along {name} is not a whole number of cells",
                     got=f"{low} .. {high} m in cells of {cell} m",
-                    expected="(max - min) / cell to be a whole number, at least 1",
+                    expected=f"(max - min) / cell to be a whole number, 1 .. {MOST_CELLS}",
                     cure="Change the range or the cell size",
                 )
         return self
