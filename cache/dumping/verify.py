@@ -121,14 +121,18 @@ def repair(
     frames: Frames,
     teacher: Teacher,
     progress: Callable[[DumpProgress], None] = lambda _: None,
+    checkpoint: Path | None = None,
 ) -> VerifyReport:
     """Write damaged small files again, and dump the frames of damaged shards again.
+
+    Args:
+        checkpoint: the file that the teacher was loaded from; see `cache.dumping.run.dump`.
 
     Raises:
         CorruptStoreError: the root document itself is damaged, and with it the spec.
         MismatchError: the teacher or the frames are not those of the store.
     """
-    setup = DumpSetup.of(config, frames, teacher)
+    setup = DumpSetup.of(config, frames, teacher, checkpoint)
     setup.open_writer(Path(path), redo=()).close()  # the small files first: verify reads tokens
     fill_store(setup, Path(path), progress, redo=verify(path).damaged_shards)
     return verify(path)

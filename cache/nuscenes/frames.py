@@ -17,6 +17,7 @@ from nuscenes.utils.splits import create_splits_scenes
 from pyquaternion import Quaternion
 
 from cache.errors import ConfigError, DataError
+from cache.nuscenes.plausibility import numbers, require_boxes, require_older, require_poses
 from cache.spec import CLASSES
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
@@ -148,20 +149,31 @@ class Frames(Sequence[Frame]):
             ) from None
 
     def _sensor_to_ego(self, data: dict) -> Matrix:
-        return _pose(self.tables.get("calibrated_sensor", data["calibrated_sensor_token"]))
+        return self._pose("calibrated_sensor", data["calibrated_sensor_token"])
 
     def _ego_to_global(self, data: dict) -> Matrix:
-        return _pose(self.tables.get("ego_pose", data["ego_pose_token"]))
+        return self._pose("ego_pose", data["ego_pose_token"])
+
+    def _pose(self, table: str, token: str) -> Matrix:
+        record, place = self.tables.get(table, token), self._place(table, token)
+        translation = numbers(record["translation"], 3, f"{place}, translation")
+        rotation = numbers(record["rotation"], 4, f"{place}, rotation")
+        require_poses(translation[None], rotation[None], lambda _: place)
+        return transform_matrix(translation, Quaternion(rotation))
+
+    def _place(self, table: str, token: str) -> str:
+        return f"{self.root / self.version / table}.json, token {token}"
 
     def _sweeps(self, key: dict, global_to_lidar: Matrix) -> Iterator[Sweep]:
-        data = key
-        for _ in range(1 + self.max_sweeps):
+        chain = [key]
+        while len(chain) <= self.max_sweeps and chain[-1]["prev"]:
+            chain.append(self.tables.get("sample_data", chain[-1]["prev"]))
+        times = np.array([data["timestamp"] for data in chain])
+        require_older(times, lambda row: self._place("sample_data", chain[row - 1]["token"]))
+        for data in chain:
             sensor_to_global = self._ego_to_global(data) @ self._sensor_to_ego(data)
             lag_s = (key["timestamp"] - data["timestamp"]) * 1e-6
             yield Sweep(path=self.root / data["filename"], to_key=global_to_lidar @ sensor_to_global, lag_s=lag_s)
-            if not data["prev"]:
-                return
-            data = self.tables.get("sample_data", data["prev"])
 
     def _camera(self, sample: dict, name: str, global_to_lidar: Matrix) -> Camera:
         if name not in sample["data"]:
@@ -183,11 +195,23 @@ class Frames(Sequence[Frame]):
         )
 
     def _boxes(self, sample: dict, global_to_lidar: Matrix) -> tuple[Float[np.ndarray, "M 9"], Int[np.ndarray, "M"]]:
-        boxes = [
-            box_in_lidar(annotation, np.nan_to_num(self.tables.box_velocity(annotation["token"])), global_to_lidar)
-            for annotation, _ in self._annotations(sample)
-        ]
+        boxes = []
+        for annotation, _ in self._annotations(sample):
+            velocity = self._sound_velocity(annotation)
+            boxes.append(box_in_lidar(annotation, np.nan_to_num(velocity), global_to_lidar))
         return np.asarray(boxes, dtype=np.float32).reshape(-1, 9), self._labels(sample)
+
+    def _sound_velocity(self, annotation: dict) -> Float[np.ndarray, "3"]:
+        """The velocity of a box, NaN where it is unknown; DataError where the box is none."""
+        place = self._place("sample_annotation", annotation["token"])
+        lengths = {"translation": 3, "size": 3, "rotation": 4}
+        center, size, rotation = (numbers(annotation[key], n, f"{place}, {key}")[None] for key, n in lengths.items())
+        for token in filter(None, (annotation["prev"], annotation["next"])):
+            where = f"{self._place('sample_annotation', token)}, translation"
+            numbers(self.tables.get("sample_annotation", token)["translation"], 3, where)
+        velocity = self.tables.box_velocity(annotation["token"])
+        require_boxes(center, size, rotation, velocity[None], lambda _: place)
+        return velocity
 
     def _labels(self, sample: dict) -> Int[np.ndarray, "M"]:
         return np.asarray([label for _, label in self._annotations(sample)], dtype=np.int64)
@@ -247,10 +271,6 @@ def _tokens_of_splits(tables: NuScenes, names: tuple[str, ...]) -> tuple[str, ..
             cure="Choose a split of this version (mini_train and mini_val belong to v1.0-mini)",
         )
     return tokens
-
-
-def _pose(record: dict) -> Matrix:
-    return transform_matrix(record["translation"], Quaternion(record["rotation"]))
 
 
 def box_in_lidar(annotation: dict, velocity: Float[np.ndarray, "3"], global_to_lidar: Matrix) -> list[float]:

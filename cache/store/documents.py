@@ -53,7 +53,8 @@ class LayerReport(Strict):
 class ArrayFile(Strict):
     """The file of an array in one chunk, bound to the store by the root."""
 
-    bytes: FileSize
+    size: FileSize
+    """Bytes."""
     crc32c: NonNegativeInt
     """The checksum that ends the file; compared whenever the store is opened."""
     sha256: str
@@ -63,7 +64,7 @@ class ArrayFile(Strict):
     def of(cls, data: bytes) -> "ArrayFile":
         """The description of a file's bytes."""
         crc32c = checksum_of(np.frombuffer(data, np.uint8))
-        return cls(bytes=len(data), crc32c=crc32c, sha256=hashlib.sha256(data).hexdigest())
+        return cls(size=len(data), crc32c=crc32c, sha256=hashlib.sha256(data).hexdigest())
 
 
 class TeacherFile(Strict):
@@ -72,11 +73,17 @@ class TeacherFile(Strict):
     name: str
     sha256: str
 
+    @classmethod
+    def of(cls, path: Path) -> "TeacherFile":
+        """The name and the digest of a file."""
+        with path.open("rb") as file:
+            return cls(name=path.name, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
 
 class StoreAttributes(Strict):
     """The attributes of the store's group."""
 
-    format_version: Literal[1, 2] = FORMAT_VERSION
+    format_version: Literal[1, 2] = 2
     spec: CacheSpec
     fingerprint: str
     classes: tuple[str, ...]
@@ -212,7 +219,7 @@ def is_committed(store: Path, shard: int) -> bool:
 def recorded_shards(store: Path) -> set[int]:
     """The shards of which the manifest has a record."""
     try:
-        names = os.listdir(store / MANIFEST)
+        names = [path.name for path in (store / MANIFEST).iterdir()]
     except OSError:
         return set()
     return {int(match[1]) for name in names if (match := re.fullmatch(r"(0|[1-9]\d{0,9})\.json", name))}
@@ -255,7 +262,10 @@ def _require_files(record: ShardRecord, attributes: StoreAttributes, where: str)
         expected = None if attributes.format_version == 1 else 8 * samples * array.chunks
         if file is None or (None if digits is None else len(digits)) != expected:
             raise CorruptStoreError(
-                "a record does not describe all of its shard", where=where, got=f"too little of {array.name}", cure=REPAIR
+                "a record does not describe all of its shard",
+                where=where,
+                got=f"too little of {array.name}",
+                cure=REPAIR,
             )
 
 

@@ -53,7 +53,7 @@ class StoreFolder:
     def holds_its_path(self) -> bool:
         """Whether the store's path still leads to this folder."""
         try:
-            there = os.stat(self.path)
+            there = self.path.stat()
         except OSError:
             return False
         return os.path.samestat(there, os.fstat(self.folder("")))

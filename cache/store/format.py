@@ -38,9 +38,7 @@ def unpack_chunk(stored: UInt8[np.ndarray, "n"], out: np.ndarray, where: str, cr
     """
     body = checked(stored, where)
     if crc32c is not None and checksum_of(stored) != crc32c:
-        raise CorruptStoreError(
-            "a chunk is whole, but not the one that was committed", where=where, cure=REPAIR
-        )
+        raise CorruptStoreError("a chunk is whole, but not the one that was committed", where=where, cure=REPAIR)
     size = content_size(body[:HEADER_BYTES].tobytes())
     if size is None:
         raise CorruptStoreError(

@@ -1,4 +1,4 @@
-"""The Zarr layout, format versions 1 and 2: names, shapes, chunks and shards of the arrays, and the paths of their files.
+"""The Zarr layout, format versions 1 and 2: names, shapes, chunks, shards and paths of the arrays.
 
 A store is a folder:
 

@@ -87,9 +87,7 @@ def small_arrays(spec: CacheSpec, tokens: Sequence[str]) -> dict[str, np.ndarray
 
 def small_array_files(spec: CacheSpec, tokens: Sequence[str]) -> dict[str, ArrayFile]:
     """What the root says of the arrays in one chunk, by name."""
-    return {
-        name: ArrayFile.of(with_checksum(values.tobytes())) for name, values in small_arrays(spec, tokens).items()
-    }
+    return {name: ArrayFile.of(with_checksum(values.tobytes())) for name, values in small_arrays(spec, tokens).items()}
 
 
 def view_matrix(spec: CacheSpec, tokens: Sequence[str]) -> np.ndarray:

@@ -51,7 +51,7 @@ class ShardReader:
         """Read one chunk of an array into `out`, an array of its shape.
 
         Raises:
-            CorruptStoreError: the shard or its record is missing, cut short, another one, or does not match its checksum.
+            CorruptStoreError: the shard or its record is missing, cut short or another one, or a checksum differs.
         """
         place = f"{self._path}, {array}, token {chunk.token}"
         number = self.arrays[array].chunk_number(chunk.row, chunk.view)

@@ -33,7 +33,7 @@ def read_array(
     key = whole_key(name, len(shape))
     stored = np.frombuffer(read_file(store, key), np.uint8)
     body = checked(stored, str(store / key))
-    if expected is not None and (expected.bytes, expected.crc32c) != (len(stored), checksum_of(stored)):
+    if expected is not None and (expected.size, expected.crc32c) != (len(stored), checksum_of(stored)):
         raise CorruptStoreError("a small array is whole, but not this store's", where=store / key, cure=REPAIR)
     try:
         return body.view(dtype).reshape(shape)

@@ -73,4 +73,3 @@ def _fixed_views(cache: TeacherCache) -> Iterator[CorruptStoreError]:
     if fixed and (stored != np.array(fixed, np.float32)).any():
         where = cache.path / whole_key(VIEW_MATRIX, cache.stored_matrices.ndim)
         yield CorruptStoreError("a view's matrix is not the one of its name", where=where, cure=REPAIR)
-

@@ -5,8 +5,10 @@ matplotlib is imported inside functions: reading a store does not need it.
 
 import base64
 import io
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
@@ -27,6 +29,11 @@ Palette = Literal["magma", "viridis", "gray"]
 
 COLOURS = 64
 """Of a picture in a page: 256 look the same and take twice the bytes."""
+
+
+def picture_path(token: str) -> Path:
+    """A file of the current folder named after a token, which may come from anywhere: letters, digits, `_` and `-`."""
+    return Path(re.sub(r"[^A-Za-z0-9_-]", "_", token)[:200] + ".png")
 
 
 def energy(features: Float[Tensor, "*n C H W"]) -> Float[Tensor, "*n H W"]:

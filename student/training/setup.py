@@ -18,7 +18,7 @@ from student.data.teacher_source import TeacherSource
 from student.distill.inherit import inherit_head
 from student.models.checkpoint import start_from
 from student.training import preflight
-from student.training.checkpointing import BEST, LAST, ignore_stop_signals
+from student.training.checkpointing import BEST, LAST, ignore_stop_signals, remove_partial_checkpoints
 from student.training.module import StudentModule
 
 
@@ -84,6 +84,8 @@ def set_up_training(
     preflight.require_sound(config)
     config = preflight.resolve_devices(config)
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
+    if out is not None:
+        remove_partial_checkpoints(out)
     if frames is None:
         frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
     val_frames = None if out is None else preflight.validation_frames(config, frames)

@@ -1,0 +1,68 @@
+"""Checks of poses and boxes before they move points: NaN, infinity, a zero quaternion, a box without a size.
+
+Pure functions over rows of numbers; `where` names a row for the message.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from cache.errors import DataError
+
+FARTHEST_M = 1e8
+"""Of a position in the map's frame: more than the circumference of the Earth."""
+
+LARGEST_BOX_M = 1e3
+UNIT_TOLERANCE = 0.01
+"""How far a quaternion's norm may be from 1."""
+
+CURE = "Correct this row of the table, or leave the frame out"
+
+Where = Callable[[int], str]
+
+
+def require_poses(translations: Float[np.ndarray, "n 3"], rotations: Float[np.ndarray, "n 4"], where: Where) -> None:
+    """Raise DataError unless all positions (metres) are finite and near, and all quaternions w, x, y, z unit ones."""
+    near = (np.abs(translations) <= FARTHEST_M).all(axis=1)  # NaN is not
+    _require(near, "a position is not a place", translations, where, f"finite metres within {FARTHEST_M:g}")
+    unit = np.abs(np.linalg.norm(rotations, axis=1) - 1) <= UNIT_TOLERANCE
+    _require(unit, "a rotation is not a unit quaternion", rotations, where, "w, x, y, z with a norm of 1")
+
+
+def require_boxes(
+    centers: Float[np.ndarray, "n 3"],
+    sizes: Float[np.ndarray, "n 3"],
+    rotations: Float[np.ndarray, "n 4"],
+    velocities: Float[np.ndarray, "n 3"],
+    where: Where,
+) -> None:
+    """Raise DataError unless all boxes have a place, a size and a heading; a velocity of NaN is an unknown one."""
+    require_poses(centers, rotations, where)
+    sound = ((sizes > 0) & (sizes <= LARGEST_BOX_M)).all(axis=1)
+    _require(sound, "a box has no size", sizes, where, f"width, length, height within 0 .. {LARGEST_BOX_M:g} m")
+    finite = ~np.isinf(velocities).any(axis=1)
+    _require(finite, "a box's velocity is infinite", velocities, where, "finite metres a second, or NaN")
+
+
+def require_older(times_us: Int[np.ndarray, "n"], where: Where) -> None:
+    """Raise DataError unless each sweep is older than the one before it in the list: `prev` leads to the past."""
+    older = np.append(True, np.diff(times_us) < 0)[: len(times_us)]
+    _require(older, "a sweep's `prev` does not lead to an older one", times_us[:, None], where, "an earlier timestamp")
+
+
+def numbers(values: object, count: int, where: str) -> Float[np.ndarray, "_"]:
+    """A row of a JSON table as an array; DataError where it is not a list of that many numbers."""
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape != (count,):
+        raise DataError("a table's row lacks numbers", where=where, got=values, expected=f"{count} numbers", cure=CURE)
+    return array
+
+
+def _require(sound: Bool[np.ndarray, "n"], what: str, values: np.ndarray, where: Where, expected: str) -> None:
+    if not sound.all():
+        row = int(np.argmin(sound))
+        raise DataError(what, where=where(row), got=values[row].tolist(), expected=expected, cure=CURE)
