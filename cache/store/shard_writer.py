@@ -1,7 +1,7 @@
 """ShardWriter: files written beside their final names, made durable, renamed, then recorded in the manifest."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cache.errors import StoreError
-from cache.store.atomic import Leases, store_errors
+from cache.store.atomic import store_errors
 from cache.store.distortion import Distortion, require_budget
 from cache.store.documents import ShardFile, ShardRecord, StoreAttributes, sign
 from cache.store.folder import StoreFolder, partial_key
@@ -22,7 +22,7 @@ class ShardWriter:
 
     Args:
         folder: The store.
-        leases: Looked at again before anything gets its name.
+        fence: Raises where the store is no longer the one that was opened; called before files get their names.
         samples: Number of samples of the complete shard.
         pool: Threads that compress.
     """
@@ -30,13 +30,13 @@ class ShardWriter:
     def __init__(
         self,
         folder: StoreFolder,
-        leases: Leases,
+        fence: Callable[[], object],
         attributes: StoreAttributes,
         shard: int,
         samples: int,
         pool: ThreadPoolExecutor,
     ) -> None:
-        self._folder, self._leases, self._attributes, self._pool = folder, leases, attributes, pool
+        self._folder, self._fence, self._attributes, self._pool = folder, fence, attributes, pool
         self._shard, self._samples = shard, samples
         self._arrays = sample_arrays(attributes.spec)
         self._files: dict[str, BinaryIO] = {}
@@ -80,11 +80,11 @@ class ShardWriter:
         for layer in self._attributes.spec.layers:
             require_budget(self._distortion[layer.name], layer.codec, f"layer {layer.name}, shard {self._shard}")
         with store_errors(self._folder.path):
-            self._leases.require_held()
+            self._fence()
             files = {name: self._finish(array) for name, array in self._arrays.items()}
             for name in files:
                 self._folder.fsync(name)
-            self._leases.require_held()
+            self._fence()
             self._folder.write_durably(record_key(self._shard), sign(self._record(files)))
 
     def discard(self) -> None:

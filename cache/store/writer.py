@@ -124,10 +124,9 @@ class StoreWriter:
         """The writer of one of the missing shards, begun on first use."""
         if shard not in self._open:
             with store_errors(self.path):
-                folder, leases = self._held()
+                folder, attributes = self._require_ours()
                 samples = len(self.positions(shard))
-                attributes = self._attributes(folder)
-                self._open[shard] = ShardWriter(folder, leases, attributes, shard, samples, self._pool)
+                self._open[shard] = ShardWriter(folder, self._require_ours, attributes, shard, samples, self._pool)
         return self._open[shard]
 
     def seal(self) -> bool:
@@ -140,11 +139,9 @@ class StoreWriter:
         if self._leases is None:
             return True
         with store_errors(self.path), self._leases.root():
-            folder, leases = self._held()
-            leases.require_held()
             if not all(self._is_committed(shard) for shard in self._all_shards):
                 return False
-            attributes = self._attributes(folder)
+            folder, attributes = self._require_ours(sealed=None)
             report = codec_report([read_record(self.path, shard, attributes) for shard in self._all_shards])
             self._update_root(folder, sealed=True, codec_report=report)
             return True
@@ -164,10 +161,24 @@ class StoreWriter:
             self._folder.close()
             self._folder = None
 
-    def _held(self) -> tuple[StoreFolder, Leases]:
+    def _require_ours(self, sealed: bool | None = False) -> tuple[StoreFolder, StoreAttributes]:
+        """The store as it is now; raises where it is no longer the one that this process opened.
+
+        Args:
+            sealed: what it has to be; None where that does not matter.
+        """
         if self._folder is None or self._leases is None:
             raise StoreError("the store is complete: its writer holds no lease", where=self.path)
-        return self._folder, self._leases
+        self._leases.require_held()
+        attributes = self._attributes(self._folder)
+        self._require_same(attributes)
+        if sealed is not None and attributes.sealed != sealed:
+            raise StoreError(
+                "the store was completed by another process while this one was writing to it",
+                where=self.path,
+                cure="Run `cli verify` on it",
+            )
+        return self._folder, attributes
 
     def _is_committed(self, shard: int) -> bool:
         if self._folder is None:
