@@ -80,8 +80,11 @@ class ShardWriter:
         for layer in self._attributes.spec.layers:
             require_budget(self._distortion[layer.name], layer.codec, f"layer {layer.name}, shard {self._shard}")
         with store_errors(self._folder.path):
-            self._fence()
             files = {name: self._finish(array) for name, array in self._arrays.items()}
+            self._fence()
+            for array in self._arrays.values():  # at once: a process may be stopped between the check and these
+                key = array.key(self._shard)
+                self._folder.rename(partial_key(key), key)
             for name in files:
                 self._folder.fsync(name)
             self._fence()
@@ -106,7 +109,7 @@ class ShardWriter:
         return record.model_dump(mode="json", exclude_none=True)
 
     def _finish(self, array: SampleArray) -> ShardFile:
-        """Append the index to a file, make it durable and give it its final name."""
+        """Append the index to a file and make it durable."""
         sizes = self._sizes[array.name]
         if len(sizes) != self._samples * array.chunks:
             raise StoreError(
@@ -119,8 +122,6 @@ class ShardWriter:
             file.write(index)
             file.flush()
             os.fsync(file.fileno())
-        key = array.key(self._shard)
-        self._folder.rename(partial_key(key), key)
         return ShardFile(
             bytes=sum(sizes) + len(index),
             index_crc32c=checksum_of(np.frombuffer(index, np.uint8)),
