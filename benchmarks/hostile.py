@@ -137,7 +137,7 @@ def unlink_files(path: Path) -> None:
 
 
 def copied_over(other: Path) -> Callable[[Path], None]:
-    """A complete store of another teacher, copied over the one that is there, as `cp -r` does: folders and lock stay."""
+    """A complete store of another teacher, copied over the one there as `cp -r` does: folders and lock stay."""
     return lambda path: shutil.copytree(other, path, dirs_exist_ok=True) and None
 
 
@@ -194,7 +194,7 @@ def main() -> None:
             if title in chosen:
                 began = time.monotonic()
                 outcome = trial()
-                figures = ", ".join(f"{key} {value}" for key, value in asdict(outcome).items())
+                figures = ", ".join(f"{key} {value}" for key, value in asdict(outcome).items() if value != ())
                 print(f"{title}: {figures} ({time.monotonic() - began:.0f} s)", flush=True)
                 broken += outcome.broken
     raise SystemExit(1 if broken else 0)

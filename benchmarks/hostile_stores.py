@@ -65,7 +65,6 @@ def try_stores(folder: Path) -> HandMade:
         path = shutil.copytree(sound, work / "teacher.zarr")
         make(path)
         token = next(iter(_tokens(path)), "0000")
-        if os.environ.get("S16"): print(name, flush=True)
         for arguments in (["verify", str(path)], ["inspect", str(path)], ["inspect", str(path), token]):
             commands += 1
             for problem in _problems(arguments, work):

@@ -259,3 +259,26 @@ def test_a_past_rotation_is_placed_as_by_mmdet3d(tmp_path: Path, tables: Tables,
 def test_an_unknown_token_is_named(made_frames: Frames) -> None:
     with pytest.raises(DataError, match=r"the tables hold no such key frame .*; got nonsense"):
         made_frames["nonsense"]
+
+
+BAD_ROWS = [
+    ("ego_pose", 1, {"translation": [1.0, float("nan"), 0.0]}, "a position is not a place"),
+    ("ego_pose", 1, {"translation": [1e30, 0.0, 0.0]}, "a position is not a place"),
+    ("ego_pose", 1, {"translation": [float("inf"), 0.0, 0.0]}, "a position is not a place"),
+    ("ego_pose", 1, {"translation": None}, "a table's row lacks numbers"),
+    ("ego_pose", 2, {"rotation": [0.0, 0.0, 0.0, 0.0]}, "a rotation is not a unit quaternion"),
+    ("calibrated_sensor", 0, {"translation": [0.0, None, 2.0]}, "a position is not a place"),
+    ("sample_data", 1, {"prev": "lidar1"}, "`prev` does not lead to an older one"),
+    ("sample_annotation", 2, {"size": [2.0, 0.0, 1.5]}, "a box has no size"),
+    ("sample_annotation", 2, {"size": [2.0, -4.0, 1.5]}, "a box has no size"),
+    ("sample_annotation", 2, {"translation": [float("nan")] * 3}, "a position is not a place"),
+]
+
+
+@pytest.mark.parametrize(("table", "row", "change", "what"), BAD_ROWS)
+def test_rows_that_are_not_plausible_are_named(tmp_path: Path, tables: Tables, table, row, change, what) -> None:
+    rows = tables[table]
+    rows[row].update(change)
+    with pytest.raises(DataError, match=what) as caught:
+        mini_train(write(tmp_path, tables))[1]
+    assert f"{table}.json, token {rows[row]['token']}" in str(caught.value)

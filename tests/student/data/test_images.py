@@ -1,4 +1,6 @@
 import shutil
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,3 +100,14 @@ def test_an_image_of_another_size_is_refused(camera: Camera, tmp_path: Path) -> 
     shutil.copy(camera.path, tmp_path / "image.jpg")
     with pytest.raises(DataError, match=r"got 256 x 144; expected 128 x 72"):
         read_image(replace(camera, path=tmp_path / "image.jpg", size=(72, 128)), 0.5)
+
+
+@pytest.mark.parametrize("side", [10_000, 30_000])
+def test_a_file_that_claims_many_pixels_is_not_decoded(camera: Camera, tmp_path: Path, side: int) -> None:
+    """A PNG of a few bytes: its header alone."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    path = tmp_path / "image.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    with pytest.raises(DataError, match=r"another size than sample_data\.json says"):
+        read_image(replace(camera, path=path), scale=1.0)
