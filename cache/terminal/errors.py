@@ -58,7 +58,7 @@ def _plain_warnings() -> Iterator[None]:
                 stderr.print("[bold yellow]warning:[/]", end=" ")
                 stderr.print(printable(str(message)), soft_wrap=True, highlight=False, markup=False)
             else:
-                default(message, category, *place, **more)
+                default(printable(str(message)), category, *place, **more)
 
         warnings.showwarning = show
         yield

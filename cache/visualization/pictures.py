@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from cache.geometry.views import sample_label
 from cache.store.batch import TeacherSample
+from cache.terminal.console import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +64,7 @@ def plot(sample: TeacherSample, view: int = 0) -> "Figure":
     Args:
         view: an index into the sample's views.
     """
-    return plot_maps(maps(sample, view), f"token {sample_label(sample.token, sample.views[view])}")
+    return plot_maps(maps(sample, view), printable(f"token {sample_label(sample.token, sample.views[view])}"))
 
 
 def plot_maps(shown: Mapping[str, Map], title: str, palette: Palette = "magma", columns: int = 6) -> "Figure":

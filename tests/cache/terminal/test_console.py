@@ -122,8 +122,8 @@ def test_examples_are_lines_and_no_markup():
     assert examples("cli a", "cli b [c]") == "Examples:\n\ncli a\n\ncli b \\[c]"
 
 
-HOSTILE = "a\x1b]0;owned\x07\x9b31m\u202e\ud800\n\tb"
-SPELT = "a\\x1b]0;owned\\x07\\x9b31m\\u202e\\ud800\n\tb"
+HOSTILE = "a\x1b]0;owned\x07\x9b31m\u202e\ud800\nb"
+SPELT = "a\\x1b]0;owned\\x07\\x9b31m\\u202e\\ud800\nb"
 
 
 def test_control_characters_are_spelt_out(capsys):
