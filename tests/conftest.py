@@ -1,8 +1,10 @@
 """Shapes and types checked while testing, one thread a process, and two small data sets."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -10,6 +12,7 @@ from jaxtyping import install_import_hook
 # Tests run side by side, one on each core; processes that they start inherit this. Sums of floats depend on how many
 # threads share them, and stores are compared byte by byte.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("COLUMNS", None)  # pytest-xdist's workers get 80; a table that is captured has no width to fit
 torch.set_num_threads(1)
 
 # Shapes and types in signatures are checked while testing; an int is accepted as a float (PEP 484).
@@ -20,6 +23,15 @@ from demo.world.config import WorldConfig  # noqa: E402
 from demo.world.make import make_world  # noqa: E402
 
 ONE_FRAME = Path(__file__).parent.parent.parent / "shared" / "nuscenes-one-frame"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indexes of the tests' tables do not stay in the user's cache; matplotlib's list of fonts, slow to make, does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,6 +11,8 @@ from cache.dumping.run import DumpProgress, fill_store
 from cache.dumping.setup import DumpSetup
 from cache.errors import CorruptStoreError
 from cache.nuscenes.frames import Frames
+from cache.nuscenes.index_files import KEPT
+from cache.nuscenes.kept import damaged_files
 from cache.store.documents import FORMAT_VERSION
 from cache.store.files import file_size
 from cache.store.format import REPAIR, index_bytes
@@ -93,7 +95,7 @@ def verify(path: str | Path, full: bool = True, progress: Callable[[int, int], N
         cache = TeacherCache(path, allow_partial=True)
     except CorruptStoreError as error:
         return VerifyReport(path=path, full=full, sealed=False, samples=0, bytes=0, damage=(Damage(error=error),))
-    damage = [Damage(error=error) for error in small_faults(cache)]
+    damage = [Damage(error=error) for error in small_faults(cache)] + _damaged_frames(cache)
     size = 0
     shards = cache.committed_shards()
     for done, shard in enumerate(shards, start=1):
@@ -136,6 +138,15 @@ def repair(
     setup.open_writer(Path(path), redo=()).close()  # the small files first: verify reads tokens
     fill_store(setup, Path(path), progress, redo=verify(path).damaged_shards)
     return verify(path)
+
+
+def _damaged_frames(cache: TeacherCache) -> list[Damage]:
+    """Faults of the frames that the store carries."""
+    what = "a file of the frames that the store carries is missing or damaged"
+    return [
+        Damage(error=CorruptStoreError(what, where=cache.path / KEPT / name, cure=REPAIR))
+        for name in damaged_files(cache.path, cache.tokens)
+    ]
 
 
 def _check_shard(cache: TeacherCache, shard: int, full: bool) -> tuple[list[Damage], int]:

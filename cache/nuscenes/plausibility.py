@@ -51,17 +51,6 @@ def require_older(times_us: Int[np.ndarray, "n"], where: Where) -> None:
     _require(older, "a sweep's `prev` does not lead to an older one", times_us[:, None], where, "an earlier timestamp")
 
 
-def numbers(values: object, count: int, where: str) -> Float[np.ndarray, "_"]:
-    """A row of a JSON table as an array; DataError where it is not a list of that many numbers."""
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.empty(0)
-    if array.shape != (count,):
-        raise DataError("a table's row lacks numbers", where=where, got=values, expected=f"{count} numbers", cure=CURE)
-    return array
-
-
 def _require(sound: Bool[np.ndarray, "n"], what: str, values: np.ndarray, where: Where, expected: str) -> None:
     if not sound.all():
         row = int(np.argmin(sound))

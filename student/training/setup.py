@@ -87,7 +87,11 @@ def set_up_training(
     if out is not None:
         remove_partial_checkpoints(out)
     if frames is None:
-        frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
+        data, store = config.data, cache_paths[0] if cache_paths else None
+        frames = Frames(
+            root=root, version=data.version, splits=(data.train_split,), max_sweeps=0, cameras=data.cameras, store=store
+        )
+    preflight.require_disjoint_splits(config.data, frames)
     val_frames = None if out is None else preflight.validation_frames(config, frames)
     order = _order(frames, config)
     preflight.require_full_step(order, config.training)
@@ -98,6 +102,7 @@ def set_up_training(
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
+    preflight.look_at_boxes(frames)
     detector = module.detector
     return TrainingSetup(
         config=config,
@@ -126,7 +131,7 @@ def _order(frames: Frames, config: StudentConfig) -> Order:
     if not config.training.class_balanced:
         return Shuffled(frames=len(frames))
     classes = [name for task in config.detector.head.tasks for name in task]
-    return ClassBalanced.of(map(frames.labels, frames.tokens), classes)
+    return ClassBalanced.of(frames.label_counts(), classes)
 
 
 def _first_module(config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool) -> StudentModule:

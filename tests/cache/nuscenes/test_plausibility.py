@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cache.errors import DataError
-from cache.nuscenes.plausibility import numbers, require_boxes, require_older, require_poses
+from cache.nuscenes.plausibility import require_boxes, require_older, require_poses
 
 NO_TURN = [1.0, 0.0, 0.0, 0.0]
 
@@ -51,9 +51,3 @@ def test_a_chain_that_does_not_lead_to_the_past(times):
         require_older(np.array(times), where)
     require_older(np.array([500, 400, 300]), where)
     require_older(np.array([500]), where)
-
-
-@pytest.mark.parametrize("values", [None, [1, 2], "abc", [[1, 2, 3]], {}])
-def test_rows_that_lack_numbers(values):
-    with pytest.raises(DataError, match="a table's row lacks numbers"):
-        numbers(values, 3, "here")
