@@ -14,8 +14,8 @@ FARTHEST_M = 1e8
 """Of a position in the map's frame: more than the circumference of the Earth."""
 
 LARGEST_BOX_M = 1e3
-UNIT_TOLERANCE = 0.01
-"""How far a quaternion's norm may be from 1."""
+NORMS = (0.01, 100.0)
+"""Of a quaternion: those of a rotation need not be exactly 1."""
 
 CURE = "Correct this row of the table, or leave the frame out"
 
@@ -23,11 +23,12 @@ Where = Callable[[int], str]
 
 
 def require_poses(translations: Float[np.ndarray, "n 3"], rotations: Float[np.ndarray, "n 4"], where: Where) -> None:
-    """Raise DataError unless all positions (metres) are finite and near, and all quaternions w, x, y, z unit ones."""
+    """Raise DataError unless all positions (metres) are finite and near, and all quaternions w, x, y, z of a rotation."""
     near = (np.abs(translations) <= FARTHEST_M).all(axis=1)  # NaN is not
     _require(near, "a position is not a place", translations, where, f"finite metres within {FARTHEST_M:g}")
-    unit = np.abs(np.linalg.norm(rotations, axis=1) - 1) <= UNIT_TOLERANCE
-    _require(unit, "a rotation is not a unit quaternion", rotations, where, "w, x, y, z with a norm of 1")
+    norms = np.linalg.norm(rotations, axis=1)
+    turns = (norms >= NORMS[0]) & (norms <= NORMS[1])
+    _require(turns, "a rotation is not a quaternion", rotations, where, "w, x, y, z with a norm of about 1")
 
 
 def require_boxes(

@@ -273,12 +273,12 @@ def test_an_unknown_token_is_named(made_frames: Frames) -> None:
 
 BAD_ROWS = [
     ("ego_pose", 1, {"translation": [1e30, 0.0, 0.0]}, r"a position is not a place \(token second, .*lidar1"),
-    ("ego_pose", 2, {"rotation": [0.0, 0.0, 0.0, 0.0]}, r"a rotation is not a unit quaternion \(token second"),
+    ("ego_pose", 2, {"rotation": [0.0, 0.0, 0.0, 0.0]}, r"a rotation is not a quaternion \(token second"),
     ("calibrated_sensor", 0, {"translation": [0.0, -1e30, 2.0]}, r"a position is not a place \(token second"),
     ("sample_data", 1, {"prev": "lidar1"}, r"`prev` does not lead to an older one \(token second, .*lidar1"),
     ("sample_annotation", 2, {"size": [2.0, 0.0, 1.5]}, r"a box has no size \(token second, box 1"),
     ("sample_annotation", 1, {"size": [2.0, -4.0, 1.5]}, r"a box has no size \(token second, box 0"),
-    ("sample_annotation", 2, {"rotation": [0.0] * 4}, r"a rotation is not a unit quaternion \(token second, box 1"),
+    ("sample_annotation", 2, {"rotation": [0.0] * 4}, r"a rotation is not a quaternion \(token second, box 1"),
     ("ego_pose", 1, {"translation": [1.0, float("nan"), 0.0]}, "a nuScenes table cannot be read .*ego_pose"),
     ("ego_pose", 1, {"translation": None}, "a nuScenes table cannot be read .*ego_pose"),
     ("sample_annotation", 2, {"size": [2.0, float("inf"), 1.5]}, "a nuScenes table cannot be read .*sample_annotation"),

@@ -19,9 +19,9 @@ def test_positions_that_are_no_places(bad):
     assert "Correct this row of the table" in str(caught.value)
 
 
-@pytest.mark.parametrize("bad", [[0.0] * 4, [2.0, 0, 0, 0], [np.nan, 0, 0, 1], [np.inf, 0, 0, 0]])
+@pytest.mark.parametrize("bad", [[0.0] * 4, [200.0, 0, 0, 0], [1e-9, 0, 0, 0], [np.nan, 0, 0, 1], [np.inf, 0, 0, 0]])
 def test_rotations_that_are_none(bad):
-    with pytest.raises(DataError, match=r"not a unit quaternion \(row 0\)"):
+    with pytest.raises(DataError, match=r"a rotation is not a quaternion \(row 0\)"):
         require_poses(np.zeros((1, 3)), np.array([bad]), where)
 
 
