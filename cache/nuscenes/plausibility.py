@@ -23,7 +23,7 @@ Where = Callable[[int], str]
 
 
 def require_poses(translations: Float[np.ndarray, "n 3"], rotations: Float[np.ndarray, "n 4"], where: Where) -> None:
-    """Raise DataError unless all positions (metres) are finite and near, and all quaternions w, x, y, z of a rotation."""
+    """Raise DataError unless positions (metres) are finite and near, and quaternions w, x, y, z those of rotations."""
     near = (np.abs(translations) <= FARTHEST_M).all(axis=1)  # NaN is not
     _require(near, "a position is not a place", translations, where, f"finite metres within {FARTHEST_M:g}")
     norms = np.linalg.norm(rotations, axis=1)
