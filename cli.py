@@ -204,7 +204,7 @@ def dump_teacher(
         weights = Weights(checkpoint, random_weights, boxes, ema, device)
         settings, frames, live = _dump_inputs(config, data, teacher, weights, overrides, depth)
         with _dump_progress() as advance:
-            write_report(dump(settings, frames, live, out, advance, chosen))
+            write_report(dump(settings, frames, live, out, advance, chosen, checkpoint))
 
 
 @command("cli inspect teacher.zarr", "cli inspect teacher.zarr --html report.html")
@@ -219,6 +219,7 @@ def inspect(
     """Show a store's identity, layers, sizes, error report and statistics; with a token, draw the sample."""
     from cache import TeacherCache
     from cache.visualization import plot, store_tables, write_html
+    from cache.visualization.pictures import picture_path
     from cache.visualization.summary import statistics_table, summarise
 
     with report_writer(json) as write_report:
@@ -228,7 +229,7 @@ def inspect(
                 write_html(cache, html, progress=advance)
             write_report({"page": html}, html)
         elif token is not None:
-            picture = out or Path(f"{token}.png")
+            picture = out or picture_path(token)
             plot(cache[token], 0 if view is None else cache.view(view)).savefig(picture, dpi=110)
             write_report({"token": token, "picture": picture}, picture)
         else:
@@ -265,7 +266,7 @@ def verify(
             weights = Weights(checkpoint, random_weights, boxes, ema, device)
             settings, frames, live = _dump_inputs(repair, data, teacher, weights, overrides)
             with _dump_progress() as advance:
-                report = repair_store(store, settings, frames, live, advance)
+                report = repair_store(store, settings, frames, live, advance, checkpoint)
         write_report(report)
     if report.damage:
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ import psutil
 from benchmarks.tables import show, spread
 from cache.spec import DataIdentity
 from cache.store.documents import StoreAttributes
-from cache.store.metadata import small_files
+from cache.store.metadata import small_array_files, small_files
 from cache.store.reader import TeacherCache
 
 COUNTS = (100, 1_000_000)
@@ -46,7 +46,8 @@ def _sparse(attributes: StoreAttributes, path: Path, count: int) -> Path:
     tokens = tuple(f"{chance.getrandbits(128):032x}" for _ in range(count))
     data = DataIdentity.of("sparse", ("all",), tokens)
     spec = attributes.spec.model_copy(update={"data": data})
-    sparse = attributes.model_copy(update={"spec": spec, "fingerprint": spec.fingerprint, "sealed": True})
+    changes = {"spec": spec, "fingerprint": spec.fingerprint, "small_arrays": small_array_files(spec, tokens)}
+    sparse = attributes.model_copy(update={**changes, "sealed": True})
     for key, content in small_files(sparse, tokens, {}).items():
         (path / key).parent.mkdir(parents=True, exist_ok=True)
         (path / key).write_bytes(content)

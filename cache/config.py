@@ -33,7 +33,7 @@ Size = Annotated[int, Field(ge=1, le=2**16)]
 
 
 class Strict(BaseModel):
-    """Base of every configuration and of every record kept in a store."""
+    """Base of every configuration and of every record kept in a store; numbers are finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
@@ -12,7 +12,10 @@ from cache.geometry.camera_points import DepthSpec
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import DrawnViews, ViewName, describe_views, require_views
 
-FORMAT_VERSION = 1
+MOST_SAMPLES = 10**7
+MOST_VIEWS = 1000
+MapName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
+"""Of a layer or a map of the head: also the name of its folder in the store."""
 
 CLASSES = (
     "car",
@@ -120,8 +123,8 @@ LAYER_COLUMNS = ("layer", "shape", "grid", "codec")
 class LayerSpec(Strict):
     """One map of features: (channels, H, W) over a grid."""
 
-    name: str
-    channels: int = Field(gt=0)
+    name: MapName
+    channels: int = Field(gt=0, le=2**20)
     grid: BevGrid
     codec: CodecSpec
 
@@ -178,7 +181,7 @@ class DataIdentity(Strict):
 
     version: str
     splits: tuple[str, ...]
-    samples: int
+    samples: int = Field(ge=0, le=MOST_SAMPLES)
     tokens_sha256: str
 
     @classmethod
@@ -200,9 +203,9 @@ class CacheSpec(Strict):
     heatmap_grid: BevGrid
     """Of the heatmap and the head's other maps; of the layer `head` where there is no heatmap."""
     canvas_grid: BevGrid
-    head_maps: dict[str, int] = Field(default_factory=dict)
+    head_maps: dict[MapName, Annotated[int, Field(gt=0, le=2**20)]] = Field(default_factory=dict)
     """Channels for each task of the head's other maps ("reg": 2, ...); empty where they are not stored."""
-    views: tuple[ViewName, ...] = ("canonical",)
+    views: tuple[ViewName, ...] = Field(("canonical",), max_length=MOST_VIEWS)
     drawn: DrawnViews | None = None
     """How the drawn views were drawn; None without drawn views."""
     depth: DepthSpec | None = None
@@ -211,6 +214,19 @@ class CacheSpec(Strict):
     @model_validator(mode="after")
     def _views_in_order(self) -> "CacheSpec":
         require_views(self.views, self.drawn)
+        return self
+
+    @model_validator(mode="after")
+    def _different_names(self) -> "CacheSpec":
+        names = [layer.name for layer in self.layers]
+        taken = {*names, *(f"{name}_scale" for name in names)}
+        if len(taken) < 2 * len(names):
+            raise ConfigError(
+                "two layers have the same name, or one that of another's scales",
+                where="layers",
+                got=", ".join(names),
+                cure="Name each layer once",
+            )
         return self
 
     @property

@@ -48,13 +48,23 @@ class DumpReport:
     bytes_written: int
     seconds: float
     sealed: bool
+    part: str = "0/1"
+    part_samples: int = 0
+    """Of this run's part."""
+    missing: int = 0
+    """Of the whole store, after this run: other parts write them."""
 
     def __str__(self) -> str:
-        if not self.written:
+        whole = self.part_samples == self.samples
+        rest = "complete" if self.sealed else f"not complete yet: other parts still write {self.missing} samples"
+        if self.written:
+            size = self.bytes_written / self.written / 1e6
+            return f"{self.path}: {self.written} of {self.samples} samples written, {size:.2f} MB each; {rest}"
+        if whole:
             return f"{self.path}: all {self.samples} samples were there already, nothing to do"
-        size = self.bytes_written / self.written / 1e6
-        rest = "complete" if self.sealed else "not complete yet: other parts are still to come"
-        return f"{self.path}: {self.written} of {self.samples} samples written, {size:.2f} MB each; {rest}"
+        if not self.part_samples:
+            return f"{self.path}: part {self.part} has no shard to write, there are fewer shards than parts; {rest}"
+        return f"{self.path}: all {self.part_samples} samples of part {self.part} were there already; {rest}"
 
 
 def dump(
@@ -64,6 +74,7 @@ def dump(
     out: Path,
     progress: Callable[[DumpProgress], None] = lambda _: None,
     part: Part = WHOLE,
+    checkpoint: Path | None = None,
 ) -> DumpReport:
     """Run the teacher over all frames that the store still lacks, and seal it once it lacks none.
 
@@ -72,6 +83,7 @@ def dump(
     Args:
         progress: called after each batch.
         part: which of the shards to write, where several processes share the dump.
+        checkpoint: the file that the teacher was loaded from; its hash is recorded, and compared when a dump resumes.
 
     Raises:
         TeacherError: the teacher gives values that are not finite, or maps that do not fit its grids.
@@ -80,7 +92,7 @@ def dump(
         UnsealedError: the dump was interrupted.
         StoreError: see `StoreWriter`.
     """
-    return fill_store(DumpSetup.of(config, frames, teacher), out, progress, part)
+    return fill_store(DumpSetup.of(config, frames, teacher, checkpoint), out, progress, part)
 
 
 def fill_store(
@@ -106,6 +118,8 @@ def fill_store(
                 "the dump was interrupted", where=out, cure="Run the same command again to resume it"
             ) from None
         sealed = writer.seal()
+        missing = writer.missing_samples()
+        part_samples = sum(len(writer.positions(shard)) for shard in writer.shards)
     return DumpReport(
         path=Path(out),
         samples=setup.spec.data.samples,
@@ -113,6 +127,9 @@ def fill_store(
         bytes_written=size,
         seconds=time.monotonic() - began,
         sealed=sealed,
+        part=str(part),
+        part_samples=part_samples,
+        missing=missing,
     )
 
 

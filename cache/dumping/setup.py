@@ -18,6 +18,7 @@ from cache.nuscenes.kept import keep_frames
 from cache.nuscenes.points import camera_points
 from cache.spec import CacheSpec, DataIdentity, LayerSpec
 from cache.store.atomic import store_errors
+from cache.store.documents import TeacherFile
 from cache.store.layout import StoredSample
 from cache.store.partition import WHOLE, Part
 from cache.store.writer import StoreWriter
@@ -33,10 +34,14 @@ class DumpSetup:
     teacher: Teacher
     spec: CacheSpec
     prepared: PreparedFrames
+    teacher_file: TeacherFile | None = None
 
     @classmethod
-    def of(cls, config: DumpConfig, frames: Frames, teacher: Teacher) -> "DumpSetup":
+    def of(cls, config: DumpConfig, frames: Frames, teacher: Teacher, checkpoint: Path | None = None) -> "DumpSetup":
         """Build the spec, for which the teacher runs on the first frame.
+
+        Args:
+            checkpoint: the file that the teacher was loaded from, whose hash the store records.
 
         Raises:
             TeacherError, ConfigError: see `build_spec`.
@@ -44,7 +49,8 @@ class DumpSetup:
         """
         spec = build_spec(config, frames, teacher)
         prepared = PreparedFrames.of(frames, teacher, config.views, spec.depth, config.points)
-        return cls(config=config, teacher=teacher, spec=spec, prepared=prepared)
+        teacher_file = None if checkpoint is None else TeacherFile.of(checkpoint)
+        return cls(config=config, teacher=teacher, spec=spec, prepared=prepared, teacher_file=teacher_file)
 
     def open_writer(self, out: Path, part: Part = WHOLE, redo: Collection[int] | None = None) -> StoreWriter:
         """Create or resume the store; see `StoreWriter`."""
@@ -57,6 +63,7 @@ class DumpSetup:
             layout=self.config.layout,
             part=part,
             redo=redo,
+            teacher_file=self.teacher_file,
         )
 
     def keep_frames(self, out: Path) -> None:

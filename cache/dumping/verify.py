@@ -1,7 +1,6 @@
 """Check the integrity of a store, and repair it."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,23 @@ from cache.errors import CorruptStoreError
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.index_files import KEPT
 from cache.nuscenes.kept import damaged_files
-from cache.store.documents import node_files, read_document, read_file
+from cache.store.documents import FORMAT_VERSION
+from cache.store.files import file_size
 from cache.store.format import REPAIR, index_bytes
-from cache.store.layout import ROOT
 from cache.store.reader import TeacherCache
+from cache.store.small_faults import small_faults
 from cache.teacher.base import Teacher
+
+MOST_FAULTS = 10_000
+"""The check ends there."""
+
+SHOWN_FAULTS = 100
+"""As text."""
+
+WEAKER = (
+    "format version 1: its shards are not bound to the store, so that whole shards that were exchanged with others "
+    "are not found; stores dumped now are of version 2"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +52,9 @@ class VerifyReport:
     bytes: int
     """In shards."""
     damage: tuple[Damage, ...]
+    format_version: int = FORMAT_VERSION
+    checked_all: bool = True
+    """False where the check ended at MOST_FAULTS."""
 
     @property
     def damaged_shards(self) -> list[int]:
@@ -49,11 +63,20 @@ class VerifyReport:
 
     def __str__(self) -> str:
         if self.damage:
-            lines = [str(damage.error) for damage in self.damage]
-            return f"{self.path}: {len(lines)} faults\n" + "\n".join(lines)
+            lines = [str(damage.error) for damage in self.damage[:SHOWN_FAULTS]]
+            if len(self.damage) > len(lines):
+                lines.append(f"and {len(self.damage) - len(lines)} more")
+            if not self.checked_all:
+                lines.append("the rest was not checked")
+            return f"{self.path}: {len(self.damage)} faults\n" + "\n".join([*lines, *self._weaker()])
         depth = "every byte was checked" if self.full else "documents, sizes and indexes were checked, not the data"
         state = "complete" if self.sealed else "not complete yet"
-        return f"{self.path}: no fault in {self.samples} samples, {self.bytes / 1e6:.1f} MB ({depth}); {state}"
+        size = f"{self.bytes / 1e6:.1f} MB"
+        first = f"{self.path}: no fault in {self.samples} samples, {size} ({depth}); {state}"
+        return "\n".join([first, *self._weaker()])
+
+    def _weaker(self) -> list[str]:
+        return [WEAKER] if self.format_version == 1 else []
 
 
 def verify(path: str | Path, full: bool = True, progress: Callable[[int, int], None] = lambda *_: None) -> VerifyReport:
@@ -72,15 +95,25 @@ def verify(path: str | Path, full: bool = True, progress: Callable[[int, int], N
         cache = TeacherCache(path, allow_partial=True)
     except CorruptStoreError as error:
         return VerifyReport(path=path, full=full, sealed=False, samples=0, bytes=0, damage=(Damage(error=error),))
-    damage = [*_damaged_documents(cache)]
+    damage = [Damage(error=error) for error in small_faults(cache)] + _damaged_frames(cache)
     size = 0
     shards = cache.committed_shards()
     for done, shard in enumerate(shards, start=1):
         found, read = _check_shard(cache, shard, full)
-        damage, size = damage + found, size + read
+        damage += found
+        size += read
         progress(done, len(shards))
+        if len(damage) >= MOST_FAULTS:
+            break
     return VerifyReport(
-        path=path, full=full, sealed=cache.attributes.sealed, samples=len(cache), bytes=size, damage=tuple(damage)
+        path=path,
+        full=full,
+        sealed=cache.attributes.sealed,
+        samples=len(cache),
+        bytes=size,
+        damage=tuple(damage),
+        format_version=cache.attributes.format_version,
+        checked_all=len(damage) < MOST_FAULTS,
     )
 
 
@@ -90,42 +123,40 @@ def repair(
     frames: Frames,
     teacher: Teacher,
     progress: Callable[[DumpProgress], None] = lambda _: None,
+    checkpoint: Path | None = None,
 ) -> VerifyReport:
     """Write damaged small files again, and dump the frames of damaged shards again.
+
+    Args:
+        checkpoint: the file that the teacher was loaded from; see `cache.dumping.run.dump`.
 
     Raises:
         CorruptStoreError: the root document itself is damaged, and with it the spec.
         MismatchError: the teacher or the frames are not those of the store.
     """
-    setup = DumpSetup.of(config, frames, teacher)
+    setup = DumpSetup.of(config, frames, teacher, checkpoint)
     setup.open_writer(Path(path), redo=()).close()  # the small files first: verify reads tokens
     fill_store(setup, Path(path), progress, redo=verify(path).damaged_shards)
     return verify(path)
 
 
-def _damaged_documents(cache: TeacherCache) -> Iterator[Damage]:
-    """Faults of files that opening the cache does not read: the head's weights, frames, metadata of single arrays."""
-    try:
-        cache.head_weights()
-    except CorruptStoreError as error:
-        yield Damage(error=error)
-    for name in damaged_files(cache.path, cache.tokens):
-        what = "a file of the frames that the store carries is missing or damaged"
-        yield Damage(error=CorruptStoreError(what, where=cache.path / KEPT / name, cure=REPAIR))
-    for key, data in node_files(read_document(cache.path / ROOT)).items():
-        file = cache.path / key
-        try:
-            same = json.loads(read_file(file)) == json.loads(data)
-        except (CorruptStoreError, ValueError):
-            same = False
-        if not same:
-            what = "an array's metadata is missing or differs from the root's copy"
-            yield Damage(error=CorruptStoreError(what, where=file, cure=REPAIR))
+def _damaged_frames(cache: TeacherCache) -> list[Damage]:
+    """Faults of the frames that the store carries."""
+    what = "a file of the frames that the store carries is missing or damaged"
+    return [
+        Damage(error=CorruptStoreError(what, where=cache.path / KEPT / name, cure=REPAIR))
+        for name in damaged_files(cache.path, cache.tokens)
+    ]
 
 
 def _check_shard(cache: TeacherCache, shard: int, full: bool) -> tuple[list[Damage], int]:
-    damage, size = [], 0
+    damage: list[Damage] = []
+    size = 0
     for name, array in cache.shards.arrays.items():
+        try:
+            cache.shards.file(name, shard)
+        except CorruptStoreError as error:  # the record, once for all arrays
+            return [Damage(error=error, shard=shard)], size
         try:
             size += _check_file(cache, name, shard)
             for chunk in cache.chunks_of(shard) if full else ():
@@ -143,7 +174,7 @@ def _check_file(cache: TeacherCache, name: str, shard: int) -> int:
     index = cache.shards.index(name, shard)
     numbers = sorted({array.chunk_number(chunk.row, chunk.view) for chunk in cache.chunks_of(shard)})
     used = index[numbers, 1].sum() + index_bytes(len(index))
-    size = (cache.path / array.key(shard)).stat().st_size
+    size = file_size(cache.path, array.key(shard))
     if not size == recorded == used:
         raise CorruptStoreError(
             "a shard has another size",

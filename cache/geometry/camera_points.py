@@ -24,7 +24,7 @@ class DepthSpec(Strict):
     """
 
     cameras: tuple[str, ...]
-    room: int = Field(gt=0)
+    room: int = Field(gt=0, le=2**24)
     """Capacity of each camera's list of points."""
     pixel_step: float = Field(gt=0)
     depth_step_m: float = Field(0.005, gt=0)

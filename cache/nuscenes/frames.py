@@ -16,6 +16,7 @@ from cache.errors import DataError
 from cache.nuscenes.columns import NONE
 from cache.nuscenes.index import open_index
 from cache.nuscenes.index_files import KEPT, TableIndex, read_index
+from cache.nuscenes.plausibility import require_boxes, require_older, require_poses
 from cache.nuscenes.poses import Matrix, boxes_in_lidar, pose_matrices
 from cache.nuscenes.splits import scenes_of_splits
 from cache.nuscenes.tables import UNPACK
@@ -120,6 +121,7 @@ class Frames(Sequence[Frame]):
         sweeps = self._sweep_files(token, row)
         cameras = [self.file_row(token, row, name) for name in self.cameras]
         files = np.array(sweeps + cameras)
+        self._require_plausible(token, files, len(sweeps))
         sensor_to_ego = pose_matrices(columns.calibration[columns.file_calibration[files]])
         ego_to_global = pose_matrices(columns.pose[columns.file_pose[files]])
         global_to_lidar = np.linalg.inv(ego_to_global[0] @ sensor_to_ego[0])
@@ -282,16 +284,24 @@ class Frames(Sequence[Frame]):
             )
         )
 
+    def _require_plausible(self, token: str, files: Int[np.ndarray, "F"], sweeps: int) -> None:
+        """Raise DataError where a pose of a frame's files is no pose, or `prev` does not lead to the past."""
+        columns = self.tables.columns
+
+        def where(row: int) -> str:
+            return f"token {token}, {columns.file_name[files[row]].decode()}"
+
+        require_older(columns.file_time_us[files[:sweeps]], where)
+        for poses in (columns.calibration[columns.file_calibration[files]], columns.pose[columns.file_pose[files]]):
+            require_poses(poses[:, :3], poses[:, 3:], where)
+
     def _boxes(self, row: int, global_to_lidar: Matrix) -> tuple[Float[np.ndarray, "M 9"], Int[np.ndarray, "M"]]:
         columns = self.tables.columns
         kept, labels = self._labels(row)
-        boxes = boxes_in_lidar(
-            columns.box_center[kept],
-            columns.box_size[kept],
-            columns.box_rotation[kept],
-            np.nan_to_num(columns.box_velocity[kept]),
-            global_to_lidar,
-        )
+        center, size, rotation = columns.box_center[kept], columns.box_size[kept], columns.box_rotation[kept]
+        velocity, token = columns.box_velocity[kept], columns.sample_token[row].decode()
+        require_boxes(center, size, rotation, velocity, lambda box: f"token {token}, box {box} of its annotations")
+        boxes = boxes_in_lidar(center, size, rotation, np.nan_to_num(velocity), global_to_lidar)
         return boxes.astype(np.float32), labels
 
     def _labels(self, row: int) -> tuple[Int[np.ndarray, "M"], Int[np.ndarray, "M"]]:

@@ -3,11 +3,15 @@
 import errno
 import fcntl
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cache.errors import StoreBusyError, StoreError
+from cache.store.folder import StoreFolder
+from cache.store.layout import LOCK
 
 
 class Leases:
@@ -19,9 +23,17 @@ class Leases:
     _ROOT = 2**40
     """The byte of the root document."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    def __init__(self, folder: StoreFolder) -> None:
+        self._folder = folder
+        status = folder.status(LOCK)
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            raise StoreError(
+                "the place of the writers' lock is taken by something else",
+                where=folder.path / LOCK,
+                expected="an empty file, or nothing",
+                cure="Remove it",
+            )
+        self._file = folder.open(LOCK, os.O_RDWR | os.O_CREAT)
 
     def take(self, shards: range) -> None:
         """Hold the leases of some shards until closed; StoreBusyError where another process holds one of them."""
@@ -32,10 +44,23 @@ class Leases:
         except (BlockingIOError, PermissionError):
             raise StoreBusyError(
                 "another process is writing there",
-                where=self._path.parent.parent,
+                where=self._folder.path,
                 got=f"a request for shards {shards.start} .. {shards.stop - 1}",
                 cure="Wait for it to finish, or stop it and run this again to resume",
             ) from None
+
+    def require_held(self) -> None:
+        """Raise StoreError where the store was removed, moved or replaced since its lock was opened."""
+        there = self._folder.status(LOCK)
+        same = there is not None and os.path.samestat(there, os.fstat(self._file))
+        if not (same and self._folder.holds_its_path()):
+            raise StoreError(
+                "the store was removed or replaced while this process was writing to it",
+                where=self._folder.path,
+                got="another folder or lock, or none",
+                expected="the store that this process opened",
+                cure="Nothing was written to what is there now; run this again if you want to go on there",
+            )
 
     @contextmanager
     def root(self) -> Iterator[None]:
@@ -64,6 +89,14 @@ def write_durably(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what killed processes left of a file that `write_durably` was to replace."""
+    pattern = re.compile(re.escape(path.name) + r"\.\d+\.partial")
+    for left in path.parent.glob("*.partial"):
+        if pattern.fullmatch(left.name) and left.is_file():
+            left.unlink(missing_ok=True)
 
 
 def fsync_folder(path: Path) -> None:

@@ -15,6 +15,10 @@ from cache.errors import CorruptStoreError
 CHECKSUM_BYTES = 4
 REPAIR = "Run `cli verify` on the store, then repair it or restore it from a copy"
 
+HEADER_BYTES = 18
+"""Of a zstd frame, at most."""
+
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ABSENT = np.uint64(2**64 - 1)
 
 
@@ -23,13 +27,50 @@ def pack_chunk(values: np.ndarray, level: int) -> bytes:
     return with_checksum(zstd.compress(np.ascontiguousarray(values), level))
 
 
-def unpack_chunk(stored: UInt8[np.ndarray, "n"], out: np.ndarray, where: str) -> None:
-    """Decompress a chunk into `out` of any shape; CorruptStoreError where checksum or length does not match."""
+def unpack_chunk(stored: UInt8[np.ndarray, "n"], out: np.ndarray, where: str, crc32c: int | None = None) -> None:
+    """Decompress a chunk into `out`.
+
+    Args:
+        crc32c: that of the chunk that was committed; None where the manifest has none (format version 1).
+
+    Raises:
+        CorruptStoreError: its checksum does not match, it is another chunk, or it does not fill `out`.
+    """
     body = checked(stored, where)
+    if crc32c is not None and checksum_of(stored) != crc32c:
+        raise CorruptStoreError("a chunk is whole, but not the one that was committed", where=where, cure=REPAIR)
+    size = content_size(body[:HEADER_BYTES].tobytes())
+    if size is None:
+        raise CorruptStoreError(
+            "a chunk cannot be decompressed", where=where, expected="a zstd frame with its size", cure=REPAIR
+        )
+    if size != out.nbytes:
+        what = "a chunk does not fill its place"
+        raise CorruptStoreError(what, where=where, got=f"{size} bytes", expected=out.nbytes, cure=REPAIR)
     try:
         zstd.decompress(body, out)
     except (RuntimeError, ValueError) as error:
         raise CorruptStoreError("a chunk cannot be decompressed", where=where, got=error, cure=REPAIR) from error
+
+
+def content_size(header: bytes) -> int | None:
+    """The size of what a zstd frame holds, from its first bytes (RFC 8878, 3.1.1); None where it does not say.
+
+    The decompressor leaves the rest of a larger buffer as it was.
+    """
+    if len(header) < 6 or header[:4] != _ZSTD_MAGIC:
+        return None
+    single, flag = header[4] >> 5 & 1, header[4] >> 6
+    begin = 5 + (not single) + (0, 1, 2, 4)[header[4] & 3]
+    width = (single, 2, 4, 8)[flag]
+    if not width or len(header) < begin + width:
+        return None
+    return int.from_bytes(header[begin : begin + width], "little") + (256 if flag == 1 else 0)
+
+
+def most_stored(size: int) -> int:
+    """The largest chunk of `size` bytes of values: incompressible ones (zstd.h, ZSTD_COMPRESSBOUND) and a checksum."""
+    return size + (size >> 8) + 64 + CHECKSUM_BYTES
 
 
 def with_checksum(data: bytes) -> bytes:

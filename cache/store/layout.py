@@ -1,4 +1,4 @@
-"""The Zarr layout, format version 1: names, shapes, chunks and shards of the arrays, and the paths of their files.
+"""The Zarr layout, format versions 1 and 2: names, shapes, chunks, shards and paths of the arrays.
 
 A store is a folder:
 
@@ -39,6 +39,7 @@ MANIFEST = "manifest"
 LOCK = "manifest/lock"
 HEAD_WEIGHTS = "teacher_head.safetensors"
 
+FEATURES = "features"
 HEATMAP = "heatmap"
 CANVAS_MASK = "canvas_mask"
 DEPTH_POINTS = "depth_points"
@@ -46,15 +47,18 @@ TOKEN = "token"
 TOKEN_ORDER = "token_order"
 VIEW_MATRIX = "view_matrix"
 
+LARGEST_CHUNK = 2**27
+"""Bytes of one view of a sample in an array: 2,048 channels of 256 x 256 cells at 8 bits."""
+
 
 def feature_array(layer: str) -> str:
     """Name of the array of a layer's codes."""
-    return f"features/{layer}"
+    return f"{FEATURES}/{layer}"
 
 
 def scale_array(layer: str) -> str:
     """Name of the array of a layer's scales."""
-    return f"features/{layer}_scale"
+    return f"{FEATURES}/{layer}_scale"
 
 
 def head_map_array(name: str) -> str:
@@ -108,6 +112,11 @@ class SampleArray:
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of all that belongs to a sample."""
         return self.shape if self.views is None else (self.views, *self.shape)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Size of a chunk's values, not compressed."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def float32_bytes(self) -> int:

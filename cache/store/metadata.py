@@ -15,7 +15,8 @@ from zarr.storage import MemoryStore
 
 from cache.geometry.views import view_matrices
 from cache.spec import CacheSpec
-from cache.store.documents import StoreAttributes, sign
+from cache.store.documents import ArrayFile, StoreAttributes, sign
+from cache.store.format import with_checksum
 from cache.store.layout import (
     HEAD_WEIGHTS,
     ROOT,
@@ -25,6 +26,12 @@ from cache.store.layout import (
     sample_arrays,
     view_matrix_shape,
 )
+
+_DIMENSIONS = {
+    TOKEN: ("sample", "token_byte"),
+    TOKEN_ORDER: ("sample",),
+    VIEW_MATRIX: ("sample", "view", "row", "column"),
+}
 
 
 def small_files(
@@ -39,7 +46,7 @@ def small_files(
 def zarr_files(attributes: StoreAttributes, tokens: Sequence[str]) -> dict[str, bytes]:
     """The files that zarr itself writes, by path: metadata, consolidated in the root, and the arrays in one chunk."""
     files: dict[str, Buffer] = {}
-    group = zarr.create_group(MemoryStore(files), attributes=attributes.model_dump(mode="json"))
+    group = zarr.create_group(MemoryStore(files), attributes=attributes.to_json())
     create = partial(
         group.create_array,
         serializer=BytesCodec(endian="little"),
@@ -59,17 +66,28 @@ def zarr_files(attributes: StoreAttributes, tokens: Sequence[str]) -> dict[str, 
             compressors=[ZstdCodec(level=attributes.layout.zstd_level), Crc32cCodec()],
             dimension_names=axes + array.dims,
         )
-    names, matrix = np.array([token.encode() for token in tokens]), view_matrix(attributes.spec, tokens)
-    for name, values, dims in (
-        (TOKEN, names.view(np.uint8).reshape(len(names), -1), ("sample", "token_byte")),
-        (TOKEN_ORDER, np.argsort(names, kind="stable").astype("<i8"), ("sample",)),
-        (VIEW_MATRIX, matrix, ("sample", "view", "row", "column")[-matrix.ndim :]),
-    ):
+    for name, values in small_arrays(attributes.spec, tokens).items():
+        dims = _DIMENSIONS[name][-values.ndim :]
         create(name, data=values, chunks=values.shape, compressors=Crc32cCodec(), dimension_names=dims)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
         zarr.consolidate_metadata(group.store)
     return {path: content.to_bytes() for path, content in files.items()}
+
+
+def small_arrays(spec: CacheSpec, tokens: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays in one chunk, by name."""
+    names = np.array([token.encode() for token in tokens])
+    return {
+        TOKEN: names.view(np.uint8).reshape(len(names), -1),
+        TOKEN_ORDER: np.argsort(names, kind="stable").astype("<i8"),
+        VIEW_MATRIX: view_matrix(spec, tokens),
+    }
+
+
+def small_array_files(spec: CacheSpec, tokens: Sequence[str]) -> dict[str, ArrayFile]:
+    """What the root says of the arrays in one chunk, by name."""
+    return {name: ArrayFile.of(with_checksum(values.tobytes())) for name, values in small_arrays(spec, tokens).items()}
 
 
 def view_matrix(spec: CacheSpec, tokens: Sequence[str]) -> np.ndarray:

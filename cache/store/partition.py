@@ -23,6 +23,9 @@ class Part:
                 cure="Count parts from 0",
             )
 
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
     @classmethod
     def parse(cls, text: str) -> "Part":
         """The part written "i/n".

@@ -18,11 +18,12 @@ from cache.errors import CorruptStoreError, MismatchError, NotCachedError, Unsea
 from cache.geometry.camera_points import decoded_points
 from cache.spec import CacheSpec, LayerSpec
 from cache.store.batch import TeacherBatch, TeacherSample, empty_batch
-from cache.store.documents import is_committed, read_attributes, read_file
+from cache.store.documents import read_attributes, recorded_shards
+from cache.store.files import read_file
 from cache.store.format import REPAIR
 from cache.store.layout import CANVAS_MASK, DEPTH_POINTS, HEAD_WEIGHTS, VIEW_MATRIX, view_matrix_shape
 from cache.store.shard_reader import Chunk, ShardReader
-from cache.store.small_arrays import Tokens, map_array
+from cache.store.small_arrays import Tokens, read_array
 
 
 class TeacherCache:
@@ -38,6 +39,10 @@ class TeacherCache:
         UnsealedError: the dump has not finished.
         MismatchError: the store differs from `expect` (with one line for each difference), or is of another version.
         CorruptStoreError: a checksum fails.
+
+    Attributes:
+        all_tokens: also those that are not committed.
+        stored_matrices: the array `view_matrix`.
     """
 
     def __init__(
@@ -49,9 +54,11 @@ class TeacherCache:
         if expect is not None:
             self.spec.require(expect, self.path)
         self.shards = ShardReader(self.path, self.attributes)
-        self._all_tokens = Tokens.open(self.path, self.spec.data.samples)
-        self.tokens: Sequence[str] = self._all_tokens if self.attributes.sealed else self._committed_tokens()
-        self._view_matrix = map_array(self.path, VIEW_MATRIX, "<f4", view_matrix_shape(self.spec))
+        files = self.attributes.small_arrays
+        self.all_tokens = Tokens.open(self.path, self.spec.data.samples, files)
+        self.tokens: Sequence[str] = self.all_tokens if self.attributes.sealed else self._committed_tokens()
+        shape = view_matrix_shape(self.spec)
+        self.stored_matrices = read_array(self.path, VIEW_MATRIX, "<f4", shape, files.get(VIEW_MATRIX))
 
     def __reduce__(self) -> tuple:
         """Pickle as a path: a worker process opens the store again."""
@@ -130,14 +137,19 @@ class TeacherCache:
         """The state dict of the teacher's head, for students that inherit it.
 
         Raises:
-            CorruptStoreError: the file is missing or does not match its SHA-256.
+            CorruptStoreError: the file is missing, does not match its SHA-256, or is no safetensors.
         """
-        data = read_file(self.path / HEAD_WEIGHTS)
+        data = read_file(self.path, HEAD_WEIGHTS)
         if hashlib.sha256(data).hexdigest() != self.attributes.head_weights_sha256:
             raise CorruptStoreError(
                 "the head's weights do not match their SHA-256", where=self.path / HEAD_WEIGHTS, cure=REPAIR
             )
-        return safetensors.torch.load(data)
+        try:
+            return safetensors.torch.load(data)
+        except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
+            raise CorruptStoreError(
+                "the head's weights are no safetensors", where=self.path / HEAD_WEIGHTS, got=error, cure=REPAIR
+            ) from error
 
     def view_matrices(self, tokens: Sequence[str]) -> Float[np.ndarray, "B V 4 4"]:
         """Canonical LiDAR -> the BEV frame, of all views of each token.
@@ -176,13 +188,13 @@ class TeacherCache:
 
     def committed_shards(self) -> list[int]:
         """The shards that the manifest names now; all of them once the store is sealed."""
-        shards = self.attributes.layout.shards(len(self._all_tokens))
-        return [shard for shard in shards if self.attributes.sealed or is_committed(self.path, shard)]
+        shards = self.attributes.layout.shards(len(self.all_tokens))
+        return list(shards) if self.attributes.sealed else sorted(recorded_shards(self.path) & {*shards})
 
     def tokens_of(self, shard: int) -> tuple[str, ...]:
         """The tokens of a shard's samples, in its order."""
-        positions = self.attributes.layout.positions(shard, len(self._all_tokens))
-        return self._all_tokens[positions.start : positions.stop]
+        positions = self.attributes.layout.positions(shard, len(self.all_tokens))
+        return self.all_tokens[positions.start : positions.stop]
 
     def chunks_of(self, shard: int) -> list[Chunk]:
         """All samples and views of a shard, in its order."""
@@ -221,7 +233,7 @@ class TeacherCache:
         return chunks
 
     def _matrices_at(self, position: int) -> Float[np.ndarray, "V 4 4"]:
-        return self._view_matrix if self.spec.drawn is None else self._view_matrix[position]
+        return self.stored_matrices if self.spec.drawn is None else self.stored_matrices[position]
 
     def _layer(self, name: str) -> LayerSpec:
         try:
@@ -235,8 +247,8 @@ class TeacherCache:
         return self._not_cached("view", got, known, "Choose another view, or dump it")
 
     def _position(self, token: str) -> int:
-        position = self._all_tokens.find(token)
-        if position is None or (self.tokens is not self._all_tokens and token not in self.tokens):
+        position = self.all_tokens.find(token)
+        if position is None or (self.tokens is not self.all_tokens and token not in self.tokens):
             known = f"one of {len(self.tokens)} of {self.spec.data.version}, {', '.join(self.spec.data.splits)}"
             raise self._not_cached("token", token, known, "Train on the splits that were dumped, or dump these")
         return position

@@ -1,8 +1,10 @@
 """Reading of committed shards.
 
-A read is one `os.pread`, a checksum and a decompression straight into the result; the manifest decides what is valid.
+A read is one `os.pread`, a checksum and a decompression straight into the result. The manifest decides what is valid:
+each chunk is compared with the checksum that its row of its shard of its array of this store was committed with.
 """
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,8 @@ from jaxtyping import Int, UInt8
 
 from cache.errors import CorruptStoreError
 from cache.store.documents import ShardFile, StoreAttributes, read_record
-from cache.store.format import REPAIR, checksum_of, index_bytes, unpack_chunk, unpack_index
+from cache.store.files import open_file, require_no_links, unreadable
+from cache.store.format import REPAIR, checksum_of, index_bytes, most_stored, unpack_chunk, unpack_index
 from cache.store.layout import sample_arrays
 
 
@@ -38,52 +41,72 @@ class ShardReader:
     """
 
     def __init__(self, path: Path, attributes: StoreAttributes) -> None:
-        self._path = path
+        self._path, self._attributes = path, attributes
         self.arrays = sample_arrays(attributes.spec)
         self.size = attributes.layout.samples_per_shard
         self._files: dict[int, dict[str, ShardFile]] = {}
-        self._indexes: dict[tuple[str, int], Int[np.ndarray, "_ 2"]] = {}
+        self._indexes: dict[tuple[str, int], tuple[Int[np.ndarray, "_ 2"], list[int] | None]] = {}
 
     def read(self, array: str, chunk: Chunk, out: np.ndarray) -> None:
         """Read one chunk of an array into `out`, an array of its shape.
 
         Raises:
-            CorruptStoreError: the shard is missing, cut short, another one, or does not match its checksum.
+            CorruptStoreError: the shard or its record is missing, cut short or another one, or a checksum differs.
         """
         place = f"{self._path}, {array}, token {chunk.token}"
         number = self.arrays[array].chunk_number(chunk.row, chunk.view)
-        offset, size = self.index(array, chunk.shard)[number].tolist()
+        index, checksums = self._bound_index(array, chunk.shard)
+        offset, size = index[number].tolist()
         if offset < 0:
             raise CorruptStoreError("a committed sample has no bytes", where=place, cure=REPAIR)
-        unpack_chunk(self._pread(array, chunk.shard, offset, size, place), out, place)
+        stored = self._pread(array, chunk.shard, offset, size, place)
+        unpack_chunk(stored, out, place, None if checksums is None else checksums[number])
 
     def index(self, array: str, shard: int) -> Int[np.ndarray, "_ 2"]:
         """Offset and length of a shard's chunks, read once and compared with the manifest; errors as in `read`."""
-        index = self._indexes.get((array, shard))
-        if index is None:
-            place = f"{self._path}, {array}, shard {shard}"
-            file = self.file(array, shard)
-            size = index_bytes(self.size * self.arrays[array].chunks)
-            stored = self._pread(array, shard, file.bytes - size, size, place)
-            if checksum_of(stored) != file.index_crc32c:
-                raise CorruptStoreError("a shard is not the one that was committed", where=place, cure=REPAIR)
-            index = self._indexes[array, shard] = unpack_index(stored, place)
-        return index
+        return self._bound_index(array, shard)[0]
 
     def file(self, array: str, shard: int) -> ShardFile:
-        """The manifest's record of one of a shard's files; CorruptStoreError where it is missing or broken."""
+        """The manifest's record of one of a shard's files; CorruptStoreError as in `read_record`."""
         if shard not in self._files:
-            self._files[shard] = read_record(self._path, shard).files
+            self._files[shard] = read_record(self._path, shard, self._attributes).files
         return self._files[shard][array]
 
+    def _bound_index(self, array: str, shard: int) -> tuple[Int[np.ndarray, "_ 2"], list[int] | None]:
+        """The index, and the checksum of each chunk that was committed (none in format version 1)."""
+        found = self._indexes.get((array, shard))
+        if found is None:
+            place = f"{self._path}, {array}, shard {shard}"
+            file = self.file(array, shard)
+            require_no_links(self._path, self.arrays[array].key(shard))
+            size = index_bytes(self.size * self.arrays[array].chunks)
+            stored = self._pread(array, shard, max(0, file.bytes - size), size, place)
+            if checksum_of(stored) != file.index_crc32c:
+                raise CorruptStoreError("a shard is not the one that was committed", where=place, cure=REPAIR)
+            index = unpack_index(stored, place)
+            self._require_bounds(array, index, file, place)
+            found = self._indexes[array, shard] = index, file.checksums
+        return found
+
+    def _require_bounds(self, array: str, index: Int[np.ndarray, "_ 2"], file: ShardFile, place: str) -> None:
+        """Raise CorruptStoreError where a chunk lies beyond its file, or is larger than its values can be."""
+        (offset, size), most = index[index[:, 0] != -1].T, most_stored(self.arrays[array].chunk_bytes)
+        bad = (offset < 0) | (size < 0) | (size > most) | (offset > file.bytes - size)
+        if bad.any():
+            got = f"{size[bad][0]} bytes at {offset[bad][0]}"
+            raise CorruptStoreError("an index leads out of its shard", where=place, got=got, cure=REPAIR)
+
     def _pread(self, array: str, shard: int, offset: int, size: int, place: str) -> UInt8[np.ndarray, "_"]:
+        path = self._path / self.arrays[array].key(shard)
         try:
-            file = os.open(self._path / self.arrays[array].key(shard), os.O_RDONLY | os.O_CLOEXEC)
+            file = open_file(path)
             try:
                 data = os.pread(file, size, offset)
             finally:
                 os.close(file)
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise unreadable(path, error) from error
             raise CorruptStoreError("a shard cannot be read", where=place, got=error.strerror, cure=REPAIR) from error
         if len(data) != size:
             raise CorruptStoreError(

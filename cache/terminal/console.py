@@ -1,6 +1,7 @@
 """Output of a command, on a terminal, in a log file and as JSON: reports on stdout, progress and errors on stderr."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ from cache.errors import OfflineDistillError
 LINE_EVERY_S = 5.0
 """Time between two lines of progress where stderr is no terminal."""
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""All but newline and tab: C0, C1, marks that turn the direction of writing, and halves of surrogate pairs."""
+
 # rich honours NO_COLOR and FORCE_COLOR.
 stdout, stderr = Console(), Console(stderr=True)
 
@@ -27,10 +31,15 @@ def examples(*commands: str) -> str:
     return "\n\n".join(("Examples:", *commands)).replace("[", r"\[")
 
 
+def printable(text: str) -> str:
+    """Text in which control characters are spelt out: names from a store could otherwise steer the terminal."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def print_report(report: Any) -> None:
     """Print text, neither wrapped nor coloured, or a table, folded only where a screen limits its width."""
     if isinstance(report, str) or not is_renderable(report):
-        stdout.print(str(report), soft_wrap=True, highlight=False, markup=False)
+        stdout.print(printable(str(report)), soft_wrap=True, highlight=False, markup=False)
     elif stdout.is_terminal or "COLUMNS" in os.environ:
         stdout.print(report)
     else:
@@ -54,7 +63,8 @@ def report_writer(as_json: bool) -> Iterator[Callable[..., None]]:
 
     def write(report: object, *text: object) -> None:
         if as_json:
-            output.write(to_json(report, indent=2, inf_nan_mode="null", fallback=_error_fields).decode() + "\n")
+            content = to_json(report, indent=2, inf_nan_mode="null", fallback=_error_fields).decode()
+            output.write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", content) + "\n")
             return
         for part in text or (report,):
             print_report(part)
@@ -99,7 +109,7 @@ class _Lines:
         self.printed = now
         left = duration((now - self.began) / done * (total - done)) if done else "?"
         parts = f"{self.unit} {done}/{total}", f"{left} left" if done < total else duration(now - self.began), remark
-        stderr.print(", ".join(filter(None, parts)), soft_wrap=True, highlight=False, markup=False)
+        stderr.print(printable(", ".join(filter(None, parts))), soft_wrap=True, highlight=False, markup=False)
 
 
 def duration(seconds: float) -> str:

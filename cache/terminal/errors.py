@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from cache.errors import OfflineDistillError, OfflineDistillWarning
-from cache.terminal.console import stderr
+from cache.terminal.console import printable, stderr
 
 
 class Terminated(KeyboardInterrupt):
@@ -58,9 +58,9 @@ def _plain_warnings() -> Iterator[None]:
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, OfflineDistillWarning):
                 stderr.print("[bold yellow]warning:[/]", end=" ")
-                stderr.print(str(message), soft_wrap=True, highlight=False, markup=False)
+                stderr.print(printable(str(message)), soft_wrap=True, highlight=False, markup=False)
             else:
-                default(message, category, *place, **more)
+                default(printable(str(message)), category, *place, **more)
 
         warnings.showwarning = show
         yield
@@ -90,7 +90,7 @@ def _print_error(error: BaseException, interruption: KeyboardInterrupt | None) -
         return
     ours = error if isinstance(error, OfflineDistillError) else _converted(error)
     stderr.print(f"[bold red]error:[/] {type(ours).__name__}:", end=" ")
-    stderr.print(str(ours), soft_wrap=True, highlight=False, markup=False)
+    stderr.print(printable(str(ours)), soft_wrap=True, highlight=False, markup=False)
 
 
 def machine_error(error: BaseException) -> OfflineDistillError | None:

@@ -5,8 +5,10 @@ matplotlib is imported inside functions: reading a store does not need it.
 
 import base64
 import io
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 
 from cache.geometry.views import sample_label
 from cache.store.batch import TeacherSample
+from cache.terminal.console import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +30,11 @@ Palette = Literal["magma", "viridis", "gray"]
 
 COLOURS = 64
 """Of a picture in a page: 256 look the same and take twice the bytes."""
+
+
+def picture_path(token: str) -> Path:
+    """A file of the current folder named after a token, which may come from anywhere: letters, digits, `_` and `-`."""
+    return Path(re.sub(r"[^A-Za-z0-9_-]", "_", token)[:200] + ".png")
 
 
 def energy(features: Float[Tensor, "*n C H W"]) -> Float[Tensor, "*n H W"]:
@@ -55,7 +63,7 @@ def plot(sample: TeacherSample, view: int = 0) -> "Figure":
     Args:
         view: an index into the sample's views.
     """
-    return plot_maps(maps(sample, view), f"token {sample_label(sample.token, sample.views[view])}")
+    return plot_maps(maps(sample, view), printable(f"token {sample_label(sample.token, sample.views[view])}"))
 
 
 def plot_maps(shown: Mapping[str, Map], title: str, palette: Palette = "magma", columns: int = 6) -> "Figure":

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cache.terminal.console import printable
+
 if TYPE_CHECKING:
     import rich.table
 
@@ -24,11 +26,11 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=Text(self.title), title_justify="left", show_header=bool(self.columns))
+        table = RichTable(title=Text(printable(self.title)), title_justify="left", show_header=bool(self.columns))
         for column in self.columns or ("",) * self.width:
-            table.add_column(column, overflow="fold")
+            table.add_column(printable(column), overflow="fold")
         for row in self.rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         return table
 
     def markdown(self) -> str:

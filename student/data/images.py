@@ -31,12 +31,13 @@ def read_image(camera: Camera, scale: float) -> tuple[UInt8[np.ndarray, "H W 3"]
     height, width = camera.size
     try:
         with Image.open(camera.path) as image:
-            size, mode = image.size, image.mode
-            if mode.startswith(("I", "F")):  # which `convert` cuts off at 255
+            if image.size != (width, height):  # before a decoder makes room for what the file claims
+                raise _other_size(camera, image.size)
+            if image.mode.startswith(("I", "F")):  # which `convert` cuts off at 255
                 raise DataError(
                     "a camera image has more than 8 bits a pixel and colour",
                     where=camera.path,
-                    got=f"{image.format}, mode {mode}",
+                    got=f"{image.format}, mode {image.mode}",
                     expected="8 bits, as in nuScenes' JPEG files",
                     cure="Convert the images to 8 bits, with the brightness that a viewer would show",
                 )
@@ -46,23 +47,28 @@ def read_image(camera: Camera, scale: float) -> tuple[UInt8[np.ndarray, "H W 3"]
         raise DataError(
             "a camera image is missing", where=camera.path, cure="Unpack the data set's blobs again"
         ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise _other_size(camera, "more pixels than any camera has") from None
+    except (OSError, SyntaxError, ValueError) as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise
         raise DataError(
             "a camera image is corrupt", where=camera.path, got=error, cure="Unpack the data set's blobs again"
         ) from None
-    if size != (width, height):
-        raise DataError(
-            "a camera image has another size than sample_data.json says",
-            where=camera.path,
-            got=f"{size[0]} x {size[1]}",
-            expected=f"{width} x {height}",
-            cure="Use the original images, not resized ones",
-        )
     # A block of 8 x 8 pixels becomes one of 8 / factor; an odd side is rounded up, so the sides' ratio is not exact.
     factor = round(width / pixels.shape[1])
     return pixels, reduced_pixels(factor, factor)
+
+
+def _other_size(camera: Camera, got: tuple[int, int] | str) -> DataError:
+    height, width = camera.size
+    return DataError(
+        "a camera image has another size than sample_data.json says",
+        where=camera.path,
+        got=got if isinstance(got, str) else f"{got[0]} x {got[1]}",
+        expected=f"{width} x {height}",
+        cure="Use the original images, not resized ones",
+    )
 
 
 cv2.setNumThreads(0)  # Loader workers are the parallelism; OpenCV's own threads also break after a fork.

@@ -1,5 +1,8 @@
 """Student checkpoints: the detector's weights and its configuration in one file."""
 
+import hashlib
+import io
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from cache.config import differing
 from cache.errors import ConfigError, DataError
+from cache.store.atomic import write_durably
 from cache.teacher.state_dict import load_state_dict
 from student.config.student import StudentConfig
 from student.models.detectors import BevDetector, build_detector
@@ -29,6 +33,11 @@ MAY_CHANGE: dict[str, Any] = {
 }
 """Settings that a resumed training may change; the sequence of samples does not depend on them."""
 
+DIGEST_KEY = "digest"
+"""Key that says that the file ends with its digest; checkpoints of earlier versions have neither."""
+
+_DIGEST = b"sha256:"
+_COMMENT_BYTES = len(_DIGEST) + 64
 _PREFIX = "detector."
 _LOSSES = {"gaussian_overlap", "min_radius", "code_weights", "heatmap_weight", "boxes_weight", "decoding"}
 _FREE: dict[str, Any] = {"image_weights": True, "depth_weight": True, "head": _LOSSES}
@@ -38,7 +47,40 @@ _FREE: dict[str, Any] = {"image_weights": True, "depth_weight": True, "head": _L
 def checkpoint_metadata(config: StudentConfig) -> dict[str, Any]:
     """The metadata of a checkpoint; beside an average, its `current_model_state` holds the trained weights."""
     weights = "trained" if config.training.ema is None else "average"
-    return {CONFIG_KEY: config.model_dump(mode="json"), WEIGHTS_KEY: weights}
+    return {CONFIG_KEY: config.model_dump(mode="json"), WEIGHTS_KEY: weights, DIGEST_KEY: _DIGEST.decode()}
+
+
+def checkpoint_bytes(checkpoint: dict[str, Any]) -> bytes:
+    """A checkpoint as the bytes of its file, which ends with their digest: the comment of torch's zip archive."""
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    length = _COMMENT_BYTES.to_bytes(2, "little")
+    archive = content.getvalue()[:-2] + length  # which ends with the length of a comment, 0 as torch writes it
+    return archive + _DIGEST + hashlib.sha256(archive).hexdigest().encode()
+
+
+def require_digest(checkpoint: Path) -> bool:
+    """Compare a checkpoint's bytes with the digest at its end; false where there is none.
+
+    Raises:
+        OSError: it cannot be read.
+        DataError: it differs.
+    """
+    with checkpoint.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _COMMENT_BYTES))
+        stored = file.read()
+        if not stored.startswith(_DIGEST):
+            return False
+        file.seek(0)
+        digest, left = hashlib.sha256(), size - len(stored)
+        while left:
+            part = file.read(min(left, 2**20))
+            digest.update(part)
+            left -= len(part)
+    if stored[len(_DIGEST) :] != digest.hexdigest().encode():
+        raise _damaged(checkpoint)
+    return True
 
 
 def load_student(checkpoint: Path) -> tuple[BevDetector, StudentConfig]:
@@ -83,7 +125,7 @@ def save_student(path: Path, state: dict[str, Tensor], config: StudentConfig) ->
     """Write a detector's state dict as a checkpoint that `load_student` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {_PREFIX + name: value for name, value in state.items()}
-    torch.save(checkpoint_metadata(config) | {"state_dict": weights}, path)
+    write_durably(path, checkpoint_bytes(checkpoint_metadata(config) | {"state_dict": weights}))
 
 
 def start_from(detector: BevDetector, checkpoint: Path) -> None:
@@ -109,15 +151,30 @@ def _require_equal(theirs: dict[str, Any], ours: dict[str, Any], what: str, chec
 
 def _read(checkpoint: Path) -> tuple[dict[str, Any], StudentConfig]:
     try:
+        sound = require_digest(checkpoint)
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        if DIGEST_KEY in saved and not sound:
+            raise _damaged(checkpoint)
         return saved, StudentConfig.parse(saved[CONFIG_KEY], where=checkpoint)
     except FileNotFoundError:
         raise DataError("the student's checkpoint is missing", where=checkpoint, cure=_CURE) from None
+    except OSError as error:
+        raise DataError(
+            "the student's checkpoint cannot be read", where=checkpoint, got=error.strerror, cure=_CURE
+        ) from error
     except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ConfigError) as error:
         raise _not_a_checkpoint(checkpoint, error) from error
 
 
 _CURE = "Give the checkpoints/last.ckpt or best.ckpt of a `train-student` run"
+
+
+def _damaged(checkpoint: Path) -> DataError:
+    return DataError(
+        "the checkpoint does not match the digest that it was saved with",
+        where=checkpoint,
+        cure="Copy it again from where it was saved, or go on from another checkpoint",
+    )
 
 
 def _not_a_checkpoint(checkpoint: Path, error: object) -> DataError:

@@ -1,6 +1,5 @@
 """Checkpoints of a training, and its stop by a signal."""
 
-import io
 import signal
 import threading
 import time
@@ -9,13 +8,13 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as lightning
-import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
 from cache.errors import StoppedError, StoreError
-from cache.store.atomic import write_durably
+from cache.store.atomic import remove_partial, write_durably
 from cache.terminal.errors import Terminated
+from student.models.checkpoint import checkpoint_bytes
 
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
 """Checkpoints in a run's folder."""
@@ -24,17 +23,16 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class DurableCheckpoints(TorchCheckpointIO):
-    """Atomic checkpoints: after a crash, a kill or a full disk the file is the earlier one or the new one, whole.
+    """Atomic checkpoints with a digest: after a crash, a kill or a full disk the file is the earlier or the new one.
 
     Lightning writes to the system's temporary folder first; where that is another file system, its move is a copy.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path, content = Path(path), io.BytesIO()
-        torch.save(checkpoint, content)
+        path, content = Path(path), checkpoint_bytes(checkpoint)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(path, content.getvalue())
+            write_durably(path, content)
         except OSError as error:
             raise StoreError(
                 "the checkpoint cannot be written",
@@ -46,6 +44,12 @@ class DurableCheckpoints(TorchCheckpointIO):
 
 LEAST_GRACE_S = 20.0
 """Time that a step has to end after a signal, or twice the longest step's where that is more."""
+
+
+def remove_partial_checkpoints(out: Path) -> None:
+    """Remove what saves left that were killed: each is as large as a checkpoint."""
+    for key in (LAST, BEST):
+        remove_partial(out / key)
 
 
 class LastCheckpoint(Checkpoint):

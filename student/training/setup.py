@@ -18,7 +18,7 @@ from student.data.teacher_source import TeacherSource
 from student.distill.inherit import inherit_head
 from student.models.checkpoint import start_from
 from student.training import preflight
-from student.training.checkpointing import BEST, LAST, ignore_stop_signals
+from student.training.checkpointing import BEST, LAST, ignore_stop_signals, remove_partial_checkpoints
 from student.training.launcher import require_agreement
 from student.training.module import StudentModule
 
@@ -89,6 +89,8 @@ def set_up_training(
     if out is not None:
         require_agreement(int(config.training.devices))
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
+    if out is not None:
+        remove_partial_checkpoints(out)
     if frames is None:
         data, store = config.data, cache_paths[0] if cache_paths else None
         frames = Frames(

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from cache.errors import MismatchError
+from cache.errors import ConfigError, MismatchError
 from cache.geometry.views import DrawnViews
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, PointPipeline
 from tests.factories.stores import make_spec, make_tokens
@@ -102,3 +102,33 @@ def test_codes(kind, bits, levels, dtype):
 def test_codecs_out_of_range(values):
     with pytest.raises(ValidationError):
         CodecSpec(**values)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_of_a_spec_are_finite(value):
+    with pytest.raises(ConfigError, match="finite"):
+        CodecSpec.parse({"min_sqnr_db": value}, "here")
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc", "a/b", "", ".hidden", "a\x1b[2J", "x" * 101])
+def test_names_of_layers_are_names_of_folders(spec, name):
+    values = spec.model_dump(mode="json")
+    values["layers"][0]["name"] = name
+    with pytest.raises(ConfigError, match=r"layers\.0\.name"):
+        CacheSpec.parse(values, "here")
+
+
+@pytest.mark.parametrize("name", ["head", "head_scale"])
+def test_layers_have_different_names(spec, name):
+    values = spec.model_dump(mode="json")
+    values["layers"][1]["name"] = name
+    with pytest.raises(ConfigError, match="two layers have the same name"):
+        CacheSpec.parse(values, "here")
+
+
+@pytest.mark.parametrize("samples", [-1, 10**30, 0.5])
+def test_numbers_of_samples_that_are_none(spec, samples):
+    values = spec.model_dump(mode="json")
+    values["data"]["samples"] = samples
+    with pytest.raises(ConfigError, match=r"data\.samples"):
+        CacheSpec.parse(values, "here")

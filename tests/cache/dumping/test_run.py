@@ -11,6 +11,7 @@ from cache.errors import ConfigError, DataError, MismatchError, TeacherError, Un
 from cache.nuscenes.points import load_points
 from cache.spec import CodecSpec
 from cache.store.codec import encode
+from cache.store.partition import Part
 from cache.store.reader import TeacherCache
 from cache.teacher.base import TeacherInput
 from tests.factories.stores import CANVAS, SmallFrames, SmallTeacher, make_config
@@ -78,6 +79,20 @@ def test_a_second_run_does_nothing_and_reports_it(frames, teacher, tmp_path):
     assert (report.written, report.sealed) == (0, True)
     assert str(report) == f"{path}: all 10 samples were there already, nothing to do"
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
+
+
+def test_parts_report_the_truth_about_the_part_and_the_store(frames, teacher, tmp_path):
+    path = tmp_path / "teacher.zarr"  # 10 samples in 3 shards: 4, 4 and 2
+
+    def run(index: int, count: int) -> str:
+        return str(dump(make_config(), frames, teacher, path, part=Part(index=index, count=count)))
+
+    assert "part 0/16 has no shard to write, there are fewer shards than parts; not complete yet" in run(0, 16)
+    assert run(0, 2).endswith("not complete yet: other parts still write 6 samples")
+    again = "all 4 samples of part 0/2 were there already; not complete yet: other parts still write 6 samples"
+    assert run(0, 2) == f"{path}: {again}"
+    assert run(1, 2).startswith(f"{path}: 6 of 10 samples written")
+    assert run(0, 2) == f"{path}: all 4 samples of part 0/2 were there already; complete"
 
 
 def test_progress_reports_rates(frames, teacher, tmp_path):

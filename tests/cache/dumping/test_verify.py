@@ -1,3 +1,4 @@
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from benchmarks.crash import contents, flip, flip_bits
 from cache.dumping.run import dump
 from cache.dumping.verify import repair, verify
 from cache.errors import CorruptStoreError, MismatchError, StoreError
+from cache.store.folder import StoreFolder
 from tests.factories.stores import SmallFrames, SmallTeacher, fill, make_config, open_writer
 
 
@@ -123,3 +125,93 @@ def test_a_store_without_its_root_cannot_be_repaired(store, frames):
     os.truncate(store / "zarr.json", 100)
     with pytest.raises(CorruptStoreError, match=r"zarr\.json"):
         repair(store, make_config(), frames, SmallTeacher())
+
+
+def folder_for(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def file_for(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("a file")
+
+
+@pytest.mark.parametrize(
+    ("damage", "key"),
+    [
+        (shutil.rmtree, "features/head"),
+        (shutil.rmtree, "token"),
+        (shutil.rmtree, "manifest"),
+        (folder_for, "heatmap/c.1.0.0.0.0"),
+        (folder_for, "manifest/1.json"),
+        (folder_for, "token/c.0.0"),
+        (file_for, "canvas_mask"),
+        (file_for, "view_matrix"),
+    ],
+)
+def test_repair_of_missing_folders_and_of_what_took_a_place(store, dumped, frames, damage, key):
+    damage(store / key)
+    assert verify(store).damage
+    assert repair(store, make_config(), frames, SmallTeacher()).damage == ()
+    whole = contents(dumped)
+    assert {key: data for key, data in contents(store).items() if key in whole} == whole
+
+
+def test_a_repair_killed_at_any_moment_never_seals_the_damage(store, dumped, frames, monkeypatch):
+    """Of two damaged shards: whatever step it is killed at, a dump refuses or mends both."""
+    for shard in (0, 1):
+        flip(store / "heatmap" / f"c.{shard}.0.0.0.0", 100)
+    damaged = contents(store)
+    refused, mended = 0, 0
+    for step in range(100):
+        shutil.rmtree(store)
+        restore(store, damaged)
+        steps = itertools.count()
+
+        def die(*_: object, steps=steps, step=step, **__: object) -> None:
+            if next(steps) == step:
+                raise KilledError
+
+        with monkeypatch.context() as patch:
+            for name in ("write_durably", "unlink", "rename"):
+                before = getattr(StoreFolder, name)
+                patch.setattr(StoreFolder, name, lambda *a, before=before, die=die, **k: (die(), before(*a, **k))[1])
+            try:
+                repair(store, make_config(), frames, SmallTeacher())
+            except KilledError:
+                pass
+            else:
+                break
+        try:
+            dump(make_config(), frames, SmallTeacher(), store)
+            if contents(store) != damaged:  # otherwise the repair had withdrawn nothing, and the store says complete
+                mended += 1
+                assert contents(store) == contents(dumped)
+        except CorruptStoreError as error:
+            refused += 1
+            assert "--repair" in str(error)
+    assert step > 10
+    assert refused
+    assert mended
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL: nothing after it is done."""
+
+
+def restore(path: Path, files: dict[str, bytes]) -> None:
+    for key, data in files.items():
+        (path / key).parent.mkdir(parents=True, exist_ok=True)
+        (path / key).write_bytes(data)
+
+
+def test_many_faults_are_counted_and_some_are_shown(store, monkeypatch):
+    monkeypatch.setattr("cache.dumping.verify.MOST_FAULTS", 2)
+    monkeypatch.setattr("cache.dumping.verify.SHOWN_FAULTS", 1)
+    for shard in range(3):
+        (store / "manifest" / f"{shard}.json").unlink()
+    report = verify(store)
+    assert (len(report.damage), report.checked_all) == (2, False)
+    assert "2 faults" in str(report)
+    assert "and 1 more\nthe rest was not checked" in str(report)

@@ -269,3 +269,24 @@ def test_a_past_rotation_is_placed_as_by_mmdet3d(tmp_path: Path, tables: Tables,
 def test_an_unknown_token_is_named(made_frames: Frames) -> None:
     with pytest.raises(DataError, match=r"the tables hold no such key frame .*; got nonsense"):
         made_frames["nonsense"]
+
+
+BAD_ROWS = [
+    ("ego_pose", 1, {"translation": [1e30, 0.0, 0.0]}, r"a position is not a place \(token second, .*lidar1"),
+    ("ego_pose", 2, {"rotation": [0.0, 0.0, 0.0, 0.0]}, r"a rotation is not a quaternion \(token second"),
+    ("calibrated_sensor", 0, {"translation": [0.0, -1e30, 2.0]}, r"a position is not a place \(token second"),
+    ("sample_data", 1, {"prev": "lidar1"}, r"`prev` does not lead to an older one \(token second, .*lidar1"),
+    ("sample_annotation", 2, {"size": [2.0, 0.0, 1.5]}, r"a box has no size \(token second, box 1"),
+    ("sample_annotation", 1, {"size": [2.0, -4.0, 1.5]}, r"a box has no size \(token second, box 0"),
+    ("sample_annotation", 2, {"rotation": [0.0] * 4}, r"a rotation is not a quaternion \(token second, box 1"),
+    ("ego_pose", 1, {"translation": [1.0, float("nan"), 0.0]}, "a nuScenes table cannot be read .*ego_pose"),
+    ("ego_pose", 1, {"translation": None}, "a nuScenes table cannot be read .*ego_pose"),
+    ("sample_annotation", 2, {"size": [2.0, float("inf"), 1.5]}, "a nuScenes table cannot be read .*sample_annotation"),
+]
+
+
+@pytest.mark.parametrize(("table", "row", "change", "what"), BAD_ROWS)
+def test_rows_that_are_not_plausible_are_named(tmp_path: Path, tables: Tables, table, row, change, what) -> None:
+    tables[table][row].update(change)
+    with pytest.raises(DataError, match=what):
+        mini_train(write_tables(tmp_path, tables))[1]

@@ -1,9 +1,10 @@
-"""Stores of format version 1 stay readable for ever: those of tests/data were written once, and are never rewritten.
+"""Stores of all format versions stay readable for ever: those of tests/data were written once, and are never rewritten.
 
-store-v1 has one view; store-v1-views has a reflection, a drawn view and the depth in two cameras.
+store-v1 has one view; store-v1-views and store-v2 have a reflection, a drawn view and the depth in two cameras.
 """
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,18 @@ import zarr
 from cache.dumping.verify import verify
 from cache.geometry.camera_points import DepthSpec
 from cache.geometry.views import DrawnViews, view_matrices
+from cache.store.documents import TeacherFile, read_record
 from cache.store.reader import TeacherCache
+from cache.store.writer import StoreWriter
+from tests.factories.stores import fill
 
 GOLDEN = Path(__file__).parents[2] / "data" / "store-v1"
 TOKENS = ("0000", "0007f", "000eff", "0015", "001cf")
 
 VIEWS = GOLDEN.with_name("store-v1-views")
 VIEW_NAMES = ("canonical", "flip_y", "drawn0")
+
+VERSION_2 = GOLDEN.with_name("store-v2")
 
 SQNR_HEAD = 51.306149
 VALUES = {
@@ -83,7 +89,7 @@ def test_head_weights(cache):
     assert torch.equal(cache.head_weights()["heatmap.weight"], torch.arange(6.0).reshape(2, 3))
 
 
-@pytest.mark.parametrize("store", [GOLDEN, VIEWS])
+@pytest.mark.parametrize("store", [GOLDEN, VIEWS, VERSION_2])
 def test_it_is_sound(store):
     assert verify(store).damage == ()
 
@@ -140,3 +146,74 @@ def test_the_points_in_its_cameras(views):
     left, right = views.camera_points(TOKENS[2])
     assert (len(left), len(right)) == (8, 8)
     assert right[0] == pytest.approx([1616.578125, 3.015625, 129.865])
+
+
+# Of format version 2
+
+
+VALUES_OF_VERSION_2 = {
+    "head": "f99ee435a26a31cb6626facabb25060ba81c939a2b853a3ce00950d5ffbafa51",
+    "backbone0": "338e3ece20bd991ec25429f6b151c1d2c38496d2e0a65eb36a4bcd909e31b336",
+    "backbone1": "91fdd18d8956823dd7f2fb2484506fb415586eccef4c00b85f1c014ede1967de",
+    "backbone2": "f0356094e9adc1e301c4db5d96ace46cd3a95b870f5c621500258996c1643353",
+    "reg": "98a293e59d62bd7ab4a35d76a633f899878a2cb8d4f3ebec5b2113a8bc48b606",
+    "vel": "51635ef038e565bb1d4f33e2d2baafc620b6f4dd42e21cd4521a7b4346a0a2dc",
+    "heatmap": "cd5ad6dfdcfd7268e23c99b5ab04016f2765cb0dde801e90f44d806cd8e21aaf",
+    "canvas_mask": "69badcbbffb0ac76310cea62486ad8541d4d60b5642ab16dc267247db9c9ea67",
+    "view_matrix": "fb88e22b92a655b99f6f141a4c2074d26ad905322c2bf82b3de65797dfaa4e81",
+}
+
+
+@pytest.fixture(scope="module")
+def second() -> TeacherCache:
+    return TeacherCache(VERSION_2)
+
+
+def test_the_attributes_of_version_2(second):
+    attributes = second.attributes
+    assert (attributes.format_version, TeacherCache(GOLDEN).attributes.format_version) == (2, 1)
+    assert attributes.fingerprint == "9174abb406fa14d070cd5673eaccffb3ee83a327117dbd4c0760be8bd51d5816"
+    assert tuple(second.tokens) == TOKENS
+    assert attributes.teacher_file == TeacherFile(name="teacher.pth", sha256="c" * 64)
+    assert {name: file.size for name, file in attributes.small_arrays.items()} == {
+        "token": 5 * 6 + 4,
+        "token_order": 5 * 8 + 4,
+        "view_matrix": 5 * 3 * 64 + 4,
+    }
+    record = read_record(VERSION_2, 2, attributes)
+    assert (record.fingerprint, record.shard) == (attributes.fingerprint, 2)
+    assert len(record.files["features/head"].checksums) == 3  # one sample of three views
+
+
+def test_every_value_of_version_2(second):
+    samples = [second[token] for token in TOKENS]
+    found = {name: sha256(*(t for s in samples for t in (s.features[name].values, s.features[name].scale)))
+             for name in ("head", "backbone0", "backbone1", "backbone2")}  # fmt: skip
+    found |= {name: sha256(*(sample.head_maps[name] for sample in samples)) for name in ("reg", "vel")}
+    found |= {
+        name: sha256(*(getattr(sample, name) for sample in samples))
+        for name in ("heatmap", "canvas_mask", "view_matrix")
+    }
+    assert found == VALUES_OF_VERSION_2
+    left, right = second.camera_points(TOKENS[2])
+    assert (left[0].tolist(), right[0].tolist()) == (
+        [1781.171875, 406.828125, 242.095],
+        [11.703125, 1749.671875, 28.835],
+    )
+
+
+def test_a_store_of_version_1_is_resumed_as_version_1(tmp_path):
+    """Its records stay those of version 1, byte for byte."""
+    path = shutil.copytree(GOLDEN, tmp_path / "teacher.zarr")
+    attributes = TeacherCache(path).attributes
+    weights = TeacherCache(path).head_weights()
+    options = {"head_weights": weights, "software": {}, "layout": attributes.layout}
+    with StoreWriter(path, attributes.spec, TOKENS, **options, redo=[0]) as writer:
+        assert writer.missing_shards() == [0]
+        fill(writer)
+        assert writer.seal()
+    for key in ("zarr.json", "manifest/0.json"):
+        assert '"chunks_crc32c"' not in (path / key).read_text()
+        assert '"small_arrays"' not in (path / key).read_text()
+    assert verify(path).damage == ()
+    assert TeacherCache(path).attributes.format_version == 1

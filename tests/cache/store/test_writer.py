@@ -107,20 +107,23 @@ def test_a_killed_creation_is_finished(path, tmp_path):
 
 def test_data_is_durable_before_the_manifest_names_it(path, monkeypatch):
     events: list[tuple[str, str]] = []
-    rename = Path.rename
+    rename = os.rename
 
-    def record_rename(self: Path, target: Path) -> Path:
-        events.append(("rename", str(Path(target).relative_to(path))))
-        return rename(self, target)
+    def relative(descriptor: int) -> Path:
+        return Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(path)
+
+    def record_rename(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        events.append(("rename", str(relative(dst_dir_fd) / target)))
+        rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     def record_fsync(descriptor: int) -> None:
-        events.append(("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(path))))
+        events.append(("fsync", str(relative(descriptor))))
 
     with open_writer(path) as writer:
         shard = writer.shard(0)
         shard.add([make_sample(writer.spec, position) for position in range(4)])
         monkeypatch.setattr(os, "fsync", record_fsync)
-        monkeypatch.setattr(Path, "rename", record_rename)
+        monkeypatch.setattr(os, "rename", record_rename)
         shard.commit()
     commit = events.index(("rename", "manifest/0.json"))
     for array in sample_arrays(writer.spec).values():

@@ -11,7 +11,7 @@ import pytest
 
 from cache.errors import CorruptStoreError
 from cache.terminal import console
-from cache.terminal.console import duration, examples, print_report, progress, report_writer
+from cache.terminal.console import duration, examples, print_report, printable, progress, report_writer
 from cache.visualization.tables import Table
 
 TABLE = Table(title="long", columns=("a", "b"), rows=(("x" * 90, "y" * 90),))
@@ -120,3 +120,19 @@ def test_durations(seconds, text):
 
 def test_examples_are_lines_and_no_markup():
     assert examples("cli a", "cli b [c]") == "Examples:\n\ncli a\n\ncli b \\[c]"
+
+
+HOSTILE = "a\x1b]0;owned\x07\x9b31m\u202e\ud800\nb"
+SPELT = "a\\x1b]0;owned\\x07\\x9b31m\\u202e\\ud800\nb"
+
+
+def test_control_characters_are_spelt_out(capsys):
+    assert printable(HOSTILE) == SPELT
+    print_report(HOSTILE)
+    print_report(Table(title=HOSTILE, columns=(HOSTILE,), rows=((HOSTILE,),)))
+    with report_writer(True) as write:
+        write({"token": HOSTILE.replace("\ud800", "")})
+    out = capsys.readouterr().out
+    assert not set(out) & set("\x1b\x07\x9b\u202e")
+    assert SPELT in out
+    assert json.loads(out[out.rindex("{") :]) == {"token": HOSTILE.replace("\ud800", "")}

@@ -1,5 +1,6 @@
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cache.store.reader import TeacherCache
-from cache.visualization.pictures import energy, figure_uri, histogram, picture_uri, plot, plot_maps
+from cache.visualization.pictures import energy, figure_uri, histogram, picture_path, picture_uri, plot, plot_maps
 from tests.factories.stores import make_sample, make_tokens
 
 
@@ -107,3 +108,9 @@ def test_figures_become_the_same_bytes_each_time() -> None:
     first, second = (figure_uri(histogram(np.array([3, 5]), np.arange(3.0))) for _ in range(2))
     assert first == second
     assert picture(first).width > 400
+
+
+def test_a_token_never_leads_out_of_the_folder():
+    assert picture_path("e93e98b63d3b40209056d129dc53ceee") == Path("e93e98b63d3b40209056d129dc53ceee.png")
+    assert picture_path("../../x") == Path("______x.png")
+    assert picture_path("/etc/passwd\x1b") == Path("_etc_passwd_.png")

@@ -1,4 +1,6 @@
 import shutil
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,4 +107,15 @@ def test_sixteen_bits_are_refused(camera: Camera, tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((144, 256), 20_000, dtype=np.uint16)).save(path)
     with pytest.raises(DataError, match=r"more than 8 bits a pixel and colour .*got PNG, mode I;16; expected 8 bits"):
+        read_image(replace(camera, path=path), scale=1.0)
+
+
+@pytest.mark.parametrize("side", [10_000, 30_000])
+def test_a_file_that_claims_many_pixels_is_not_decoded(camera: Camera, tmp_path: Path, side: int) -> None:
+    """A PNG of a few bytes: its header alone."""
+    chunks = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(100))
+    path = tmp_path / "image.png"
+    packed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    with pytest.raises(DataError, match=r"another size than sample_data\.json says"):
         read_image(replace(camera, path=path), scale=1.0)
