@@ -109,7 +109,7 @@ def fill_store(
     """
     began = time.monotonic()
     with setup.open_writer(out, part, redo) as writer:
-        setup.keep_frames(out)
+        setup.write_frames(out)
         try:
             with loader_errors():
                 written, size = _fill(writer, setup, progress)

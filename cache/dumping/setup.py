@@ -14,8 +14,8 @@ from cache.errors import ConfigError
 from cache.geometry.camera_points import DepthSpec
 from cache.geometry.views import sample_label
 from cache.nuscenes.frames import Frame, Frames
-from cache.nuscenes.kept import keep_frames
 from cache.nuscenes.points import camera_points
+from cache.nuscenes.stored_frames import write_frames
 from cache.spec import CacheSpec, DataIdentity, LayerSpec
 from cache.store.atomic import store_errors
 from cache.store.documents import TeacherFile
@@ -66,7 +66,7 @@ class DumpSetup:
             teacher_file=self.teacher_file,
         )
 
-    def keep_frames(self, out: Path) -> None:
+    def write_frames(self, out: Path) -> None:
         """Keep the frames in the store, so that a training needs no tables.
 
         Raises:
@@ -75,7 +75,7 @@ class DumpSetup:
         frames = self.prepared.frames
         if hasattr(frames, "tables"):  # frames that are not made of tables cannot be kept
             with store_errors(out):
-                keep_frames(frames, out)
+                write_frames(frames, out)
 
     def encode_view(self, frames: Sequence[PreparedFrame], view: int) -> list[StoredSample]:
         """Run the teacher over one view of a batch of frames and encode its output.

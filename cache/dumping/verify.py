@@ -11,8 +11,8 @@ from cache.dumping.run import DumpProgress, fill_store
 from cache.dumping.setup import DumpSetup
 from cache.errors import CorruptStoreError
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.index_files import KEPT
-from cache.nuscenes.kept import damaged_files
+from cache.nuscenes.index_files import FRAMES_FOLDER
+from cache.nuscenes.stored_frames import damaged_files
 from cache.store.documents import FORMAT_VERSION
 from cache.store.files import file_size
 from cache.store.format import REPAIR, index_bytes
@@ -144,7 +144,7 @@ def _damaged_frames(cache: TeacherCache) -> list[Damage]:
     """Faults of the frames that the store carries."""
     what = "a file of the frames that the store carries is missing or damaged"
     return [
-        Damage(error=CorruptStoreError(what, where=cache.path / KEPT / name, cure=REPAIR))
+        Damage(error=CorruptStoreError(what, where=cache.path / FRAMES_FOLDER / name, cure=REPAIR))
         for name in damaged_files(cache.path, cache.tokens)
     ]
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from cache.errors import ConfigError, DataError
-from cache.nuscenes.columns import NONE
+from cache.nuscenes.columns import NO_ROW
 from cache.nuscenes.frames import Frames
 
 
@@ -20,8 +20,8 @@ def require_listed(frames: Frames, cameras: bool = True) -> None:
     columns, rows = frames.tables.columns, frames.rows()
     for channel in (frames.lidar, *(frames.cameras if cameras else ())):
         files = _files(frames, rows, channel)
-        if (files == NONE).any():
-            first = int((files == NONE).argmax())
+        if (files == NO_ROW).any():
+            first = int((files == NO_ROW).argmax())
             frames.file_row(frames.tokens[first], int(rows[first]), channel)  # raises, and names what is there
         if channel != frames.lidar:
             unknown = np.isnan(columns.intrinsics[columns.file_calibration[files]]).any(axis=(1, 2))
@@ -89,7 +89,7 @@ def on_disk(frames: Frames, channels: Collection[str], history: int = 0, past_sw
     needed, before = [wanted], wanted
     for _ in range(history):
         previous = columns.sample_previous[before]
-        before = np.where(previous == NONE, before, previous)
+        before = np.where(previous == NO_ROW, before, previous)
         needed.append(before)
     found = np.zeros(len(every), dtype=bool)
     used = np.unique(np.concatenate(needed))
@@ -116,7 +116,7 @@ def _all_there(
         files = _files(frames, rows, channel)
         names = columns.file_name[files].tolist()
         of_channel = [there(frames.root / name.decode()) for name in names]
-        found &= np.array(of_channel, dtype=bool) & (files != NONE)
+        found &= np.array(of_channel, dtype=bool) & (files != NO_ROW)
     return found
 
 
@@ -126,8 +126,8 @@ def _sweeps_there(
     columns, found = frames.tables.columns, np.ones(len(rows), dtype=bool)
     files = _files(frames, rows, frames.lidar)
     for _ in range(past_sweeps):
-        files = np.where(files == NONE, NONE, columns.file_previous[files])
-        for i in np.flatnonzero(files != NONE).tolist():
+        files = np.where(files == NO_ROW, NO_ROW, columns.file_previous[files])
+        for i in np.flatnonzero(files != NO_ROW).tolist():
             found[i] &= there(frames.root / columns.file_name[files[i]].decode())
     return found
 
@@ -146,8 +146,8 @@ class _Folders:
 
 
 def _files(frames: Frames, rows: Int[np.ndarray, "n"], channel: str) -> Int[np.ndarray, "n"]:
-    """The row of each key frame's file, NONE where there is none."""
+    """The row of each key frame's file, NO_ROW where there is none."""
     channels = frames.tables.names.channels
     if channel not in channels:
-        return np.full(len(rows), NONE)
+        return np.full(len(rows), NO_ROW)
     return frames.tables.columns.sample_files[rows, channels.index(channel)]

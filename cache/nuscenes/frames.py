@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cache.errors import DataError
-from cache.nuscenes.columns import NONE
+from cache.nuscenes.columns import NO_ROW
 from cache.nuscenes.index import open_index
-from cache.nuscenes.index_files import KEPT, TableIndex, read_index
+from cache.nuscenes.index_files import FRAMES_FOLDER, TableIndex, read_index
 from cache.nuscenes.plausibility import require_boxes, require_older, require_poses
 from cache.nuscenes.poses import Matrix, boxes_in_lidar, pose_matrices
 from cache.nuscenes.splits import scenes_of_splits
@@ -140,7 +140,7 @@ class Frames(Sequence[Frame]):
             labels=labels,
             lidar_to_ego=sensor_to_ego[0],
             ego_to_global=ego_to_global[0],
-            previous=None if previous == NONE else columns.sample_token[previous].decode(),
+            previous=None if previous == NO_ROW else columns.sample_token[previous].decode(),
         )
 
     def __iter__(self) -> Iterator[Frame]:
@@ -202,7 +202,7 @@ class Frames(Sequence[Frame]):
 
     def _index(self) -> TableIndex:
         if self.store is not None and not (self.root / self.version).is_dir():
-            found = read_index(self.store / KEPT)
+            found = read_index(self.store / FRAMES_FOLDER)
             if isinstance(found, tuple) and found[1] == self.version:
                 return found[0]
         return open_index(self.root, self.version)
@@ -239,9 +239,9 @@ class Frames(Sequence[Frame]):
             DataError: the tables have none.
         """
         channels, of_frame = self.tables.names.channels, self.tables.columns.sample_files[row]
-        file = int(of_frame[channels.index(channel)]) if channel in channels else NONE
-        if file == NONE:
-            there = (name for name, found in zip(channels, of_frame, strict=True) if found != NONE)
+        file = int(of_frame[channels.index(channel)]) if channel in channels else NO_ROW
+        if file == NO_ROW:
+            there = (name for name, found in zip(channels, of_frame, strict=True) if found != NO_ROW)
             kind = "LiDAR rotation" if channel == self.lidar else "image of a camera"
             raise DataError(
                 f"the key frame has no {kind}",
@@ -254,7 +254,7 @@ class Frames(Sequence[Frame]):
 
     def _sweep_files(self, token: str, row: int) -> list[int]:
         files = [self.file_row(token, row, self.lidar)]
-        while len(files) <= self.max_sweeps and (before := int(self.tables.columns.file_previous[files[-1]])) != NONE:
+        while len(files) <= self.max_sweeps and (before := int(self.tables.columns.file_previous[files[-1]])) != NO_ROW:
             files.append(before)
         return files
 
@@ -312,7 +312,9 @@ class Frames(Sequence[Frame]):
 
     @cached_property
     def _label_of_category(self) -> Int[np.ndarray, "categories"]:
-        return np.array([NONE if name is None else CLASSES.index(name) for name in self.tables.names.classes], np.int64)
+        return np.array(
+            [NO_ROW if name is None else CLASSES.index(name) for name in self.tables.names.classes], np.int64
+        )
 
 
 def _listed(scenes: Sequence[str], most: int = 10) -> str:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from nuscenes.nuscenes import NuScenes
 
-from cache.nuscenes.columns import NONE
+from cache.nuscenes.columns import NO_ROW
 from cache.nuscenes.frames import LIDAR, Frames
 from cache.nuscenes.splits import SPLITS_FILE
 
@@ -114,8 +114,8 @@ def _boxes(frames: Frames, row: int) -> Iterator[dict]:
             rotation=rotation,
             num_lidar_pts=lidar,
             num_radar_pts=radar,
-            prev="" if before == NONE else str(before),
-            next="" if after == NONE else str(after),
+            prev="" if before == NO_ROW else str(before),
+            next="" if after == NO_ROW else str(after),
         )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
 
 from cache.errors import DataError
-from cache.nuscenes.columns import SEVERAL
+from cache.nuscenes.columns import SEVERAL_ATTRIBUTES
 from cache.nuscenes.frames import Frames
 
 TEST = "test"
@@ -37,7 +37,7 @@ def require_truth(frames: Frames) -> None:
     attributes = columns.box_attribute[boxes]
     unknown = [i for i, name in enumerate(names.attributes) if name not in ATTRIBUTE_NAMES]
     wrong = {
-        "a box has several attributes, and the official metrics take one": attributes == SEVERAL,
+        "a box has several attributes, and the official metrics take one": attributes == SEVERAL_ATTRIBUTES,
         "a box has an attribute that the official metrics do not have": np.isin(attributes, unknown),
     }
     for what, of_box in wrong.items():
@@ -45,7 +45,7 @@ def require_truth(frames: Frames) -> None:
         if len(found_at):
             first = found_at[0]
             category = names.categories[columns.box_category[boxes[first]]]
-            attribute = "several" if attributes[first] == SEVERAL else names.attributes[attributes[first]]
+            attribute = "several" if attributes[first] == SEVERAL_ATTRIBUTES else names.attributes[attributes[first]]
             raise DataError(
                 what,
                 where=f"sample_annotation.json, a {category} of token {frames.tokens[of_frame[first]]}",
