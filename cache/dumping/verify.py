@@ -12,8 +12,8 @@ from cache.dumping.run import DumpProgress, fill_store
 from cache.dumping.setup import DumpSetup
 from cache.errors import CorruptStoreError
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.index_files import KEPT
-from cache.nuscenes.kept import damaged_files
+from cache.nuscenes.index_files import FRAMES_FOLDER
+from cache.nuscenes.stored_frames import damaged_files
 from cache.store.documents import node_files, read_document, read_file
 from cache.store.format import REPAIR, index_bytes
 from cache.store.layout import ROOT
@@ -111,7 +111,7 @@ def _damaged_documents(cache: TeacherCache) -> Iterator[Damage]:
         yield Damage(error=error)
     for name in damaged_files(cache.path, cache.tokens):
         what = "a file of the frames that the store carries is missing or damaged"
-        yield Damage(error=CorruptStoreError(what, where=cache.path / KEPT / name, cure=REPAIR))
+        yield Damage(error=CorruptStoreError(what, where=cache.path / FRAMES_FOLDER / name, cure=REPAIR))
     for key, data in node_files(read_document(cache.path / ROOT)).items():
         file = cache.path / key
         try:

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from cache.nuscenes.columns import NONE, Columns, Names
+from cache.nuscenes.columns import NO_ROW, Columns, Names
 from cache.nuscenes.compile_boxes import box_columns
 from cache.nuscenes.linked_table import LinkedTable, dangling, times_us, wrong_times
 from cache.nuscenes.tables import (
@@ -97,7 +97,7 @@ def _names(
 
 def _sample_columns(sample: LinkedTable[SampleRow], scene: LinkedTable[NamedRow]) -> dict[str, np.ndarray]:
     times, previous = times_us(sample), sample.link("prev", sample, optional=True)
-    gaps = (times - times[previous])[previous != NONE]
+    gaps = (times - times[previous])[previous != NO_ROW]
     if len(gaps) and np.median(gaps) < LEAST_GAP_US:
         raise wrong_times(sample.path, f"a median of {np.median(gaps):g} from one key frame to the next")
     tokens = _bytes(row.token for row in sample.rows)
@@ -143,11 +143,11 @@ def _file_columns(
     channels: tuple[str, ...],
 ) -> dict[str, np.ndarray]:
     calibrations = file.link("calibrated_sensor_token", calibration)
-    of_sensor = np.array([channels.index(r.channel) if r.channel in channels else NONE for r in sensor.rows], int)
+    of_sensor = np.array([channels.index(r.channel) if r.channel in channels else NO_ROW for r in sensor.rows], int)
     of_file = of_sensor[calibration.link("sensor_token", sensor)[calibrations]]
     keys = np.flatnonzero([row.is_key_frame for row in file.rows])
     key_files = LinkedTable(path=file.path, rows=[file.rows[i] for i in keys])
-    sample_files = np.full((len(sample.rows), len(channels)), NONE, dtype=np.int32)
+    sample_files = np.full((len(sample.rows), len(channels)), NO_ROW, dtype=np.int32)
     sample_files[key_files.link("sample_token", sample), of_file[keys]] = keys
     return {
         "sample_files": sample_files,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from cache.nuscenes.columns import NONE, SEVERAL
+from cache.nuscenes.columns import NO_ROW, SEVERAL_ATTRIBUTES
 from cache.nuscenes.linked_table import LinkedTable, dangling, times_us
 from cache.nuscenes.tables import Advance, AnnotationRow, InstanceRow, NamedRow, Row, SampleRow, read_chunks
 
@@ -57,8 +57,8 @@ def box_columns(
     rank[order] = np.arange(len(order), dtype=np.int32)
     columns |= {
         "box_velocity": _velocities(columns["box_center"], times_us(sample)[of_sample], before, after),
-        "box_previous": np.where(before == NONE, NONE, rank[before]),
-        "box_next": np.where(after == NONE, NONE, rank[after]),
+        "box_previous": np.where(before == NO_ROW, NO_ROW, rank[before]),
+        "box_next": np.where(after == NO_ROW, NO_ROW, rank[after]),
     }
     counts = np.bincount(of_sample, minlength=len(sample.rows))
     return {
@@ -74,7 +74,9 @@ def _attributes(rows: LinkedTable[AnnotationRow], attribute: LinkedTable[NamedRo
             if token not in at:
                 raise dangling(rows.path, row.token, "attribute_tokens", token, attribute.path.stem)
     named = [row.attribute_tokens for row in rows.rows]
-    return np.array([NONE if not t else at[t[0]] if len(t) == 1 else SEVERAL for t in named], dtype=np.int16)
+    return np.array(
+        [NO_ROW if not t else at[t[0]] if len(t) == 1 else SEVERAL_ATTRIBUTES for t in named], dtype=np.int16
+    )
 
 
 def _velocities(
@@ -85,7 +87,7 @@ def _velocities(
 ) -> Float[np.ndarray, "B 3"]:
     """As NuScenes.box_velocity, digit by digit: centred differences, over at most 1.5 s to either side."""
     itself = np.arange(len(centers))
-    has_before, has_after = before != NONE, after != NONE
+    has_before, has_after = before != NO_ROW, after != NO_ROW
     first, last = np.where(has_before, before, itself), np.where(has_after, after, itself)
     seconds = 1e-6 * times_us[last] - 1e-6 * times_us[first]
     longest_s = np.where(has_before & has_after, 2 * LONGEST_STEP_S, LONGEST_STEP_S)

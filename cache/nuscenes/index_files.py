@@ -19,7 +19,7 @@ FORMAT = 1
 """Of the columns; another number makes every index again."""
 
 META = "index.json"
-KEPT = "frames"
+FRAMES_FOLDER = "frames"
 """The folder of the index that a store carries."""
 
 CHECKED_BYTES = 4 << 20

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cache.errors import DataError
-from cache.nuscenes.columns import NONE
+from cache.nuscenes.columns import NO_ROW
 from cache.nuscenes.tables import UNPACK, AnyRow, DataRow, SampleRow
 
 
@@ -32,10 +32,10 @@ class LinkedTable(Generic[AnyRow]):
         return found
 
     def link(self, field: str, target: "LinkedTable", optional: bool = False) -> Int[np.ndarray, "rows"]:
-        """The row of `target` that each row's field names; NONE where an optional one is empty."""
+        """The row of `target` that each row's field names; NO_ROW where an optional one is empty."""
         tokens, at = list(map(attrgetter(field), self.rows)), target.at
         if optional:
-            at = at | {"": NONE}
+            at = at | {"": NO_ROW}
         try:
             return np.fromiter(map(at.__getitem__, tokens), np.int32, len(tokens))
         except KeyError:

@@ -10,7 +10,7 @@ import numpy as np
 from nuscenes.nuscenes import NuScenes
 
 from cache.errors import DataError
-from cache.nuscenes.columns import NONE, SEVERAL
+from cache.nuscenes.columns import NO_ROW, SEVERAL_ATTRIBUTES
 from cache.nuscenes.frames import LIDAR, Frames
 from cache.nuscenes.splits import SPLITS_FILE
 
@@ -108,7 +108,7 @@ def _boxes(frames: Frames, row: int) -> Iterator[dict]:
         strict=True,
     )
     for box, center, size, rotation, (lidar, radar), category, attribute, before, after in values:
-        if attribute == SEVERAL and frames.tables.names.classes[category] is not None:
+        if attribute == SEVERAL_ATTRIBUTES and frames.tables.names.classes[category] is not None:
             raise DataError(
                 "a box has several attributes, and the official metrics take one",
                 where=f"sample_annotation.json, a {frames.tables.names.categories[category]} of token {token}",
@@ -124,8 +124,8 @@ def _boxes(frames: Frames, row: int) -> Iterator[dict]:
             rotation=rotation,
             num_lidar_pts=lidar,
             num_radar_pts=radar,
-            prev="" if before == NONE else str(before),
-            next="" if after == NONE else str(after),
+            prev="" if before == NO_ROW else str(before),
+            next="" if after == NO_ROW else str(after),
         )
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from cache.dumping.config import DumpConfig
 from cache.dumping.run import dump
 from cache.geometry.grid import BevGrid
-from cache.nuscenes.frames import Frame, Frames, Sweep
+from cache.nuscenes.frame import Frame, Sweep
+from cache.nuscenes.frames import Frames
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, Decoding, LayerSpec, PointPipeline, TeacherIdentity
 from cache.store.codec import encode
 from cache.store.distortion import Distortion, measure

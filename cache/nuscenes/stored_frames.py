@@ -1,4 +1,4 @@
-"""Frames kept in a store: the rows of the index that their scenes need, for machines without nuScenes' tables."""
+"""Frames in a store: the rows of the index that their scenes need, for machines without nuScenes' tables."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -8,21 +8,21 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from cache.nuscenes.columns import NONE, Columns
+from cache.nuscenes.columns import NO_ROW, Columns
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.index_files import KEPT, read_index, write_index
+from cache.nuscenes.index_files import FRAMES_FOLDER, read_index, write_index
 from cache.nuscenes.splits import custom_splits
 
 
-def keep_frames(frames: Frames, store: Path) -> None:
+def write_frames(frames: Frames, store: Path) -> None:
     """Write the index of the frames' scenes into a store, unless it is there and intact.
 
-    Splits of splits.json are kept under their names.
+    Splits of splits.json are written under their names.
 
     Raises:
         OSError: it cannot be written.
     """
-    path = store / KEPT
+    path = store / FRAMES_FOLDER
     if path.is_dir() and isinstance(read_index(path), tuple):
         return
     own = custom_splits(frames.root / frames.version)
@@ -30,7 +30,7 @@ def keep_frames(frames: Frames, store: Path) -> None:
     wanted = np.zeros(len(names.scenes), dtype=bool)
     wanted[frames.tables.columns.sample_scene[frames.rows()]] = True
     try:
-        write_index(of_scenes(frames.tables.columns, wanted), names, path, frames.version)
+        write_index(columns_of_scenes(frames.tables.columns, wanted), names, path, frames.version)
     except OSError:
         if not isinstance(read_index(path), tuple):  # another part of the dump may have been faster
             raise
@@ -42,15 +42,15 @@ def damaged_files(store: Path, tokens: Sequence[str]) -> list[str]:
     Args:
         tokens: of the store's samples, all of which must be among the frames.
     """
-    if not (store / KEPT).is_dir():
+    if not (store / FRAMES_FOLDER).is_dir():
         return []
-    found = read_index(store / KEPT)
+    found = read_index(store / FRAMES_FOLDER)
     if isinstance(found, list):
         return found
     return ["sample_token.npy"] if (found[0].rows(tokens) < 0).any() else []
 
 
-def of_scenes(columns: Columns, scenes: Bool[np.ndarray, "scenes"]) -> Columns:
+def columns_of_scenes(columns: Columns, scenes: Bool[np.ndarray, "scenes"]) -> Columns:
     """The rows of some scenes; what refers to a row that is left out refers to none."""
     sample = scenes[columns.sample_scene]
     counts = np.diff(columns.sample_boxes)
@@ -78,7 +78,7 @@ def _reached(columns: Columns, sample: Bool[np.ndarray, "N"]) -> Bool[np.ndarray
     """The files of key frames, and the LiDARs' rotations before them."""
     reached = np.zeros(len(columns.file_name), dtype=bool)
     files = columns.sample_files[sample].reshape(-1)
-    while len(files := files[files != NONE]):
+    while len(files := files[files != NO_ROW]):
         files = files[~reached[files]]
         reached[files] = True
         files = columns.file_previous[files]
@@ -89,5 +89,5 @@ def _renumbered(rows: Shaped[np.ndarray, "*n"], kept: Bool[np.ndarray, "rows"]) 
     """Row numbers among the rows that are kept."""
     if not len(kept):
         return rows
-    numbers = np.where(kept, np.cumsum(kept) - 1, NONE).astype(np.int32)
-    return np.where(rows == NONE, NONE, numbers[rows]).astype(np.int32)
+    numbers = np.where(kept, np.cumsum(kept) - 1, NO_ROW).astype(np.int32)
+    return np.where(rows == NO_ROW, NO_ROW, numbers[rows]).astype(np.int32)

@@ -13,8 +13,8 @@ from cache.dumping.run import dump
 from cache.dumping.verify import repair, verify
 from cache.errors import DataError
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.index_files import KEPT
-from cache.nuscenes.kept import keep_frames
+from cache.nuscenes.index_files import FRAMES_FOLDER
+from cache.nuscenes.stored_frames import write_frames
 from tests.factories.stores import SmallTeacher, make_config
 from tests.factories.tables import devkit_frame, make_tables, require_equal, write_tables
 
@@ -25,7 +25,7 @@ def carried(store: Path, root: Path, *splits: str) -> Frames:
 
 def test_frames_are_those_of_the_tables(made_root: Path, tmp_path: Path) -> None:
     known = Frames(root=made_root, version="v1.0-mini", splits=("mini_val",))
-    keep_frames(known, tmp_path)
+    write_frames(known, tmp_path)
     images = tmp_path / "images"
     images.mkdir()
     frames = carried(tmp_path, images, "mini_val")
@@ -55,7 +55,7 @@ def test_tracks_and_rotations_of_some_scenes_are_kept_whole(tmp_path: Path) -> N
     root = write_tables(tmp_path / "data", tables)
     (root / "v1.0-mini" / "splits.json").write_text(json.dumps({"mine": ["scene-0061"]}))
     known = Frames(root=root, version="v1.0-mini", splits=("mine",))
-    keep_frames(known, root)
+    write_frames(known, root)
     expected = list(known)
     shutil.rmtree(root / "v1.0-mini")
     frames = carried(root, root, "mine")
@@ -75,9 +75,9 @@ def test_tables_come_first(made_root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["another version", "damaged", "none"])
 def test_a_store_without_its_frames_needs_tables(made_frames: Frames, tmp_path: Path, damage: str) -> None:
     if damage != "none":
-        keep_frames(made_frames, tmp_path)
+        write_frames(made_frames, tmp_path)
     if damage == "damaged":
-        (tmp_path / KEPT / "pose.npy").write_bytes(b"")
+        (tmp_path / FRAMES_FOLDER / "pose.npy").write_bytes(b"")
     version = "v1.0-test" if damage == "another version" else "v1.0-mini"
     with pytest.raises(DataError, match="the nuScenes tables are missing"):
         Frames(root=tmp_path / "images", version=version, splits=("mini_train",), store=tmp_path)
@@ -89,10 +89,10 @@ def test_a_dump_keeps_its_frames(made_frames: Frames, tmp_path: Path) -> None:
     dump(make_config(), made_frames, SmallTeacher(), path)
     assert not verify(path).damage
     assert carried(path, images, "mini_train").tokens == made_frames.tokens
-    before = {file.name: file.stat().st_mtime_ns for file in (path / KEPT).iterdir()}
+    before = {file.name: file.stat().st_mtime_ns for file in (path / FRAMES_FOLDER).iterdir()}
     dump(make_config(), made_frames, SmallTeacher(), path)
-    assert {file.name: file.stat().st_mtime_ns for file in (path / KEPT).iterdir()} == before
-    column = path / KEPT / "box_center.npy"
+    assert {file.name: file.stat().st_mtime_ns for file in (path / FRAMES_FOLDER).iterdir()} == before
+    column = path / FRAMES_FOLDER / "box_center.npy"
     content = column.read_bytes()
     column.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     (damage,) = verify(path).damage
@@ -105,7 +105,7 @@ def test_a_dump_keeps_its_frames(made_frames: Frames, tmp_path: Path) -> None:
 
 def test_frames_of_another_dump_are_damage(made_frames: Frames, made_root: Path, tmp_path: Path) -> None:
     dump(make_config(), made_frames, SmallTeacher(), tmp_path / "teacher.zarr")
-    shutil.rmtree(tmp_path / "teacher.zarr" / KEPT)
+    shutil.rmtree(tmp_path / "teacher.zarr" / FRAMES_FOLDER)
     assert not verify(tmp_path / "teacher.zarr").damage  # A store of an earlier version carries none.
-    keep_frames(Frames(root=made_root, version="v1.0-mini", splits=("mini_val",)), tmp_path / "teacher.zarr")
+    write_frames(Frames(root=made_root, version="v1.0-mini", splits=("mini_val",)), tmp_path / "teacher.zarr")
     assert len(verify(tmp_path / "teacher.zarr").damage) == 1
