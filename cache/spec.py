@@ -28,6 +28,9 @@ CLASSES = (
 )
 """The ten detection classes in mmdet3d's order; a label is an index into it."""
 
+LIDAR = "LIDAR_TOP"
+"""nuScenes' LiDAR."""
+
 
 class PointPipeline(Strict):
     """Accumulation of LiDAR sweeps; part of the cache's identity. Names follow mmdet3d's LoadPointsFromMultiSweeps."""
@@ -163,11 +166,14 @@ class DataIdentity(Strict):
     splits: tuple[str, ...]
     samples: int
     tokens_sha256: str
+    lidar: str = LIDAR
+    """The channel whose points the teacher saw, and in whose frame its maps are."""
 
     @classmethod
-    def of(cls, version: str, splits: tuple[str, ...], tokens: tuple[str, ...]) -> "DataIdentity":
+    def of(cls, version: str, splits: tuple[str, ...], tokens: tuple[str, ...], lidar: str = LIDAR) -> "DataIdentity":
         """The identity of these splits' tokens, in dump order."""
-        return cls(version=version, splits=splits, samples=len(tokens), tokens_sha256=_sha256("\n".join(tokens)))
+        digest = _sha256("\n".join(tokens))
+        return cls(version=version, splits=splits, samples=len(tokens), tokens_sha256=digest, lidar=lidar)
 
 
 class CacheSpec(Strict):

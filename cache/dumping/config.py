@@ -15,6 +15,11 @@ class DumpConfig(Strict):
     """An mmdet3d config: a file, or a name of mmdet3d's model zoo."""
     version: str = "v1.0-trainval"
     splits: tuple[str, ...] = ("train", "val")
+    lidar: str = ""
+    """The teacher's LiDAR: by default LIDAR_TOP, or the only one that sensor.json lists."""
+    cameras: tuple[str, ...] = ()
+    """Cameras whose depth `depth` keeps, in the order of the student's data.cameras. By default those of nuScenes' six
+    that sensor.json lists, or all of its cameras where it lists none of the six."""
     layers: dict[str, CodecSpec] = Field(
         default_factory=lambda: {name: CodecSpec() for name in ("head", "backbone0", "backbone1", "backbone2")}
     )

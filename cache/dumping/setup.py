@@ -105,7 +105,7 @@ def build_spec(config: DumpConfig, frames: Frames, teacher: Teacher) -> CacheSpe
     head_maps = {name: maps.shape[2] for name, maps in output.head_maps.items()}
     return CacheSpec(
         teacher=teacher.identity,
-        data=DataIdentity.of(frames.version, frames.splits, frames.tokens),
+        data=DataIdentity.of(frames.version, frames.splits, frames.tokens, frames.lidar),
         points=teacher.points,
         layers=tuple(
             LayerSpec(name=name, channels=output.layers[name].shape[1], grid=teacher.layer_grids[name], codec=codec)

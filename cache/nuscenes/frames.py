@@ -17,9 +17,7 @@ from cache.nuscenes.index_files import FRAMES_FOLDER, TableIndex, read_index
 from cache.nuscenes.poses import Matrix, boxes_in_lidar, pose_matrices
 from cache.nuscenes.splits import scenes_of_splits
 from cache.nuscenes.tables import UNPACK
-from cache.spec import CLASSES
-
-LIDAR = "LIDAR_TOP"
+from cache.spec import CLASSES, LIDAR
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 
@@ -142,11 +140,22 @@ class Frames(Sequence[Frame]):
         return scenes_of_splits(splits, self.tables.names, self.root / self.version)
 
     def _index(self) -> TableIndex:
-        if self.store is not None and not (self.root / self.version).is_dir():
-            found = read_index(self.store / FRAMES_FOLDER)
-            if isinstance(found, tuple) and found[1] == self.version:
-                return found[0]
-        return open_index(self.root, self.version)
+        if self.store is None or (self.root / self.version).is_dir():
+            return open_index(self.root, self.version)
+        found = read_index(self.store / FRAMES_FOLDER)
+        if isinstance(found, tuple) and found[1] == self.version:
+            return found[0]
+        if isinstance(found, tuple):
+            got = f"frames of {found[1]}"
+        else:
+            got = f"damaged ones ({_listed(found)})" if (self.store / FRAMES_FOLDER).is_dir() else "none"
+        raise DataError(
+            "the nuScenes tables are missing, and the store does not carry their frames",
+            where=f"{self.root / self.version}, {self.store}",
+            got=got,
+            expected=f"frames of {self.version}",
+            cure="Name a store of this version, run its `dump-teacher` again to add the frames, or unpack the tables",
+        )
 
     def _tokens(self) -> tuple[str, ...]:
         columns, names = self.tables.columns, self.tables.names

@@ -31,7 +31,7 @@ SCALE_NMS = Decoding(
 
 
 class DataConfig(Strict):
-    """nuScenes version and splits, and loader workers."""
+    """nuScenes version, splits and sensors, and loader workers."""
 
     version: str = "v1.0-trainval"
     train_split: str = "train"
@@ -39,6 +39,9 @@ class DataConfig(Strict):
     cameras: tuple[str, ...] = ()
     """Channels of the images, in their order. By default those of nuScenes' six that sensor.json lists, or all of its
     cameras where it lists none of the six."""
+    lidar: str = ""
+    """The LiDAR in whose frame images, boxes and depth are: the teacher's. By default LIDAR_TOP, or the only one that
+    sensor.json lists."""
     workers: int = Field(4, ge=0)
 
 

@@ -11,15 +11,9 @@ from nuscenes.nuscenes import NuScenes
 
 from cache.errors import DataError
 from cache.nuscenes.columns import NO_ROW, SEVERAL_ATTRIBUTES
-from cache.nuscenes.frames import LIDAR, Frames
-from cache.nuscenes.splits import SPLITS_FILE
-
-VERSIONS = {
-    "trainval": ("train", "val", "train_detect", "train_track"),
-    "mini": ("mini_train", "mini_val"),
-    "test": ("test",),
-}
-"""The ends of versions' names, and the splits that the devkit evaluates in them."""
+from cache.nuscenes.frames import Frames
+from cache.nuscenes.splits import SPLITS_FILE, is_official
+from cache.spec import LIDAR
 
 OWN_SPLIT = "evaluated"
 """What any other split is called while the devkit evaluates it."""
@@ -35,7 +29,7 @@ def official_tables(frames: Frames) -> Iterator[tuple[NuScenes, str]]:
         DataError: a box has several attributes.
     """
     tables = FramesTables(frames)
-    if any(frames.splits == (split,) for end in VERSIONS if frames.version.endswith(end) for split in VERSIONS[end]):
+    if is_official(frames.version, frames.splits):
         yield tables, frames.splits[0]
         return
     with TemporaryDirectory() as folder:
