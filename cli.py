@@ -398,17 +398,11 @@ def _dump_inputs(
     config: Path, data: Path, checkpoint: Checkpoint, random_weights: bool, overrides: Overrides, depth: bool = False
 ) -> "tuple[DumpConfig, Frames, Teacher]":
     """The configuration, frames and teacher of a dump."""
-    from cache import DumpConfig, Frames
+    from cache import DumpConfig
     from cache.nuscenes.counts import count_boxes, warn_of_boxes
 
     settings = load_yaml(config, DumpConfig, [*(overrides or ()), *(["depth=true"] if depth else ())])
-    frames = Frames(
-        root=data,
-        version=settings.version,
-        splits=settings.splits,
-        cameras=settings.cameras,
-        lidar=settings.lidar,
-    )
+    frames = settings.frames(data)
     teacher = _live_teacher(settings.teacher, checkpoint, random_weights)
     where, counts = f"{settings.version}, {', '.join(settings.splits)}", count_boxes(frames)
     print_note(f"{where}: {counts}")

@@ -1,9 +1,12 @@
 """Configuration of a dump."""
 
+from pathlib import Path
+
 from pydantic import Field, PositiveInt
 
 from cache.config import Strict
 from cache.geometry.views import CANONICAL, ViewsConfig
+from cache.nuscenes.frames import Frames
 from cache.spec import CodecSpec
 from cache.store.layout import Layout
 
@@ -35,6 +38,14 @@ class DumpConfig(Strict):
     batches."""
     workers: int = Field(4, ge=0)
     """Processes that load points and voxelise."""
+
+    def frames(self, root: Path) -> Frames:
+        """The frames to dump.
+
+        Raises:
+            DataError, ConfigError: see `Frames`.
+        """
+        return Frames(root=root, version=self.version, splits=self.splits, cameras=self.cameras, lidar=self.lidar)
 
     @property
     def layout(self) -> Layout:
