@@ -350,12 +350,16 @@ def import_checkpoint(
 
 @command(
     "cli evaluate --data nuscenes --checkpoint runs/distilled/checkpoints/last.ckpt",
+    "cli evaluate --data images --frames teacher.zarr --checkpoint runs/distilled/checkpoints/last.ckpt",
     "cli evaluate --data nuscenes --cache teacher.zarr --json",
 )
 def evaluate(
     data: Data,
     checkpoint: Annotated[Path | None, typer.Option(help="A student's checkpoint.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A store: evaluate the teacher from its cached maps.")] = None,
+    frames_of: Annotated[
+        Path | None, typer.Option("--frames", help="A store whose frames to evaluate on where --data has no tables.")
+    ] = None,
     version: Annotated[str | None, typer.Option(help="nuScenes version, by default the detector's.")] = None,
     split: Annotated[str | None, typer.Option(help="nuScenes split, by default the detector's last.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results and the devkit's files.")] = Path("evaluation"),
@@ -372,19 +376,27 @@ def evaluate(
     from student.visualization.plots import save_evaluation_plots
     from student.visualization.tables import metrics_table
 
-    def frames_of(default_version: str, default_split: str, cameras: tuple[str, ...] = ()) -> Frames:
-        splits, chosen = (split or default_split,), version or default_version
-        return Frames(root=data, version=chosen, splits=splits, max_sweeps=0, cameras=cameras, store=cache)
+    def open_frames(default_version: str, default_split: str, lidar: str, cameras: tuple[str, ...] = ()) -> Frames:
+        return Frames(
+            root=data,
+            version=version or default_version,
+            splits=(split or default_split,),
+            max_sweeps=0,
+            cameras=cameras,
+            lidar=lidar,
+            store=frames_of or cache,
+        )
 
     with report_writer(json) as write_report, progress("samples") as advance:
         if checkpoint is not None and cache is None:
             detector, config = load_student(checkpoint)
-            frames = frames_of(config.data.version, config.data.val_split, config.data.cameras)
+            frames = open_frames(config.data.version, config.data.val_split, config.data.lidar, config.data.cameras)
             frames = chosen_frames(frames, config, lidar=False)
             detections = student_detections(detector, config, frames)
         elif cache is not None and checkpoint is None:
             teacher = TeacherCache(cache)
-            frames = frames_of(teacher.spec.data.version, teacher.spec.data.splits[-1])
+            identity = teacher.spec.data
+            frames = open_frames(identity.version, identity.splits[-1], identity.lidar)
             detections = teacher_detections(teacher, frames.tokens)
         else:
             raise _exactly_one("evaluate needs exactly one detector", checkpoint, "--checkpoint or --cache")
@@ -427,10 +439,11 @@ def fidelity(
         cache = TeacherCache(store)
         identity = cache.spec.data
         live = _live_teacher(teacher, Weights(checkpoint, random_weights, boxes, ema, device), cache.spec.points.hook)
-        frames = _with_sweeps(Frames(root=data, version=identity.version, splits=(split or identity.splits[-1],)), live)
+        splits = (split or identity.splits[-1],)
+        frames = Frames(root=data, version=identity.version, splits=splits, lidar=identity.lidar)
         study = FidelityStudy(cache, live, draws, seed)
         with progress("frames") as advance:
-            report = study.run(frames, out, advance)
+            report = study.run(_with_sweeps(frames, live), out, advance)
         paths = write(report, out)
         write_report({"tables": tables(report), "files": paths}, *tables(report), *paths)
 
@@ -449,13 +462,13 @@ def _dump_inputs(
     config: Path, data: Path, name: str | None, weights: Weights, overrides: Overrides, depth: bool = False
 ) -> "tuple[DumpConfig, Frames, Teacher]":
     """The configuration, frames and teacher of a dump."""
-    from cache import DumpConfig, Frames
+    from cache import DumpConfig
     from cache.nuscenes.completeness import on_disk, without
     from cache.nuscenes.counts import count_boxes, warn_of_boxes
 
     chosen = [*(overrides or ()), *(["depth=true"] if depth else ()), *([f"teacher={name}"] if name else ())]
     settings = load_yaml(config, DumpConfig, chosen)
-    frames = Frames(root=data, version=settings.version, splits=settings.splits)
+    frames = settings.frames(data)
     where, every = f"{settings.version}, {', '.join(settings.splits)}", len(frames)
     frames = without(frames, frozenset(settings.exclude)) if settings.exclude else frames
     if settings.skip_missing:

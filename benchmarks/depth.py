@@ -17,7 +17,8 @@ from numcodecs import zstd
 from benchmarks.tables import show
 from cache.dumping.setup import depth_spec
 from cache.geometry.camera_points import DepthSpec, decoded_points, depth_codes
-from cache.nuscenes.frames import Frame, Frames
+from cache.nuscenes.frame import Frame
+from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import camera_points
 from cache.store.format import CHECKSUM_BYTES, pack_chunk
 from student.config.student import StudentConfig

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from nuscenes.utils.splits import train, val
 
-from cache.nuscenes.frames import CAMERAS, LIDAR
+from cache.nuscenes.frames import CAMERAS
+from cache.spec import LIDAR
 
 KEY_FRAMES = 40
 """Of a scene."""

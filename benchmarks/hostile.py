@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.crash import committed, contents
-from benchmarks.hostile_damages import apply_damages
-from benchmarks.hostile_stores import try_stores
+from benchmarks.hostile_damages import Damages, apply_damages
+from benchmarks.hostile_stores import HandMade, try_stores
 from cache.dumping.run import dump
 from cache.store.partition import Part
 from cache.store.reader import TeacherCache
@@ -138,7 +138,11 @@ def unlink_files(path: Path) -> None:
 
 def copied_over(other: Path) -> Callable[[Path], None]:
     """A complete store of another teacher, copied over the one there as `cp -r` does: folders and lock stay."""
-    return lambda path: shutil.copytree(other, path, dirs_exist_ok=True) and None
+
+    def copy(path: Path) -> None:
+        shutil.copytree(other, path, dirs_exist_ok=True)
+
+    return copy
 
 
 def stale_writers(frames: SmallFrames, folder: Path, writers: int) -> StaleWriters:
@@ -184,7 +188,7 @@ def main() -> None:
     broken, chosen = 0, options.parts.split(",")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        trials = {
+        trials: dict[str, Callable[[], PartKills | Damages | StaleWriters | HandMade]] = {
             "kills": lambda: kill_parts(SmallFrames(root=folder / "p", count=40), folder, options.kills),
             "damages": lambda: apply_damages(folder / "damages"),
             "stale": lambda: stale_writers(SmallFrames(root=folder / "q", count=24), folder, options.writers),

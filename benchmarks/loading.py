@@ -13,7 +13,8 @@ from PIL import Image
 
 from benchmarks.contestants import Setting
 from benchmarks.tables import show, spread
-from cache.nuscenes.frames import Camera, Frames
+from cache.nuscenes.frame import Camera
+from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from cache.store.prefetch import prefetched
 from student.data.batch import Batch

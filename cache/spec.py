@@ -31,6 +31,9 @@ CLASSES = (
 )
 """The ten detection classes in mmdet3d's order; a label is an index into it."""
 
+LIDAR = "LIDAR_TOP"
+"""nuScenes' LiDAR."""
+
 
 COLUMNS = ("x", "y", "z", "intensity", "lag")
 """Of the points: metres in the LiDAR frame, 0 .. 255, seconds."""
@@ -183,11 +186,14 @@ class DataIdentity(Strict):
     splits: tuple[str, ...]
     samples: int = Field(ge=0, le=MOST_SAMPLES)
     tokens_sha256: str
+    lidar: str = LIDAR
+    """The channel whose points the teacher saw, and in whose frame its maps are."""
 
     @classmethod
-    def of(cls, version: str, splits: tuple[str, ...], tokens: tuple[str, ...]) -> "DataIdentity":
+    def of(cls, version: str, splits: tuple[str, ...], tokens: tuple[str, ...], lidar: str = LIDAR) -> "DataIdentity":
         """The identity of these splits' tokens, in dump order."""
-        return cls(version=version, splits=splits, samples=len(tokens), tokens_sha256=_sha256("\n".join(tokens)))
+        digest = _sha256("\n".join(tokens))
+        return cls(version=version, splits=splits, samples=len(tokens), tokens_sha256=digest, lidar=lidar)
 
 
 class CacheSpec(Strict):

@@ -345,6 +345,28 @@ def test_student_and_cached_teacher_are_evaluated(workshop: Workshop, trained: P
         assert "mAP" in run.stdout
 
 
+def test_images_and_a_store_suffice_to_evaluate(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    """The root has no tables; the store was dumped on both splits."""
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "samples").symlink_to(workshop.world / "samples")
+    checkpoint = ("--checkpoint", trained / "checkpoints" / "last.ckpt")
+    found = []
+    for root, frames in ((workshop.world, ()), (images, ("--frames", workshop.store))):
+        out = tmp_path / f"evaluation of {root.name}"
+        run = cli("evaluate", "--data", root, *checkpoint, *frames, "--out", out)
+        assert run.code == 0, run.stderr
+        found.append([(out / name).read_text() for name in ("results_nusc.json", "metrics_details.json")])
+    assert found[0] == found[1]
+    assert len(json.loads(found[0][0])["results"]) == 2
+    refused("evaluate", "--data", images, *checkpoint, saying="the nuScenes tables are missing")
+    other = ("--frames", workshop.store, "--version", "v1.0-test")
+    refused(
+        *("evaluate", "--data", images, *checkpoint, *other),
+        saying="got frames of v1.0-mini; expected frames of v1.0-test",
+    )
+
+
 def test_the_cached_teacher_is_compared_with_the_live_one(workshop: Workshop, tmp_path: Path) -> None:
     teacher = ("--teacher", DUMP["teacher"], "--random-weights", "--data", workshop.world)
     told = answered("fidelity", workshop.store, *teacher, "--draws", 1, "--out", tmp_path / "out")

@@ -1,9 +1,12 @@
 """Configuration of a dump."""
 
+from pathlib import Path
+
 from pydantic import Field, PositiveInt
 
 from cache.config import Strict
 from cache.geometry.views import CANONICAL, ViewsConfig
+from cache.nuscenes.frames import Frames
 from cache.spec import CodecSpec
 from cache.store.layout import Layout
 
@@ -18,6 +21,11 @@ class DumpConfig(Strict):
     """`module:function` (frame, points) -> points, for painted or virtual points; see docs/your-student.md."""
     version: str = "v1.0-trainval"
     splits: tuple[str, ...] = ("train", "val")
+    lidar: str = ""
+    """The teacher's LiDAR: by default LIDAR_TOP, or the only one that sensor.json lists."""
+    cameras: tuple[str, ...] = ()
+    """Cameras whose depth `depth` keeps, in the order of the student's data.cameras. By default those of nuScenes' six
+    that sensor.json lists, or all of its cameras where it lists none of the six."""
     exclude: tuple[str, ...] = ()
     """Tokens of key frames to leave out."""
     skip_missing: bool = False
@@ -37,6 +45,14 @@ class DumpConfig(Strict):
     batches."""
     workers: int = Field(4, ge=0, le=256)
     """Processes that load points and voxelise."""
+
+    def frames(self, root: Path) -> Frames:
+        """The frames to dump.
+
+        Raises:
+            DataError, ConfigError: see `Frames`.
+        """
+        return Frames(root=root, version=self.version, splits=self.splits, cameras=self.cameras, lidar=self.lidar)
 
     @property
     def layout(self) -> Layout:

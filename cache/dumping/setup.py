@@ -13,7 +13,8 @@ from cache.dumping.prepared import PreparedFrame, PreparedFrames
 from cache.errors import ConfigError
 from cache.geometry.camera_points import DepthSpec
 from cache.geometry.views import sample_label
-from cache.nuscenes.frames import Frame, Frames
+from cache.nuscenes.frame import Frame
+from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import camera_points
 from cache.nuscenes.stored_frames import write_frames
 from cache.spec import CacheSpec, DataIdentity, LayerSpec
@@ -67,13 +68,13 @@ class DumpSetup:
         )
 
     def write_frames(self, out: Path) -> None:
-        """Keep the frames in the store, so that a training needs no tables.
+        """Write the frames into the store, so that a training needs no tables.
 
         Raises:
             StoreError: they cannot be written.
         """
         frames = self.prepared.frames
-        if hasattr(frames, "tables"):  # frames that are not made of tables cannot be kept
+        if hasattr(frames, "tables"):  # frames that are not made of tables are left out
             with store_errors(out):
                 write_frames(frames, out)
 
@@ -113,7 +114,7 @@ def build_spec(config: DumpConfig, frames: Frames, teacher: Teacher) -> CacheSpe
     head_maps = {name: maps.shape[2] for name, maps in output.head_maps.items()}
     return CacheSpec(
         teacher=teacher.identity,
-        data=DataIdentity.of(frames.version, frames.splits, frames.tokens),
+        data=DataIdentity.of(frames.version, frames.splits, frames.tokens, frames.lidar),
         points=prepared.points,
         layers=tuple(
             LayerSpec(name=name, channels=output.layers[name].shape[1], grid=teacher.layer_grids[name], codec=codec)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 NO_ROW = -1
-"""In a column of row numbers: there is none."""
+"""In a column of row numbers: there is no such row."""
 
 SEVERAL_ATTRIBUTES = -2
 """In `box_attribute`: more than one."""
@@ -17,7 +17,7 @@ SEVERAL_ATTRIBUTES = -2
 class Columns:
     """N key frames, D files of LiDARs and cameras, P poses, K calibrations, B boxes, each in its table's order.
 
-    Row numbers are NO_ROW where there is no other row. Files are all of the LiDARs', and the cameras' of key frames;
+    Row numbers are NO_ROW where there is none. Files are all of the LiDARs', and the cameras' of key frames;
     boxes are sorted by key frame. Poses are x, y, z in metres and the quaternion w, x, y, z.
 
     sample_order: key frames by token, for a binary search.

@@ -34,7 +34,7 @@ CAMERA, RADAR = "camera", "radar"
 """Modalities; a sensor of another is a LiDAR."""
 
 LEAST_GAP_US = 1_000
-"""A median below this from one key frame to the next says that times are seconds or milliseconds."""
+"""A median below this from one key frame to the next means that times are seconds or milliseconds."""
 
 
 def compile_tables(folder: Path, advance: Advance = lambda _: None) -> tuple[Columns, Names]:

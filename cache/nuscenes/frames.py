@@ -1,7 +1,4 @@
-"""nuScenes tables -> frames: what both stages need to know about a key frame, with every path and pose resolved.
-
-Frame of all geometry, unless a name says otherwise: the LIDAR_TOP sensor at the key frame's time.
-"""
+"""The key frames of some splits, built on demand from the index of the tables."""
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
@@ -14,66 +11,16 @@ from jaxtyping import Bool, Float, Int
 
 from cache.errors import DataError
 from cache.nuscenes.columns import NO_ROW
+from cache.nuscenes.frame import Camera, Frame, Sweep
 from cache.nuscenes.index import open_index
 from cache.nuscenes.index_files import FRAMES_FOLDER, TableIndex, read_index
 from cache.nuscenes.plausibility import require_boxes, require_older, require_poses
 from cache.nuscenes.poses import Matrix, boxes_in_lidar, pose_matrices
 from cache.nuscenes.splits import scenes_of_splits
 from cache.nuscenes.tables import UNPACK
-from cache.spec import CLASSES
-
-LIDAR = "LIDAR_TOP"
+from cache.spec import CLASSES, LIDAR
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """One LiDAR rotation; `to_key` takes its points to the key frame's LiDAR, `lag_s` is its age in seconds."""
-
-    path: Path
-    to_key: Matrix
-    lag_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Camera:
-    """One image; `to_lidar` takes camera coordinates (x right, y down, z forward) to the key frame's LiDAR."""
-
-    name: str
-    path: Path
-    intrinsics: Float[np.ndarray, "3 3"]
-    to_lidar: Matrix
-    size: tuple[int, int]
-    """(height, width) in pixels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """A key frame ("sample" in nuScenes).
-
-    boxes: x, y, z (bottom centre), dx (length), dy (width), dz (height) in metres, yaw_rad (counter-clockwise from
-        +x: mmdet3d 1.x), vx, vy in m/s (0 where nuScenes knows none). Only boxes of the ten classes that hold a LiDAR
-        or radar point; empty for a split without annotations.
-    sweeps: the key frame's own rotation first, then older and older ones.
-    previous: token of the key frame before this one in its scene.
-    """
-
-    token: str
-    scene: str
-    timestamp_us: int
-    sweeps: tuple[Sweep, ...]
-    cameras: tuple[Camera, ...]
-    boxes: Float[np.ndarray, "M 9"]
-    labels: Int[np.ndarray, "M"]
-    lidar_to_ego: Matrix
-    ego_to_global: Matrix
-    previous: str | None
-
-    @property
-    def lidar_to_global(self) -> Matrix:
-        """From the key frame's LiDAR to nuScenes' map frame."""
-        return self.ego_to_global @ self.lidar_to_ego
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +45,7 @@ class Frames(Sequence[Frame]):
     lidar: str = ""
     """The channel whose frame all geometry is in: by default LIDAR_TOP, or the only LiDAR that sensor.json lists."""
     store: Path | None = None
-    """A store that carries its frames (`cache.dump` keeps them there): read where the root has no tables."""
+    """A store that carries its frames (`cache.dump` writes them): read where the root has no tables."""
     tables: TableIndex = field(init=False, repr=False, compare=False)
     tokens: tuple[str, ...] = field(init=False, repr=False)
 
@@ -201,11 +148,22 @@ class Frames(Sequence[Frame]):
         return scenes_of_splits(splits, self.tables.names, self.root / self.version)
 
     def _index(self) -> TableIndex:
-        if self.store is not None and not (self.root / self.version).is_dir():
-            found = read_index(self.store / FRAMES_FOLDER)
-            if isinstance(found, tuple) and found[1] == self.version:
-                return found[0]
-        return open_index(self.root, self.version)
+        if self.store is None or (self.root / self.version).is_dir():
+            return open_index(self.root, self.version)
+        found = read_index(self.store / FRAMES_FOLDER)
+        if isinstance(found, tuple) and found[1] == self.version:
+            return found[0]
+        if isinstance(found, tuple):
+            got = f"frames of {found[1]}"
+        else:
+            got = f"damaged ones ({_listed(found)})" if (self.store / FRAMES_FOLDER).is_dir() else "none"
+        raise DataError(
+            "the nuScenes tables are missing, and the store does not carry their frames",
+            where=f"{self.root / self.version}, {self.store}",
+            got=got,
+            expected=f"frames of {self.version}",
+            cure="Name a store of this version, run its `dump-teacher` again to add the frames, or unpack the tables",
+        )
 
     def _tokens(self) -> tuple[str, ...]:
         columns, names = self.tables.columns, self.tables.names
@@ -312,9 +270,7 @@ class Frames(Sequence[Frame]):
 
     @cached_property
     def _label_of_category(self) -> Int[np.ndarray, "categories"]:
-        return np.array(
-            [NO_ROW if name is None else CLASSES.index(name) for name in self.tables.names.classes], np.int64
-        )
+        return np.array([-1 if name is None else CLASSES.index(name) for name in self.tables.names.classes], np.int64)
 
 
 def _listed(scenes: Sequence[str], most: int = 10) -> str:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 
 from cache.errors import DataError
 from cache.geometry.views import transform_points
-from cache.nuscenes.frames import Frame
+from cache.nuscenes.frame import Frame
 from cache.spec import PointPipeline
 
 POINT_BYTES = 5 * 4

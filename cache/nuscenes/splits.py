@@ -13,6 +13,18 @@ ALL = "all"
 SPLITS_FILE = "splits.json"
 """Beside the tables: {"split": ["scene", ...]}; the devkit reads it too."""
 
+OFFICIAL = {
+    "trainval": ("train", "val", "train_detect", "train_track"),
+    "mini": ("mini_train", "mini_val"),
+    "test": ("test",),
+}
+"""The ends of versions' names, and the splits that the devkit evaluates in them."""
+
+
+def is_official(version: str, splits: Sequence[str]) -> bool:
+    """Whether they are one split that the devkit evaluates under its own name."""
+    return any(tuple(splits) == (name,) for end, names in OFFICIAL.items() if version.endswith(end) for name in names)
+
 
 def scenes_of_splits(splits: Sequence[str], names: Names, folder: Path) -> set[str]:
     """The names of all scenes in some splits; of two splits of one name, nuScenes' own counts.

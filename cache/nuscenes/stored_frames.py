@@ -1,4 +1,4 @@
-"""Frames kept in a store: the rows of the index that their scenes need, for machines without nuScenes' tables."""
+"""Frames in a store: the rows of the index that their scenes need, for machines without nuScenes' tables."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -17,7 +17,7 @@ from cache.nuscenes.splits import custom_splits
 def write_frames(frames: Frames, store: Path) -> None:
     """Write the index of the frames' scenes into a store, unless it is there and intact.
 
-    Splits of splits.json are kept under their names.
+    Splits of splits.json are written under their names.
 
     Raises:
         OSError: it cannot be written.

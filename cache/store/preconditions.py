@@ -71,6 +71,6 @@ def require_tokens(spec: CacheSpec, tokens: Sequence[str]) -> None:
             got=f"{len(tokens)} tokens, {len(set(tokens))} different, {len(bad)} empty or with a zero byte",
             cure="Check sample.json",
         )
-    identity = DataIdentity.of(spec.data.version, spec.data.splits, tuple(tokens))
+    identity = DataIdentity.of(spec.data.version, spec.data.splits, tuple(tokens), spec.data.lidar)
     if identity != spec.data:
         raise DataError("the tokens are not those of the spec", got=identity, expected=spec.data)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from cache.errors import TeacherError
-from cache.nuscenes.frames import Frame
+from cache.nuscenes.frame import Frame
 from cache.nuscenes.points import load_points
 from cache.spec import CLASSES, PointPipeline
 from cache.teacher.mmdet3d_config import Config, mmdet3d_scope, read_config

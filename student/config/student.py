@@ -38,7 +38,7 @@ MOST_BINS = 1000
 
 
 class DataConfig(Strict):
-    """nuScenes version, splits and frames, and loader workers."""
+    """nuScenes version, splits, frames and sensors, and loader workers."""
 
     version: str = "v1.0-trainval"
     train_split: str = "train"
@@ -46,6 +46,9 @@ class DataConfig(Strict):
     cameras: tuple[str, ...] = ()
     """Channels of the images, in their order. By default those of nuScenes' six that sensor.json lists, or all of its
     cameras where it lists none of the six."""
+    lidar: str = ""
+    """The LiDAR in whose frame images, boxes and depth are: the teacher's. By default LIDAR_TOP, or the only one that
+    sensor.json lists."""
     exclude: tuple[str, ...] = ()
     """Tokens of key frames to leave out, of both splits."""
     skip_missing: bool = False

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cache.geometry.views import bev_matrix, transform_boxes
-from cache.nuscenes.frames import Camera, Frame, Frames
+from cache.nuscenes.frame import Camera, Frame
+from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import camera_points
 from student.config.student import StudentConfig
 from student.data.batch import Batch, LoadSeconds, join

@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from cache.errors import DataError
-from cache.nuscenes.frames import Camera
+from cache.nuscenes.frame import Camera
 from student.data.image_augment import reduced_pixels
 
 

@@ -10,15 +10,9 @@ import numpy as np
 from nuscenes.nuscenes import NuScenes
 
 from cache.nuscenes.columns import NO_ROW
-from cache.nuscenes.frames import LIDAR, Frames
-from cache.nuscenes.splits import SPLITS_FILE
-
-VERSIONS = {
-    "trainval": ("train", "val", "train_detect", "train_track"),
-    "mini": ("mini_train", "mini_val"),
-    "test": ("test",),
-}
-"""The ends of versions' names, and the splits that the devkit evaluates in them."""
+from cache.nuscenes.frames import Frames
+from cache.nuscenes.splits import SPLITS_FILE, is_official
+from cache.spec import LIDAR
 
 OWN_SPLIT = "evaluated"
 """What any other split is called while the devkit evaluates it."""
@@ -31,7 +25,7 @@ def official_tables(frames: Frames) -> Iterator[tuple[NuScenes, str]]:
     A split that is not nuScenes' own reaches the devkit through its file of custom splits, in a temporary folder.
     """
     tables = FramesTables(frames)
-    if any(frames.splits == (split,) for end in VERSIONS if frames.version.endswith(end) for split in VERSIONS[end]):
+    if is_official(frames.version, frames.splits):
         yield tables, frames.splits[0]
         return
     with TemporaryDirectory() as folder:

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from pyquaternion import Quaternion
 
 from cache.errors import DataError
-from cache.nuscenes.frames import Frame, Frames
+from cache.nuscenes.frame import Frame
+from cache.nuscenes.frames import Frames
 from cache.spec import CLASSES
 from student.models.decoding import Detections
 

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cache.geometry.views import PUBLIC_AUGMENT, nearest_view, transform_boxes
-from cache.nuscenes.frames import Frame, Frames
+from cache.nuscenes.frame import Frame
+from cache.nuscenes.frames import Frames
 from cache.spec import LayerSpec
 from cache.store.codec import Encoded
 from cache.store.reader import TeacherBatch, TeacherCache

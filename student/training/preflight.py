@@ -23,6 +23,7 @@ from student.config.training import TrainingConfig
 from student.data.dataset import StudentDataset
 from student.data.samplers import Order
 from student.data.teacher_source import TeacherSource
+from student.evaluation.limits import metric_limits
 from student.evaluation.truth import require_truth
 from student.models.checkpoint import step_to_resume
 from student.training.memory import bytes_of, checkpoint_bytes, tensors_of
@@ -256,6 +257,22 @@ def require_images(frames: Frames, config: StudentConfig) -> None:
             )
 
 
+def warn_of_metric_limits(config: StudentConfig, train: Frames) -> None:
+    """Warn of what the official metrics cannot measure of data.val_split, whether the run validates or not."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    split = config.data.val_split
+    try:
+        frames = train.of_splits(split)
+    except DataError:
+        limits: tuple[str, ...] = ("it holds no key frame here: `evaluate` will need another --split, or its frames",)
+    else:
+        limits = metric_limits(frames, [name for task in config.detector.head.tasks for name in task])
+    for limit in limits:
+        text = f"official metrics on {train.version}, {split} (data.val_split): {limit}"
+        warnings.warn(text, OfflineDistillWarning, stacklevel=2)
+
+
 def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:
     """The frames of data.val_split; None without validation.
 
@@ -281,7 +298,7 @@ def require_fitting_sources(sources: Sequence[TeacherSource], config: StudentCon
 
     Raises:
         ConfigError: distillation without a cache.
-        MismatchError: see `require_fitting`; or a cache has the depth of other cameras.
+        MismatchError: see `require_fitting`; or a cache is of another LiDAR, or has the depth of other cameras.
         NotCachedError: a cache lacks a frame of the training split, or the first one drawn views to replay.
     """
     if config.distill is None:
@@ -295,6 +312,7 @@ def require_fitting_sources(sources: Sequence[TeacherSource], config: StudentCon
     for index, source in enumerate(sources):
         inherits = config.distill.inherit_head and index == 0
         require_fitting(source.cache.spec, source.cache.path, config, inherits)
+        source.cache.spec.require({"data": {"lidar": frames.lidar}}, source.cache.path)
         _require_tokens(source.cache, frames)
         if source.cache.spec.depth is not None:
             require_depth_cameras(source.cache, frames.cameras)

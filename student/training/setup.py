@@ -94,7 +94,13 @@ def set_up_training(
     if frames is None:
         data, store = config.data, cache_paths[0] if cache_paths else None
         frames = Frames(
-            root=root, version=data.version, splits=(data.train_split,), max_sweeps=0, cameras=data.cameras, store=store
+            root=root,
+            version=data.version,
+            splits=(data.train_split,),
+            max_sweeps=0,
+            cameras=data.cameras,
+            lidar=data.lidar,
+            store=store,
         )
     preflight.require_disjoint_splits(config.data, frames)
     paths = cache_paths if config.distill else ()
@@ -111,6 +117,7 @@ def set_up_training(
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
     preflight.look_at_boxes(frames)
+    preflight.warn_of_metric_limits(config, frames)
     detector = module.detector
     dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources)
     if out is not None:

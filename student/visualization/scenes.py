@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
-from cache.nuscenes.frames import Camera, Frame
+from cache.nuscenes.frame import Camera, Frame
 from cache.nuscenes.points import load_points
 from cache.spec import PointPipeline
 from student.data.images import read_image

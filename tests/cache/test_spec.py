@@ -29,6 +29,7 @@ def test_everything_that_decides_the_content_changes_the_fingerprint(spec):
         spec.model_copy(update={"points": PointPipeline(past_sweeps=0)}),
         spec.model_copy(update={"data": DataIdentity.of("v1.0-mini", ("mini_val",), make_tokens(3))}),
         spec.model_copy(update={"data": DataIdentity.of("v1.0-mini", ("mini_train",), make_tokens(3)[::-1])}),
+        spec.model_copy(update={"data": DataIdentity.of("v1.0-mini", ("mini_train",), make_tokens(3), "roof")}),
         spec.model_copy(update={"canvas_grid": spec.canvas_grid.model_copy(update={"frame": "ego"})}),
         spec.model_copy(update={"layers": spec.layers[:1]}),
         spec.model_copy(update={"layers": (spec.layers[0].model_copy(update={"codec": CodecSpec(bits=7)}),)}),

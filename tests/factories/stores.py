@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from cache.dumping.config import DumpConfig
 from cache.dumping.run import dump
 from cache.geometry.grid import BevGrid
-from cache.nuscenes.frames import Frame, Frames, Sweep
-from cache.spec import CacheSpec, CodecSpec, DataIdentity, Decoding, LayerSpec, PointPipeline, TeacherIdentity
+from cache.nuscenes.frame import Frame, Sweep
+from cache.nuscenes.frames import Frames
+from cache.spec import LIDAR, CacheSpec, CodecSpec, DataIdentity, Decoding, LayerSpec, PointPipeline, TeacherIdentity
 from cache.store.codec import encode
 from cache.store.distortion import Distortion, measure
 from cache.store.layout import Layout, StoredSample, sample_arrays
@@ -185,6 +186,7 @@ class SmallFrames(Frames):
 
     version: str = "v1.0-mini"
     splits: tuple[str, ...] = ("mini_train",)
+    lidar: str = LIDAR
     count: int = 10
 
     def __post_init__(self) -> None:

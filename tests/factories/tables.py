@@ -10,7 +10,8 @@ from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import transform_matrix
 from pyquaternion import Quaternion
 
-from cache.nuscenes.frames import CAMERAS, Camera, Frame, Sweep
+from cache.nuscenes.frame import Camera, Frame, Sweep
+from cache.nuscenes.frames import CAMERAS
 from cache.spec import CLASSES
 
 Tables = dict[str, list[dict]]

@@ -53,6 +53,21 @@ def test_the_points_are_those_of_the_lidar_to_a_step(dumped, made_frames):
             assert (np.abs(stored - ordered) <= np.array([1 / 512, 1 / 512, 0.0025]) + 1e-9).all()
 
 
+def test_the_sensors_are_those_of_the_configuration(made_root, tmp_path):
+    shutil.copytree(made_root, tmp_path / "world")
+    table = tmp_path / "world" / "v1.0-mini" / "sensor.json"
+    table.write_text(table.read_text().replace("LIDAR_TOP", "roof"))
+    own = config(version="v1.0-mini", splits=("mini_train",), lidar="roof", cameras=("CAM_BACK", "CAM_FRONT"))
+    frames = own.frames(tmp_path / "world")
+    dump(own, frames, SmallTeacher(), tmp_path / "teacher.zarr")
+    cache = TeacherCache(tmp_path / "teacher.zarr")
+    assert cache.spec.data.lidar == "roof"
+    assert cache.spec.depth.cameras == ("CAM_BACK", "CAM_FRONT")
+    assert not verify(tmp_path / "teacher.zarr").damage
+    with pytest.raises(MismatchError, match=r"data\.lidar: stored 'roof', expected 'LIDAR_TOP'"):
+        cache.spec.require({"data": {"lidar": "LIDAR_TOP"}}, "here")
+
+
 def test_plain_zarr_reads_them_once_for_all_views(dumped, made_frames):
     array = zarr.open_group(dumped, mode="r")["depth_points"]
     assert array.shape == (2, 6, 3, 16384)

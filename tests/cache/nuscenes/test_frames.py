@@ -11,7 +11,8 @@ import pytest
 from nuscenes.nuscenes import NuScenes
 
 from cache.errors import ConfigError, DataError
-from cache.nuscenes.frames import CAMERAS, Frame, Frames
+from cache.nuscenes.frame import Frame
+from cache.nuscenes.frames import CAMERAS, Frames
 from cache.spec import CLASSES
 from tests.factories.tables import NO_TURN, Tables, devkit_frame, make_tables, require_equal, write_tables
 

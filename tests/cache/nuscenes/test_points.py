@@ -8,7 +8,8 @@ import pytest
 from pyquaternion import Quaternion
 
 from cache.errors import DataError
-from cache.nuscenes.frames import Frame, Frames, Sweep
+from cache.nuscenes.frame import Frame, Sweep
+from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import camera_points, load_points
 from cache.spec import PointPipeline
 

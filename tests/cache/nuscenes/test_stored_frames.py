@@ -79,7 +79,9 @@ def test_a_store_without_its_frames_needs_tables(made_frames: Frames, tmp_path: 
     if damage == "damaged":
         (tmp_path / FRAMES_FOLDER / "pose.npy").write_bytes(b"")
     version = "v1.0-test" if damage == "another version" else "v1.0-mini"
-    with pytest.raises(DataError, match="the nuScenes tables are missing"):
+    got = {"another version": "frames of v1.0-mini", "damaged": r"damaged ones \(pose.npy\)", "none": "none"}[damage]
+    message = f"the nuScenes tables are missing, .*got {got}; expected frames of {version}. Name a store"
+    with pytest.raises(DataError, match=message):
         Frames(root=tmp_path / "images", version=version, splits=("mini_train",), store=tmp_path)
 
 

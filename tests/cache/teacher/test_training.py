@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cache.errors import TeacherError
-from cache.nuscenes.frames import Frame, Sweep
+from cache.nuscenes.frame import Frame, Sweep
 from cache.spec import CLASSES, PointPipeline
 from cache.teacher.checkpoint import weights_sha256
 from cache.teacher.mmdet3d import load_teacher

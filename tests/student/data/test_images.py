@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from cache.errors import DataError
-from cache.nuscenes.frames import Camera, Frames
+from cache.nuscenes.frame import Camera
+from cache.nuscenes.frames import Frames
 from student.config.student import ImageConfig
 from student.data.image_augment import image_matrix, warp_image
 from student.data.images import read_image

@@ -3,27 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cache.errors import DataError
 from cache.nuscenes.frames import Frames
 from student.evaluation.evaluate import evaluate
-from student.models.decoding import Detections
-
-
-def truths(frames: Frames) -> list[tuple[str, Detections]]:
-    """Ground truth as detections."""
-    return [
-        (
-            frame.token,
-            Detections(
-                boxes=torch.from_numpy(frame.boxes.copy()),
-                scores=torch.linspace(0.9, 0.8, len(frame.boxes)),
-                labels=torch.from_numpy(frame.labels),
-            ),
-        )
-        for frame in frames
-    ]
+from tests.factories.detections import truths
 
 
 def test_ground_truth_as_detections_is_perfect(made_frames: Frames, tmp_path: Path) -> None:

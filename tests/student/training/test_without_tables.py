@@ -10,11 +10,19 @@ from student.training.setup import set_up_training
 from tests.factories.students import tiny_student
 
 
-def test_batches_are_those_with_tables(views_store: Path, made_root: Path, tmp_path: Path) -> None:
-    for folder in ("samples", "sweeps"):
-        (tmp_path / folder).symlink_to(made_root / folder)
+@pytest.fixture
+def images(made_root: Path, tmp_path: Path) -> Path:
+    """A root of sensor files alone."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("samples", "sweeps"):
+        (folder / name).symlink_to(made_root / name)
+    return folder
+
+
+def test_batches_are_those_with_tables(views_store: Path, made_root: Path, images: Path) -> None:
     config = tiny_student()
-    with_tables, without = (set_up_training(config, root, [views_store]) for root in (made_root, tmp_path))
+    with_tables, without = (set_up_training(config, root, [views_store]) for root in (made_root, images))
     assert without.dataset.frames.tables.path == views_store / "frames"
     assert list(without.sampler()) == list(with_tables.sampler())
     for ours, theirs in zip(without.loader(), with_tables.loader(), strict=True):
