@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from cache.config import load_yaml
 from cache.errors import ConfigError, OfflineDistillWarning
-from cache.terminal.console import examples, print_report, progress, report_writer
+from cache.terminal.console import examples, print_note, print_report, progress, report_writer
 from cache.terminal.errors import exit_codes
 from cache.versions import installed_versions
 
@@ -107,6 +107,21 @@ def train_teacher(
 
     frames = Frames(root=data, version=version, splits=(split,))
     print_report(f"checkpoint: {train_teacher(config, frames, out)}")
+
+
+@command("cli index --data nuscenes", "cli index --data nuscenes --version v1.0-mini --json")
+def index(
+    data: Data,
+    version: Annotated[str, typer.Option(help="nuScenes version.")] = "v1.0-trainval",
+    json: Json = False,
+) -> None:
+    """Make the index of the tables, where there is none yet, and show what it holds."""
+    from cache.nuscenes.counts import summarise_index, warn_of_boxes
+
+    with report_writer(json) as write_report:
+        summary = summarise_index(data, version)
+        write_report(summary)
+    warn_of_boxes(summary.boxes, version)
 
 
 @command(f"cli plan {TEACHER} --out teacher.zarr")
@@ -370,9 +385,13 @@ def _dump_inputs(
 ) -> "tuple[DumpConfig, Frames, Teacher]":
     """The configuration, frames and teacher of a dump."""
     from cache import DumpConfig, Frames
+    from cache.nuscenes.counts import count_boxes, warn_of_boxes
 
     settings = load_yaml(config, DumpConfig, [*(overrides or ()), *(["depth=true"] if depth else ())])
     frames = Frames(root=data, version=settings.version, splits=settings.splits)
+    where, counts = f"{settings.version}, {', '.join(settings.splits)}", count_boxes(frames)
+    print_note(f"{where}: {counts}")
+    warn_of_boxes(counts, where)
     return settings, frames, _live_teacher(settings.teacher, checkpoint, random_weights)
 
 

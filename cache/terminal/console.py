@@ -38,6 +38,11 @@ def print_report(report: Any) -> None:
         Console(width=stdout.measure(report, options=unlimited).maximum).print(report)
 
 
+def print_note(text: str) -> None:
+    """Print one line to stderr."""
+    stderr.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 @contextmanager
 def report_writer(as_json: bool) -> Iterator[Callable[..., None]]:
     """A function that writes a report to stdout: (report, *text), where text and tables replace the report's str.

@@ -1,6 +1,6 @@
 """Samplers: the order of a training's samples, and the seed of each one's augmentation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,10 +42,9 @@ class ClassBalanced:
     frames_of_class: tuple[Int[np.ndarray, "_"], ...]
 
     @classmethod
-    def of(cls, labels: Iterable[Int[np.ndarray, "_"]], classes: Sequence[str]) -> "ClassBalanced":
-        """From the labels of each frame's boxes, for the detector's classes."""
-        wanted = [CLASSES.index(name) for name in classes]
-        present = np.array([np.isin(wanted, of_frame) for of_frame in labels])
+    def of(cls, counts: Int[np.ndarray, "N classes"], classes: Sequence[str]) -> "ClassBalanced":
+        """From the boxes of each class in each frame (`Frames.label_counts`), for the classes of the detector."""
+        present = counts[:, [CLASSES.index(name) for name in classes]] > 0
         found = [np.flatnonzero(column) for column in present.T]
         return cls(frames_of_class=tuple(indices for indices in found if len(indices)))
 

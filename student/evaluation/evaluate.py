@@ -14,6 +14,7 @@ from cache.nuscenes.loader import Loader
 from student.config.student import StudentConfig
 from student.data.dataset import StudentDataset
 from student.evaluation.metrics import Metrics
+from student.evaluation.official_tables import official_tables
 from student.evaluation.submission import Sensor, write_submission
 from student.evaluation.true_positives import true_positives, write_true_positives
 from student.models.decoding import Detections
@@ -31,7 +32,7 @@ def evaluate(
 
     Args:
         detections: token and detections, one for each frame of the split.
-        frames: the frames of exactly one split.
+        frames: the frames of the evaluated split.
         out: folder for results_nusc.json, true_positives.csv and the devkit's own metrics_summary.json and
             metrics_details.json; `student.evaluation.results` reads them back.
         sensor: the detector's input, as the submission format records it.
@@ -40,7 +41,7 @@ def evaluate(
     Raises:
         DataError: the split has no annotations, a frame has no entry, or a detection is not finite.
     """
-    if not frames.tables.sample_annotation:
+    if not (frames.box_labels(frames.box_rows()[0])[0] >= 0).any():
         raise DataError(
             "the split has no annotations to evaluate against",
             where=f"{frames.version}, {', '.join(frames.splits)}",
@@ -85,9 +86,9 @@ def _with_progress(
 
 def _official_metrics(results: Path, frames: Frames, out: Path) -> Metrics:
     """The devkit's evaluation of a submission; its printed output goes to metrics.txt."""
-    (split,) = frames.splits
     rules = config_factory("detection_cvpr_2019")
-    official = DetectionEval(frames.tables, rules, str(results), split, output_dir=str(out), verbose=False)
+    with official_tables(frames) as (tables, split):
+        official = DetectionEval(tables, rules, str(results), split, output_dir=str(out), verbose=False)
     with (out / "metrics.txt").open("w", encoding="utf-8") as printed, redirect_stdout(printed):
         summary = official.main(render_curves=False)
     matches = true_positives(official.gt_boxes, official.pred_boxes, rules.dist_th_tp)

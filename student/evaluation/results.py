@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cache.errors import DataError
-from cache.nuscenes.frames import Frame, box_in_lidar
+from cache.nuscenes.frames import Frame, boxes_in_lidar
 from student.evaluation.metrics import Metrics
 from student.evaluation.true_positives import TruePositive, read_true_positives
 
@@ -44,9 +44,12 @@ class Results:
         """
         found = _json(self.folder / "results_nusc.json")["results"][frame.token]
         best = sorted(found, key=lambda each: -each["detection_score"])[: len(frame.boxes) if count is None else count]
-        to_lidar = np.linalg.inv(frame.lidar_to_global)
-        boxes = [box_in_lidar(each, np.array([*each["velocity"], 0.0]), to_lidar) for each in best]
-        return np.asarray(boxes, dtype=np.float64).reshape(-1, 9)
+        centers, sizes, rotations, velocities = (
+            np.array([each[name] for each in best], dtype=np.float64).reshape(-1, width)
+            for name, width in (("translation", 3), ("size", 3), ("rotation", 4), ("velocity", 2))
+        )
+        velocities = np.pad(velocities, ((0, 0), (0, 1)))
+        return boxes_in_lidar(centers, sizes, rotations, velocities, np.linalg.inv(frame.lidar_to_global))
 
 
 def read_results(folder: Path, name: str | None = None) -> Results:

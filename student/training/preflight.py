@@ -8,13 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import torch
-from nuscenes.utils.splits import create_splits_scenes
 from torch import nn
 
 from cache.errors import ConfigError, DataError, MismatchError, NotCachedError, OfflineDistillWarning
+from cache.nuscenes.counts import count_boxes, require_boxes, warn_of_boxes
 from cache.nuscenes.frames import CAMERAS, Frames
 from cache.spec import CacheSpec
 from cache.store.reader import TeacherCache
+from cache.terminal.console import print_note
 from student.config.student import DataConfig, StudentConfig
 from student.config.training import TrainingConfig
 from student.data.samplers import Order
@@ -24,12 +25,11 @@ from student.training.memory import checkpoint_bytes
 
 
 def require_sound(config: StudentConfig) -> None:
-    """Raise unless training and validation share no scene and the detector's grid is in the LiDAR frame.
+    """Raise unless the detector's grid is in the LiDAR frame.
 
     Raises:
-        ConfigError: they do, a split is unknown, or the grid is in another frame.
+        ConfigError: it is in another.
     """
-    _require_disjoint_splits(config.data)
     # Images, boxes and ego motion reach a student in the LiDAR frame; a grid of another would be mislabelled.
     if config.detector.grid.frame != "lidar":
         raise ConfigError(
@@ -38,28 +38,6 @@ def require_sound(config: StudentConfig) -> None:
             got=config.detector.grid.frame,
             expected="lidar",
             cure="Leave it out; a cache of another frame is read where the student's cells lie",
-        )
-
-
-def _require_disjoint_splits(data: DataConfig) -> None:
-    scenes, (train, val) = create_splits_scenes(), (data.train_split, data.val_split)
-    unknown = [name for name in (train, val) if name not in scenes]
-    if unknown:
-        raise ConfigError(
-            "unknown split",
-            where="data",
-            got=", ".join(unknown),
-            expected=f"some of {', '.join(scenes)}",
-            cure="Change the split",
-        )
-    shared = sorted(set(scenes[train]) & set(scenes[val]))
-    if shared:
-        raise ConfigError(
-            "training and validation share frames",
-            where="data.train_split, data.val_split",
-            got=f"{train} and {val}, with {len(shared)} scenes in both, the first is {shared[0]}",
-            expected="splits without a common scene, such as train and val, or mini_train and mini_val",
-            cure="Change one of them; a student can be evaluated on any split with `evaluate --split`",
         )
 
 
@@ -165,6 +143,38 @@ def require_full_step(order: Order, training: TrainingConfig) -> None:
         )
 
 
+def require_disjoint_splits(data: DataConfig, frames: Frames) -> None:
+    """Raise unless training and validation share no scene.
+
+    Raises:
+        ConfigError: they do, or a split is unknown.
+        DataError: splits.json beside the tables is broken.
+    """
+    train, val = data.train_split, data.val_split
+    shared = sorted(frames.scenes_of(train) & frames.scenes_of(val))
+    if shared:
+        raise ConfigError(
+            "training and validation share frames",
+            where="data.train_split, data.val_split",
+            got=f"{train} and {val}, with {len(shared)} scenes in both, the first is {shared[0]}",
+            expected="splits without a common scene, such as train and val, or mini_train and mini_val",
+            cure="Change one of them; a student can be evaluated on any split with `evaluate --split`",
+        )
+
+
+def look_at_boxes(frames: Frames) -> None:
+    """Show what there is to learn from in one line, and warn of what is suspicious about it.
+
+    Raises:
+        DataError: there is no box.
+    """
+    where, counts = f"{frames.version}, {', '.join(frames.splits)}", count_boxes(frames)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # Lightning starts the other ranks with a number of their own
+        print_note(f"{where}: {counts}")
+        warn_of_boxes(counts, where)
+    require_boxes(counts, where)
+
+
 def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:
     """The frames of data.val_split; None without validation.
 
@@ -174,7 +184,7 @@ def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:
     if not config.training.validate_every:
         return None
     frames = train.of_splits(config.data.val_split)
-    if not any(len(frames.labels(token)) for token in frames.tokens):
+    if not frames.label_counts().any():
         raise DataError(
             "the validation split has no annotations",
             where=f"{frames.version}, {config.data.val_split}",

@@ -86,6 +86,8 @@ def set_up_training(
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
     if frames is None:
         frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
+    preflight.require_disjoint_splits(config.data, frames)
+    preflight.look_at_boxes(frames)
     val_frames = None if out is None else preflight.validation_frames(config, frames)
     order = _order(frames, config)
     preflight.require_full_step(order, config.training)
@@ -124,7 +126,7 @@ def _order(frames: Frames, config: StudentConfig) -> Order:
     if not config.training.class_balanced:
         return Shuffled(frames=len(frames))
     classes = [name for task in config.detector.head.tasks for name in task]
-    return ClassBalanced.of(map(frames.labels, frames.tokens), classes)
+    return ClassBalanced.of(frames.label_counts(), classes)
 
 
 def _first_module(config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool) -> StudentModule:

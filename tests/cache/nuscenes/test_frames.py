@@ -2,124 +2,24 @@
 
 import importlib.util
 import json
+import pickle
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-from pyquaternion import Quaternion
+from nuscenes.nuscenes import NuScenes
 
 from cache.errors import ConfigError, DataError
 from cache.nuscenes.frames import CAMERAS, Frame, Frames
 from cache.spec import CLASSES
-
-Tables = dict[str, list[dict]]
-
-QUARTER_TURN = list(Quaternion(axis=(0, 0, 1), degrees=90).elements)
-NO_TURN = [1.0, 0.0, 0.0, 0.0]
-CAMERA_AXES = list(Quaternion(matrix=np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])).elements)
-"""x right, y down, z forward, of a camera that looks along the car's x."""
+from tests.factories.tables import NO_TURN, Tables, devkit_frame, make_tables, write_tables
 
 
 @pytest.fixture
 def tables() -> Tables:
-    """Two key frames half a second apart, one rotation between them; the car, facing +y, drives 1 m along +y in each.
-
-    The LiDAR sits 1 m before and 2 m above the rear axle, turned as the car. A car drives 10 m ahead at 2 m/s.
-    """
-    lidar = [
-        sample_data("lidar0", "first", "LIDAR_TOP", "pose0", 0, prev=""),
-        sample_data("lidar1", "second", "LIDAR_TOP", "pose1", 250_000, prev="lidar0", key=False),
-        sample_data("lidar2", "second", "LIDAR_TOP", "pose2", 500_000, prev="lidar1"),
-    ]
-    images = [
-        sample_data(f"{name} {sample}", sample, name, pose, time)
-        for sample, pose, time in (("first", "pose0", 0), ("second", "pose2", 500_000))
-        for name in CAMERAS
-    ]
-    return {
-        "category": [
-            {"token": name, "name": name}
-            for name in ("vehicle.car", "human.pedestrian.adult", "animal", "movable_object.trafficcone")
-        ],
-        "attribute": [],
-        "visibility": [],
-        "instance": [
-            {"token": "the car", "category_token": "vehicle.car"},
-            {"token": "a cone", "category_token": "movable_object.trafficcone"},
-            {"token": "unseen", "category_token": "human.pedestrian.adult"},
-            {"token": "a dog", "category_token": "animal"},
-        ],
-        "sensor": [
-            {"token": name, "channel": name, "modality": "lidar" if name == "LIDAR_TOP" else "camera"}
-            for name in ("LIDAR_TOP", *CAMERAS)
-        ],
-        "calibrated_sensor": [
-            {
-                "token": name,
-                "sensor_token": name,
-                "translation": [1.0, 0.0, 2.0] if name == "LIDAR_TOP" else [1.5, 0.25, 1.5],
-                "rotation": NO_TURN if name == "LIDAR_TOP" else CAMERA_AXES,
-                "camera_intrinsic": [] if name == "LIDAR_TOP" else [[500, 0, 400], [0, 500, 225], [0, 0, 1]],
-            }
-            for name in ("LIDAR_TOP", *CAMERAS)
-        ],
-        "ego_pose": [
-            {"token": f"pose{i}", "translation": [100.0, 200.0 + i, 0.0], "rotation": QUARTER_TURN} for i in range(3)
-        ],
-        "log": [],
-        "scene": [{"token": "scene", "name": "scene-0061"}],
-        "sample": [
-            {"token": "first", "scene_token": "scene", "timestamp": 0, "prev": "", "next": "second"},
-            {"token": "second", "scene_token": "scene", "timestamp": 500_000, "prev": "first", "next": ""},
-        ],
-        "sample_data": lidar + images,
-        "sample_annotation": [
-            annotation("car first", "first", "the car", (100, 211, 1), QUARTER_TURN, next="car second"),
-            annotation("car second", "second", "the car", (100, 212, 1), QUARTER_TURN, prev="car first"),
-            annotation("cone", "second", "a cone", (97, 203, 0.5), NO_TURN),
-            annotation("person", "second", "unseen", (90, 210, 1), NO_TURN, lidar_points=0),
-            annotation("dog", "second", "a dog", (100, 205, 0.5), NO_TURN),
-        ],
-        "map": [{"token": "map", "log_tokens": [], "category": "semantic_prior", "filename": "map.png"}],
-    }  # fmt: skip
-
-
-def sample_data(
-    token: str, sample: str, sensor: str, pose: str, time_us: int, prev: str = "", key: bool = True
-) -> dict:
-    height, width = (0, 0) if sensor == "LIDAR_TOP" else (450, 800)
-    return {
-        "token": token, "sample_token": sample, "calibrated_sensor_token": sensor, "ego_pose_token": pose,
-        "timestamp": time_us, "filename": f"{sensor}/{token}", "fileformat": "", "is_key_frame": key,
-        "height": height, "width": width, "prev": prev, "next": "",
-    }  # fmt: skip
-
-
-def annotation(
-    token: str,
-    sample: str,
-    instance: str,
-    center: tuple[float, float, float],
-    rotation: list[float],
-    lidar_points: int = 5,
-    prev: str = "",
-    next: str = "",
-) -> dict:
-    return {
-        "token": token, "sample_token": sample, "instance_token": instance, "visibility_token": "",
-        "attribute_tokens": [], "translation": center, "size": [2.0, 4.0, 1.5], "rotation": rotation,
-        "num_lidar_pts": lidar_points, "num_radar_pts": 0, "prev": prev, "next": next,
-    }  # fmt: skip
-
-
-def write(root: Path, tables: Tables) -> Path:
-    folder = root / "v1.0-mini"
-    folder.mkdir()
-    (root / "map.png").touch()  # The devkit insists that it is there.
-    for name, rows in tables.items():
-        (folder / f"{name}.json").write_text(json.dumps(rows))
-    return root
+    return make_tables()
 
 
 def mini_train(root: Path, **options: int) -> Frames:
@@ -129,11 +29,11 @@ def mini_train(root: Path, **options: int) -> Frames:
 @pytest.fixture
 def frame(tmp_path: Path, tables: Tables) -> Frame:
     """The second key frame."""
-    return mini_train(write(tmp_path, tables))[1]
+    return mini_train(write_tables(tmp_path, tables))[1]
 
 
 def test_frames_come_in_order_and_by_token(tmp_path: Path, tables: Tables) -> None:
-    frames = mini_train(write(tmp_path, tables))
+    frames = mini_train(write_tables(tmp_path, tables))
     assert frames.tokens == ("first", "second")
     assert len(frames) == 2
     assert [frame.token for frame in frames] == ["first", "second"]
@@ -155,7 +55,7 @@ def test_boxes_are_in_the_lidar_frame(frame: Frame) -> None:
 def test_boxes_of_a_split_without_annotations_are_empty(tmp_path: Path, tables: Tables) -> None:
     tables["sample_annotation"] = []
     tables["instance"] = []
-    assert mini_train(write(tmp_path, tables))[0].boxes.shape == (0, 9)
+    assert mini_train(write_tables(tmp_path, tables))[0].boxes.shape == (0, 9)
 
 
 def test_sweeps_go_back_in_time(frame: Frame, tmp_path: Path) -> None:
@@ -182,6 +82,118 @@ def test_lidar_to_global(frame: Frame) -> None:
     np.testing.assert_allclose(frame.lidar_to_global @ [9, 0, -1, 1], [100, 212, 1, 1], atol=1e-9)
 
 
+def require_equal(ours: object, theirs: object, name: str = "frame") -> None:
+    """Check two frames value by value, to the last digit."""
+    if is_dataclass(ours):
+        assert type(ours) is type(theirs)
+        for field in fields(ours):
+            require_equal(getattr(ours, field.name), getattr(theirs, field.name), f"{name}.{field.name}")
+    elif isinstance(ours, np.ndarray):
+        assert isinstance(theirs, np.ndarray)
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), name
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+    elif isinstance(ours, tuple):
+        assert isinstance(theirs, tuple)
+        assert len(ours) == len(theirs), name
+        for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+            require_equal(our, their, f"{name}[{i}]")
+    else:
+        assert (type(ours), ours) == (type(theirs), theirs), name
+
+
+def require_devkits_frames(root: Path, version: str, *splits: str) -> None:
+    nusc = NuScenes(version, str(root), verbose=False)
+    frames = Frames(root=root, version=version, splits=splits)
+    assert len(frames)
+    for frame in frames:
+        require_equal(frame, devkit_frame(nusc, frame.token))
+
+
+def test_frames_are_the_devkits_to_the_last_digit(made_root: Path) -> None:
+    require_devkits_frames(made_root, "v1.0-mini", "mini_train", "mini_val")
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "splits"),
+    [
+        ("nuscenes-one-frame", "v1.0-mini", ("mini_train",)),
+        ("nuscenes-two-frames", "v1.0-trainval", ("train", "val")),
+        ("ddad-six-frames", "v1.0-mini", ("mini_train", "mini_val")),
+    ],
+)
+def test_real_frames_are_the_devkits_to_the_last_digit(name: str, version: str, splits: tuple[str, ...]) -> None:
+    root = Path(__file__).parents[4] / "shared" / name
+    if not root.is_dir():
+        pytest.skip(f"{name} is not here: it is not part of the project")
+    require_devkits_frames(root, version, *splits)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_rotation_is_the_devkits_to_the_last_digit(tmp_path: Path, tables: Tables, seed: int) -> None:
+    """Quaternions that are and are not of unit length, tracks in every order, gaps around the 1.5 s of the devkit."""
+    rng = np.random.default_rng(seed)
+    for record in (*tables["ego_pose"], *tables["calibrated_sensor"], *tables["sample_annotation"]):
+        turn = rng.normal(size=4)
+        record["rotation"] = (turn / (np.linalg.norm(turn) if rng.random() < 0.7 else 1.0)).tolist()
+        record["translation"] = rng.normal(scale=1000, size=3).tolist()
+    step_us = (499_999, 1_500_000, 1_500_001)[seed]
+    tables["sample"][1]["timestamp"] = step_us
+    root = write_tables(tmp_path, tables)
+    require_devkits_frames(root, "v1.0-mini", "mini_train")
+    moving = mini_train(root)[1].boxes[0, 7:]
+    assert moving.any() == (step_us <= 1_500_000)
+
+
+def test_counts_are_those_of_the_frames(made_frames: Frames, tmp_path: Path, tables: Tables) -> None:
+    for frames in (made_frames, mini_train(write_tables(tmp_path, tables))):
+        expected = [np.bincount(frame.labels, minlength=len(CLASSES)) for frame in frames]
+        np.testing.assert_array_equal(frames.label_counts(), expected)
+        for frame in frames:
+            np.testing.assert_array_equal(frames.labels(frame.token), frame.labels)
+
+
+def test_frames_travel_as_a_path(made_frames: Frames) -> None:
+    sent = pickle.dumps(made_frames)
+    assert len(sent) < 2000
+    for ours, theirs in zip(pickle.loads(sent), made_frames, strict=True):
+        require_equal(ours, theirs)
+
+
+def test_a_scene_of_ones_own(tmp_path: Path, tables: Tables) -> None:
+    """Another version, another scene, one camera, a LiDAR of another name, no map."""
+    tables["scene"][0]["name"] = "parking lot"
+    for record in tables["sensor"]:
+        record["channel"] = {"LIDAR_TOP": "roof", "CAM_FRONT": "front"}.get(record["channel"], record["channel"])
+    root = write_tables(tmp_path, tables, version="mine")
+    (root / "mine" / "map.json").unlink()
+    (root / "mine" / "splits.json").write_text(json.dumps({"cars": ["parking lot"], "none": []}))
+    for splits in (("cars",), ("all",), ("parking lot",), ("none", "cars")):
+        frames = Frames(root=root, version="mine", splits=splits, cameras=("front",), lidar="roof")
+        assert frames.tokens == ("first", "second")
+        assert [camera.name for camera in frames[1].cameras] == ["front"]
+        assert len(frames[1].sweeps) == 3
+    with pytest.raises(DataError, match=r"the split holds no key frame .*mine, none\).*got scenes parking lot"):
+        Frames(root=root, version="mine", splits=("none",))
+    with pytest.raises(DataError, match=r"no image of a camera \(token first\).*got CAM_BACK.*expected CAM_FRONT;?"):
+        Frames(root=root, version="mine", splits=("all",), lidar="roof")[0]
+    with pytest.raises(DataError, match=r"no LiDAR rotation \(token first\).*expected LIDAR_TOP"):
+        Frames(root=root, version="mine", splits=("all",))[0]
+
+
+@pytest.mark.parametrize("content", ["[", "[]", '{"cars": "scene"}', '{"cars": [1]}'])
+def test_broken_splits_are_named(tmp_path: Path, tables: Tables, content: str) -> None:
+    root = write_tables(tmp_path, tables)
+    (root / "v1.0-mini" / "splits.json").write_text(content)
+    with pytest.raises(DataError, match=r"the splits cannot be read .*splits\.json.*expected .*Correct the file"):
+        mini_train(root)
+
+
+def test_a_camera_without_intrinsics_is_named(tmp_path: Path, tables: Tables) -> None:
+    tables["calibrated_sensor"][2]["camera_intrinsic"] = []
+    with pytest.raises(DataError, match=r"a camera has no intrinsics \(token first, CAM_FRONT\); expected .*3 x 3"):
+        mini_train(write_tables(tmp_path, tables))[0]
+
+
 def test_missing_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tables are missing .*got no such folder; expected v1\.0-mini/"):
         mini_train(tmp_path / "nowhere")
@@ -192,17 +204,17 @@ def test_missing_tables_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", None])
 def test_a_broken_table_is_said_to_be_one(tmp_path: Path, tables: Tables, content: str | None) -> None:
-    broken = write(tmp_path, tables) / "v1.0-mini" / "sample.json"
+    broken = write_tables(tmp_path, tables) / "v1.0-mini" / "sample.json"
     if content is None:
         broken.unlink()
     else:
         broken.write_text(content)
-    with pytest.raises(DataError, match=r"a nuScenes table cannot be read .*v1\.0-mini\); got \w+Error: "):
+    with pytest.raises(DataError, match=r"a nuScenes table cannot be read .*v1\.0-mini/sample\.json\); got \w+Error: "):
         mini_train(tmp_path)
 
 
 def test_splits_are_checked(tmp_path: Path, tables: Tables) -> None:
-    root = write(tmp_path, tables)
+    root = write_tables(tmp_path, tables)
     with pytest.raises(ConfigError, match=r"unknown split; got mini; expected some of .*mini_train"):
         Frames(root=root, version="v1.0-mini", splits=("mini",))
     with pytest.raises(DataError, match=r"the split holds no key frame .*mini_val.*got scenes scene-0061"):
@@ -214,7 +226,7 @@ def test_splits_are_checked(tmp_path: Path, tables: Tables) -> None:
 def test_a_camera_without_image_is_named(tmp_path: Path, tables: Tables) -> None:
     tables["sample_data"] = [data for data in tables["sample_data"] if data["token"] != "CAM_BACK second"]
     with pytest.raises(DataError, match=r"no image of a camera \(token second\).*expected CAM_BACK"):
-        mini_train(write(tmp_path, tables))[1]
+        mini_train(write_tables(tmp_path, tables))[1]
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +242,8 @@ def converter() -> ModuleType:
 
 
 def test_the_real_boxes_are_those_of_mmdet3d(real_frames: Frames, converter: ModuleType) -> None:
-    (info,), _ = converter._fill_trainval_infos(real_frames.tables, {real_frames.tables.scene[0]["token"]}, set())
+    nusc = NuScenes("v1.0-mini", str(real_frames.root), verbose=False)
+    (info,), _ = converter._fill_trainval_infos(nusc, {nusc.scene[0]["token"]}, set())
     known = np.isin(info["gt_names"], CLASSES) & info["valid_flag"]
     frame = real_frames[0]
     assert [CLASSES[label] for label in frame.labels] == info["gt_names"][known].tolist()
@@ -245,10 +258,11 @@ def test_the_real_boxes_are_those_of_mmdet3d(real_frames: Frames, converter: Mod
 
 def test_a_past_rotation_is_placed_as_by_mmdet3d(tmp_path: Path, tables: Tables, converter: ModuleType) -> None:
     tables["ego_pose"][0] |= {"translation": [99.0, 195.0, 0.1], "rotation": NO_TURN}
-    frames = mini_train(write(tmp_path, tables))
+    frames = mini_train(write_tables(tmp_path, tables))
     frame = frames[1]
     theirs = converter.obtain_sensor2top(
-        frames.tables, "lidar0", frame.lidar_to_ego[:3, 3], frame.lidar_to_ego[:3, :3],
+        NuScenes("v1.0-mini", str(tmp_path), verbose=False), "lidar0",
+        frame.lidar_to_ego[:3, 3], frame.lidar_to_ego[:3, :3],
         frame.ego_to_global[:3, 3], frame.ego_to_global[:3, :3],
     )  # fmt: skip
     ours = frame.sweeps[2].to_key

@@ -9,11 +9,10 @@ from cache.nuscenes.loader import Loader
 from cache.spec import CLASSES
 from student.data.samplers import ClassBalanced, Order, SampleDraw, SeededSampler, Shuffled
 
-# Cars in every frame, one frame with a bus, two with barriers.
-LABELS = [np.array([CLASSES.index(name) for name in names]) for names in [("car",)] * 5]
-LABELS += [np.array([CLASSES.index(name) for name in ("car", "car", "bus", "barrier")])]
-LABELS += [np.array([CLASSES.index("barrier")]), np.array([], dtype=np.int64)]
-BALANCED = ClassBalanced.of(LABELS, ("car", "bus", "barrier", "bicycle"))
+# Cars in every frame but two, one frame with a bus, two with barriers.
+BOXES = [("car",)] * 5 + [("car", "car", "bus", "barrier"), ("barrier",), ()]
+COUNTS = np.array([[boxes.count(name) for name in CLASSES] for boxes in BOXES])
+BALANCED = ClassBalanced.of(COUNTS, ("car", "bus", "barrier", "bicycle"))
 
 
 @dataclass(frozen=True)

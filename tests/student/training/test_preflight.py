@@ -1,3 +1,5 @@
+import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from student.data.samplers import Shuffled
 from student.training import preflight
 from student.training.memory import checkpoint_bytes
 from student.training.preflight import (
+    require_disjoint_splits,
     require_disk_space,
     require_fitting,
     require_full_step,
@@ -83,14 +86,14 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_devices(tiny_student(compile=True))
 
 
-def test_validation_needs_annotations(made_frames: Frames) -> None:
+def test_validation_needs_annotations(made_frames: Frames, made_root: Path, tmp_path: Path) -> None:
     assert validation_frames(tiny_student(), made_frames) is None
     frames = validation_frames(tiny_student(validate_every=1), made_frames)
     assert frames is not None
     assert not set(frames.tokens) & set(made_frames.tokens)
-    bare = made_frames.of_splits("mini_train")
-    for token in frames.tokens:
-        bare.tables.get("sample", token)["anns"] = []
+    shutil.copytree(made_root / "v1.0-mini", tmp_path / "v1.0-mini")
+    (tmp_path / "v1.0-mini" / "sample_annotation.json").write_text("[]")
+    bare = Frames(root=tmp_path, version="v1.0-mini", splits=("mini_train",))
     with pytest.raises(DataError, match=r"the validation split has no annotations \(v1.0-mini, mini_val\)"):
         validation_frames(tiny_student(validate_every=1), bare)
 
@@ -139,26 +142,36 @@ def test_missing_image_weights(made_root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sound_training_passes_in_silence() -> None:
+def test_a_sound_training_passes_in_silence(made_frames: Frames) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         require_sound(MINE)
+        require_disjoint_splits(MINE.data, made_frames)
         require_fitting(spec(), STORE, MINE, inherits=True)
         warn_of_random_weights(spec(), STORE)
 
 
 @pytest.mark.parametrize(("train", "val", "shared"), [("train", "train", 700), ("train", "mini_train", 1)])
-def test_validation_on_what_was_trained_is_refused(train: str, val: str, shared: int) -> None:
+def test_validation_on_what_was_trained_is_refused(made_frames: Frames, train: str, val: str, shared: int) -> None:
     data = DataConfig(train_split=train, val_split=val)
     said = rf"share frames .*got {train} and {val}, with \d+ scenes in both, the first is scene-\d+"
     with pytest.raises(ConfigError, match=said) as caught:
-        require_sound(MINE.model_copy(update={"data": data}))
+        require_disjoint_splits(data, made_frames)
     assert int(str(caught.value.got).split("with ")[1].split()[0]) >= shared
 
 
-def test_an_unknown_split_is_named_before_the_training() -> None:
+def test_an_unknown_split_is_named_before_the_training(made_frames: Frames) -> None:
     with pytest.raises(ConfigError, match=r"unknown split .*got vali; expected some of .*mini_train"):
-        require_sound(MINE.model_copy(update={"data": DataConfig(val_split="vali")}))
+        require_disjoint_splits(DataConfig(val_split="vali"), made_frames)
+
+
+def test_boxes_without_points_are_refused(made_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(made_root / "v1.0-mini", tmp_path / "v1.0-mini")
+    table = tmp_path / "v1.0-mini" / "sample_annotation.json"
+    boxes = json.loads(table.read_text())
+    table.write_text(json.dumps([{**box, "num_lidar_pts": 0, "num_radar_pts": 0} for box in boxes]))
+    with pytest.raises(DataError, match=r"no boxes to learn from \(v1\.0-mini, mini_train\).*dropped for holding no p"):
+        train_student(tiny_student(), tmp_path, [], tmp_path / "run")
 
 
 def test_a_student_s_grid_is_in_the_lidar_frame() -> None:
