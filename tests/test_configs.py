@@ -20,7 +20,9 @@ STUDENTS = sorted(path.name for path in CONFIGS.glob("bev*.yaml"))
 KINDS: dict[str, type[Strict]] = {
     "demo/world.yaml": WorldConfig,
     "demo/student.yaml": StudentConfig,
-    **dict.fromkeys(("demo/dump.yaml", "centerpoint_pillar02.yaml"), DumpConfig),
+    "study/world.yaml": WorldConfig,
+    "study/student.yaml": StudentConfig,
+    **dict.fromkeys(("demo/dump.yaml", "study/dump.yaml", "centerpoint_pillar02.yaml"), DumpConfig),
     **dict.fromkeys(STUDENTS, StudentConfig),
 }
 

@@ -132,7 +132,8 @@ def _add_noise(image: UInt8[np.ndarray, "H W 3"], world: WorldConfig, file: Sens
     if not world.image_noise:
         return image
     camera = next(number for number, camera in enumerate(CAMERAS) if camera.name == file.channel)
-    rng = np.random.default_rng([world.seed, file.scene.index, file.frame, camera, 1])  # the sweeps' seeds end with their age
+    # Four numbers seed a sweep.
+    rng = np.random.default_rng([world.seed, file.scene.index, file.frame, camera, 1])
     noise = rng.normal(0, world.image_noise, image.shape)
     return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
 

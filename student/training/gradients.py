@@ -14,15 +14,15 @@ Losses = dict[str, Float[Tensor, ""]]
 def compare_gradients(terms: Losses, parameters: Iterable[Tensor]) -> Losses:
     """Norms of both gradients, their ratio and their cosine; two more backward passes, whose graph is kept.
 
-    A ratio far below 1 means that the teacher hardly moves the student, far above 1 that it alone does; a cosine below 0
-    that both pull in opposite directions. Parameters that one of the two does not reach count as 0 there.
+    A ratio far below 1 means that the teacher hardly moves the student, far above 1 that it alone does; a cosine below
+    0 that they pull in opposite directions. Parameters that one of the two does not reach count as 0 there.
 
     Args:
         terms: a step's weighted losses by name, with terms of the objective among them.
         parameters: the detector's.
 
     Returns:
-        By name: `gradients/detection`, `gradients/distill`, `gradients/ratio` (distill / detection), `gradients/cosine`.
+        `gradients/detection`, `gradients/distill`, `gradients/ratio` (distill / detection) and `gradients/cosine`.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     distill = [value for name, value in terms.items() if name.startswith(PREFIX)]
