@@ -101,13 +101,13 @@ def read_back(features: Float[Tensor, "B C H W"], codec: CodecSpec) -> Float[Ten
 
 def head_metrics(teacher: Mmdet3dTeacher, features: Float[Tensor, "B C H W"], frames: Frames) -> Metrics:
     """The official metrics of the teacher's own head on these features of all frames of a split."""
-    found = list(_detections(teacher, features))
+    found = list(head_detections(teacher, features))
     with tempfile.TemporaryDirectory() as folder:
         return evaluate(zip(frames.tokens, found, strict=True), frames, Path(folder), "lidar")
 
 
 @torch.inference_mode()
-def _detections(teacher: Mmdet3dTeacher, features: Float[Tensor, "B C H W"]) -> Iterator[Detections]:
+def head_detections(teacher: Mmdet3dTeacher, features: Float[Tensor, "B C H W"]) -> Iterator[Detections]:
     identity = teacher.identity
     for sample in features.split(1):
         tasks = [levels[0] for levels in teacher.network.pts_bbox_head([sample])]
