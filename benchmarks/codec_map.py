@@ -1,10 +1,10 @@
-"""mAP of the teacher's own head on features read back from each codec, with the standard error of the difference to live.
+"""mAP of the teacher's own head on features read back from each codec, and the error of its difference to live features.
 
     python -m benchmarks.codec_map OUT
 
-OUT is the folder of `benchmarks.worth`, with its world and its teacher. The features of all frames of made_val go through
-each codec as a store would keep them. The difference is paired, and its error that of a bootstrap over scenes: frames of
-a scene resemble each other.
+OUT is the folder of `benchmarks.worth`, with its world and its teacher. The features of all frames of made_val go
+through each codec as a store would keep them. The difference is paired, and its standard error that of a bootstrap over
+scenes, since frames of one scene resemble each other.
 """
 
 from collections.abc import Mapping

@@ -106,11 +106,13 @@ class StudentModule(lightning.LightningModule):
         )
 
     def _log_gradients(self, terms: Losses, batch_idx: int) -> None:
-        """Of the step's first batch."""
+        """Of the step's first batch, on the first device; Lightning's own log would repeat it until the next one."""
         every, accumulate = self.config.training.log_gradients_every, self.config.training.accumulate
         if self.objective is None or not every or self.global_step % every or batch_idx % accumulate:
             return
-        self.log_dict(compare_gradients(terms, self.detector.parameters()), sync_dist=True, batch_size=1)
+        found = {name: value.item() for name, value in compare_gradients(terms, self.detector.parameters()).items()}
+        for logger in self.loggers:
+            logger.log_metrics(found, step=self.global_step)
 
     def _log_losses(self, losses: Losses, batch_idx: int) -> None:
         """One entry for each step of the optimiser: the mean over its batches and over the devices."""
