@@ -1,4 +1,4 @@
-"""mAP of the teacher's own head on features read back from each codec, and the error of its difference to live features.
+"""mAP of the teacher's own head on features read back from each codec, and the error of its difference to live ones.
 
     python -m benchmarks.codec_map OUT
 
