@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.tables import ratio, show, spread
 from cache.spec import DataIdentity
 from cache.store.batch import TeacherBatch
-from cache.store.codec import Distortion
+from cache.store.distortion import Distortion
 from cache.store.format import CHECKSUM_BYTES
 from cache.store.layout import Layout, StoredSample
 from cache.store.prefetch import prefetched

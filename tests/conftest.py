@@ -12,6 +12,7 @@ from jaxtyping import install_import_hook
 # Tests run side by side, one on each core; processes that they start inherit this. Sums of floats depend on how many
 # threads share them, and stores are compared byte by byte.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("COLUMNS", None)  # pytest-xdist's workers get 80; a table that is captured has no width to fit
 torch.set_num_threads(1)
 
 # Shapes and types in signatures are checked while testing; an int is accepted as a float (PEP 484).

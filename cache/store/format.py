@@ -24,7 +24,7 @@ def pack_chunk(values: np.ndarray, level: int) -> bytes:
 
 
 def unpack_chunk(stored: UInt8[np.ndarray, "n"], out: np.ndarray, where: str) -> None:
-    """Decompress a chunk into `out`; CorruptStoreError where its checksum does not match or it does not fill `out`."""
+    """Decompress a chunk into `out` of any shape; CorruptStoreError where checksum or length does not match."""
     body = checked(stored, where)
     try:
         zstd.decompress(body, out)

@@ -74,7 +74,7 @@ def plot_maps(shown: Mapping[str, Map], title: str, palette: Palette = "magma", 
     return figure
 
 
-def histogram(counts: Int[np.ndarray, "n"], edges: np.ndarray) -> "Figure":
+def histogram(counts: Int[np.ndarray, "n"], edges: Float[np.ndarray, "n+1"]) -> "Figure":
     """Counts between n + 1 edges; heights are logarithms of 1 + count, so that a count of 1 can still be seen.
 
     The colours are legible on light and on dark pages; there is no background.

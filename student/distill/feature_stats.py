@@ -75,7 +75,7 @@ _SUMS = tuple(name for name in FeatureStats.__dataclass_fields__ if name not in 
 
 
 def as_float(features: Tensor | Encoded, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B C H W"]:
-    """Float features from float or stored ones."""
+    """Float features, (B, C, H, W), from float or stored ones."""
     return features.decode(dtype) if isinstance(features, Encoded) else features.to(dtype)
 
 

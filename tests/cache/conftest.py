@@ -1,11 +1,10 @@
-"""A small finished store, and an environment in which small stores are written fast and equal byte by byte."""
+"""A small finished store, and no fsync."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.factories.stores import make_store
 
@@ -16,15 +15,6 @@ def no_fsync() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums of floats depend on how many threads share them; stores are compared byte by byte."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def test_no_output_is_kept(path: Path) -> None:
 @pytest.fixture(scope="module")
 def executed(demo_output: Path) -> Iterator[dict[str, Future[nbformat.NotebookNode]]]:
     """All notebooks, run at the same time: each spends most of it on imports."""
-    settings = {"DEMO_OUTPUT": str(demo_output), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    settings = {"DEMO_OUTPUT": str(demo_output), "PYTHONPATH": str(ROOT)}
     with patch.dict(os.environ, settings), ThreadPoolExecutor(len(NOTEBOOKS)) as threads:
         yield {path.stem: threads.submit(run, path) for path in NOTEBOOKS}
 

@@ -114,7 +114,7 @@ def test_torchrun(frames, whole, tmp_path):
     ]
     subprocess.run(
         [*command, tmp_path / "points", path, str(COUNT)],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": root},
         check=True,
         capture_output=True,
     )

@@ -29,11 +29,6 @@ PILLAR02 = "centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nu
 CANVAS = BevGrid(x_range_m=(-16.0, 16.0), y_range_m=(-16.0, 16.0), cell_m=(0.4, 0.4))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def teacher() -> Mmdet3dTeacher:
     """The demo's small detector with random weights."""

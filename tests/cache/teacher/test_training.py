@@ -20,11 +20,6 @@ pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed
 DEMO = Path(__file__).parents[3] / "configs" / "demo" / "teacher_model.py"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def frames(tmp_path: Path) -> list[Frame]:
     """Four frames of a cone and some cars: boxes full of points on an empty plain."""

@@ -259,7 +259,7 @@ def begin_group(config: StudentConfig, world: Path, out: Path, *options: str) ->
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "cli", "train-student", path, "--data", world, "--out", out, *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     return subprocess.Popen(
         list(map(str, command)),
         cwd=ROOT,
