@@ -330,13 +330,14 @@ def evaluate(
     from student.visualization.plots import save_evaluation_plots
     from student.visualization.tables import metrics_table
 
-    def frames_of(default_version: str, default_split: str) -> Frames:
-        return Frames(root=data, version=version or default_version, splits=(split or default_split,), max_sweeps=0)
+    def frames_of(default_version: str, default_split: str, cameras: tuple[str, ...] = ()) -> Frames:
+        splits, chosen = (split or default_split,), version or default_version
+        return Frames(root=data, version=chosen, splits=splits, max_sweeps=0, cameras=cameras, store=cache)
 
     with report_writer(json) as write_report, progress("samples") as advance:
         if checkpoint is not None and cache is None:
             detector, config = load_student(checkpoint)
-            frames = frames_of(config.data.version, config.data.val_split)
+            frames = frames_of(config.data.version, config.data.val_split, config.data.cameras)
             metrics = evaluate(student_detections(detector, config, frames), frames, out, "camera", advance)
         elif cache is not None and checkpoint is None:
             teacher = TeacherCache(cache)
@@ -389,10 +390,11 @@ def _dump_inputs(
 
     settings = load_yaml(config, DumpConfig, [*(overrides or ()), *(["depth=true"] if depth else ())])
     frames = Frames(root=data, version=settings.version, splits=settings.splits)
+    teacher = _live_teacher(settings.teacher, checkpoint, random_weights)
     where, counts = f"{settings.version}, {', '.join(settings.splits)}", count_boxes(frames)
     print_note(f"{where}: {counts}")
     warn_of_boxes(counts, where)
-    return settings, frames, _live_teacher(settings.teacher, checkpoint, random_weights)
+    return settings, frames, teacher
 
 
 def _live_teacher(config: str, checkpoint: Path | None, random_weights: bool) -> "Teacher":

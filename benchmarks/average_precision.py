@@ -3,7 +3,7 @@
 The matches of a frame do not depend on other frames, so a bootstrap over scenes weighs them instead of matching anew.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,13 +79,12 @@ class Evaluated:
 
     def matches(self, band: Band = (0.0, np.inf)) -> dict[str, Matches]:
         """By class; of a band, objects and detections at these distances from the car."""
+        return {name: self._match(name, band) for name in NAMES}
 
-        def inside(box: DetectionBox) -> bool:
-            return band[0] <= box.ego_dist < band[1]
+    def _match(self, name: str, band: Band) -> Matches:
+        def chosen(box: DetectionBox) -> bool:
+            return box.detection_name == name and band[0] <= box.ego_dist < band[1]
 
-        return {name: self._match(lambda box, name=name: box.detection_name == name and inside(box)) for name in NAMES}
-
-    def _match(self, chosen: Callable[[DetectionBox], bool]) -> Matches:
         objects = np.zeros(max(self.scene.values()) + 1, dtype=np.int64)
         scores, hits, scenes = [], [np.zeros((0, len(RULES.dist_ths)), dtype=bool)], []
         for token in self.truth.sample_tokens:

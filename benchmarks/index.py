@@ -166,7 +166,8 @@ def _start(method: str) -> Callable[[Path], dict[str, str]]:
 
         frames = Frames(root=folder, version=VERSION, splits=("train",))
         began = time.monotonic()
-        loader = Loader(_Cost(frames), collate_fn=_only, num_workers=1, multiprocessing_context=method)
+        costs: Any = _Cost(frames)
+        loader = Loader(costs, collate_fn=_only, num_workers=1, multiprocessing_context=method)
         cpu_s = next(iter(loader))
         wall_s = time.monotonic() - began
         return {f"a {method} worker's first frame": f"{cpu_s:.2f} s CPU, {wall_s:.2f} s"}

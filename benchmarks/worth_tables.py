@@ -9,6 +9,7 @@ from benchmarks.worth_results import BANDS, Result
 
 ALONE, LIVE = "alone", "live teacher"
 Figure = Callable[[Result], float]
+Figures = Callable[[Result], Sequence[float]]
 
 
 def print_tables(found: Sequence[Result]) -> None:
@@ -29,28 +30,18 @@ def _print(title: str, groups: Groups) -> None:
     figures = ("seeds", "mAP", "NDS", "- alone, mAP", "- alone, NDS", "- live, mAP")
     columns = ("", *figures, "s a step", "CPU minutes", "MB")
     show(title, columns, [_row(key, group, groups) for key, group in groups.items()])
-    errors = list(next(iter(groups.values()))[0].errors)
-    show(f"{title}: errors", ("", *errors), _rows(groups, [lambda r, name=name: r.errors[name] for name in errors]))
-    classes = list(next(iter(groups.values()))[0].class_ap)
-    show(
-        f"{title}: AP by class",
-        ("", *classes),
-        _rows(groups, [lambda r, name=name: r.class_ap[name] for name in classes]),
-    )
+    first = next(iter(groups.values()))[0]
     bands = [f"{near:g}-{far:g} m" for near, far in BANDS]
-    show(
-        f"{title}: mAP by distance",
-        ("", *bands),
-        _rows(groups, [lambda r, i=i: r.band_ap[i] for i in range(len(BANDS))]),
-    )
-    show(
-        f"{title}: mAP after epochs", ("", "epoch: mAP"), [(_name(key), _curve(group)) for key, group in groups.items()]
-    )
+    show(f"{title}: errors", ("", *first.errors), _rows(groups, lambda r: list(r.errors.values())))
+    show(f"{title}: AP by class", ("", *first.class_ap), _rows(groups, lambda r: list(r.class_ap.values())))
+    show(f"{title}: mAP by distance", ("", *bands), _rows(groups, lambda r: r.band_ap))
+    curves = [(_name(key), _curve(group)) for key, group in groups.items()]
+    show(f"{title}: mAP after epochs", ("", "epoch: mAP"), curves)
 
 
 def _curve(group: Sequence[Result]) -> str:
-    points = enumerate(group[0].curve)
-    return ", ".join(f"{point.epoch}: {mean(group, lambda r, i=i: r.curve[i].mean_ap)}" for i, point in points)
+    means = _means(group, lambda r: [point.mean_ap for point in r.curve])
+    return ", ".join(f"{point.epoch}: {value}" for point, value in zip(group[0].curve, means, strict=True))
 
 
 def _row(key: tuple[str, str], group: Sequence[Result], groups: Groups) -> tuple:
@@ -73,8 +64,12 @@ def _row(key: tuple[str, str], group: Sequence[Result], groups: Groups) -> tuple
     )
 
 
-def _rows(groups: Groups, figures: Sequence[Figure]) -> list[tuple[str, ...]]:
-    return [(_name(key), *(mean(group, figure) for figure in figures)) for key, group in groups.items()]
+def _rows(groups: Groups, figures: Figures) -> list[tuple[str, ...]]:
+    return [(_name(key), *_means(group, figures)) for key, group in groups.items()]
+
+
+def _means(group: Sequence[Result], figures: Figures) -> list[str]:
+    return [_with_error(values) for values in zip(*map(figures, group), strict=True)]
 
 
 def _name(key: tuple[str, str]) -> str:

@@ -93,6 +93,7 @@ def fill_store(
     """
     began = time.monotonic()
     with setup.open_writer(out, part, redo) as writer:
+        setup.keep_frames(out)
         try:
             written, size = _fill(writer, setup, progress)
         except KeyboardInterrupt:

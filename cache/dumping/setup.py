@@ -13,8 +13,10 @@ from cache.errors import ConfigError, TeacherError
 from cache.geometry.camera_points import DepthSpec
 from cache.geometry.views import sample_label
 from cache.nuscenes.frames import Frame, Frames
+from cache.nuscenes.kept import keep_frames
 from cache.nuscenes.points import camera_points
 from cache.spec import CacheSpec, DataIdentity, LayerSpec
+from cache.store.atomic import store_errors
 from cache.store.layout import StoredSample
 from cache.store.partition import WHOLE, Part
 from cache.store.writer import StoreWriter
@@ -55,6 +57,17 @@ class DumpSetup:
             part=part,
             redo=redo,
         )
+
+    def keep_frames(self, out: Path) -> None:
+        """Keep the frames in the store, so that a training needs no tables.
+
+        Raises:
+            StoreError: they cannot be written.
+        """
+        frames = self.prepared.frames
+        if hasattr(frames, "tables"):  # frames that are not made of tables cannot be kept
+            with store_errors(out):
+                keep_frames(frames, out)
 
     def encode_view(self, frames: Sequence[PreparedFrame], view: int) -> list[StoredSample]:
         """Run the teacher over one view of a batch of frames and encode its output.

@@ -12,6 +12,8 @@ from cache.dumping.run import DumpProgress, fill_store
 from cache.dumping.setup import DumpSetup
 from cache.errors import CorruptStoreError
 from cache.nuscenes.frames import Frames
+from cache.nuscenes.index_files import KEPT
+from cache.nuscenes.kept import damaged_files
 from cache.store.documents import node_files, read_document, read_file
 from cache.store.format import REPAIR, index_bytes
 from cache.store.layout import ROOT
@@ -102,11 +104,14 @@ def repair(
 
 
 def _damaged_documents(cache: TeacherCache) -> Iterator[Damage]:
-    """Faults of the small files that opening the cache does not read: the head's weights, metadata of single arrays."""
+    """Faults of files that opening the cache does not read: the head's weights, frames, metadata of single arrays."""
     try:
         cache.head_weights()
     except CorruptStoreError as error:
         yield Damage(error=error)
+    for name in damaged_files(cache.path, cache.tokens):
+        what = "a file of the frames that the store carries is missing or damaged"
+        yield Damage(error=CorruptStoreError(what, where=cache.path / KEPT / name, cure=REPAIR))
     for key, data in node_files(read_document(cache.path / ROOT)).items():
         file = cache.path / key
         try:

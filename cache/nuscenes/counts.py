@@ -46,7 +46,7 @@ class BoxCounts:
 
 def count_boxes(frames: Frames) -> BoxCounts:
     """Count the annotations of frames, without building the frames."""
-    columns, names = frames.index.columns, frames.index.names
+    columns, names = frames.tables.columns, frames.tables.names
     boxes, _ = frames.box_rows()
     labels, kept = frames.box_labels(boxes)
     dropped = (labels >= 0) & ~kept
@@ -140,15 +140,15 @@ def summarise_index(root: Path, version: str) -> IndexSummary:
         DataError: the tables are missing, broken or hold no key frame.
     """
     frames = Frames(root=root, version=version, splits=(ALL,))
-    names, scenes = frames.index.names, frames.index.columns.sample_scene
+    names, scenes = frames.tables.names, frames.tables.columns.sample_scene
     of_scene = np.bincount(scenes, minlength=len(names.scenes))
     counted = dict.fromkeys((*names.splits, *custom_splits(Path(root) / version)), 0)
     for split in counted:
         wanted = frames.scenes_of(split)
         counted[split] = int(of_scene[[name in wanted for name in names.scenes]].sum())
     return IndexSummary(
-        path=frames.index.path,
-        bytes=frames.index.nbytes,
+        path=frames.tables.path,
+        bytes=frames.tables.nbytes,
         version=version,
         scenes=len(names.scenes),
         channels=names.channels,

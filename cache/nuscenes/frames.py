@@ -13,16 +13,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cache.errors import DataError
-from cache.nuscenes.columns import NONE, UNPACK
-from cache.nuscenes.index import TableIndex, open_index
+from cache.nuscenes.columns import NONE
+from cache.nuscenes.index import open_index
+from cache.nuscenes.index_files import KEPT, TableIndex, read_index
+from cache.nuscenes.poses import Matrix, boxes_in_lidar, pose_matrices
 from cache.nuscenes.splits import scenes_of_splits
+from cache.nuscenes.tables import UNPACK
 from cache.spec import CLASSES
 
 LIDAR = "LIDAR_TOP"
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
-
-Matrix = Float[np.ndarray, "4 4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,24 +91,32 @@ class Frames(Sequence[Frame]):
     splits: tuple[str, ...]
     max_sweeps: int = 9
     """Past LiDAR rotations that a frame lists beside its own."""
-    cameras: tuple[str, ...] = CAMERAS
-    """Channels, in the order of a frame's images."""
-    lidar: str = LIDAR
-    """The channel whose frame all geometry is in."""
-    index: TableIndex = field(init=False, repr=False, compare=False)
+    cameras: tuple[str, ...] = ()
+    """Channels, in the order of a frame's images. By default those of nuScenes' six that sensor.json lists, or all of
+    its cameras where it lists none of the six."""
+    lidar: str = ""
+    """The channel whose frame all geometry is in: by default LIDAR_TOP, or the only LiDAR that sensor.json lists."""
+    store: Path | None = None
+    """A store that carries its frames (`cache.dump` keeps them there): read where the root has no tables."""
+    tables: TableIndex = field(init=False, repr=False, compare=False)
     tokens: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
-        object.__setattr__(self, "index", open_index(self.root, self.version))
+        object.__setattr__(self, "tables", self._index())
         object.__setattr__(self, "tokens", self._tokens())
+        names = self.tables.names
+        known = tuple(name for name in CAMERAS if name in names.cameras)
+        object.__setattr__(self, "cameras", self.cameras or known or names.cameras)
+        only = names.lidars[0] if len(names.lidars) == 1 else LIDAR
+        object.__setattr__(self, "lidar", self.lidar or only)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, key: int | str) -> Frame:  # type: ignore[override]
         token = self.tokens[key] if isinstance(key, int) else key
-        row, columns = self._row(token), self.index.columns
+        row, columns = self._row(token), self.tables.columns
         sweeps = self._sweep_files(token, row)
         cameras = [self.file_row(token, row, name) for name in self.cameras]
         files = np.array(sweeps + cameras)
@@ -121,7 +130,7 @@ class Frames(Sequence[Frame]):
         previous = int(columns.sample_previous[row])
         return Frame(
             token=token,
-            scene=self.index.names.scenes[columns.sample_scene[row]],
+            scene=self.tables.names.scenes[columns.sample_scene[row]],
             timestamp_us=int(columns.sample_time_us[row]),
             sweeps=self._sweeps(sweeps, to_key),
             cameras=self._cameras(token, cameras, to_lidar),
@@ -148,20 +157,20 @@ class Frames(Sequence[Frame]):
 
     def box_rows(self) -> tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B"]]:
         """The rows of all annotations of the frames in the index's columns, and the number of the frame of each."""
-        starts, rows = self.index.columns.sample_boxes.astype(np.int64), self.rows()
+        starts, rows = self.tables.columns.sample_boxes.astype(np.int64), self.rows()
         counts = starts[rows + 1] - starts[rows]
         of_frame = np.repeat(np.arange(len(rows)), counts)
         return np.arange(counts.sum()) + (starts[rows] + counts - np.cumsum(counts))[of_frame], of_frame
 
     def box_labels(self, boxes: Int[np.ndarray, "B"]) -> tuple[Int[np.ndarray, "B"], Bool[np.ndarray, "B"]]:
         """The labels of annotations, -1 where they are of no class, and which of them are a frame's boxes."""
-        columns = self.index.columns
+        columns = self.tables.columns
         labels = self._label_of_category[columns.box_category[boxes]]
         return labels, (labels >= 0) & (columns.box_points[boxes].sum(axis=1) > 0)
 
     def rows(self) -> Int[np.ndarray, "N"]:
         """The frames' rows in the index's columns."""
-        return self.index.rows(self.tokens)
+        return self.tables.rows(self.tokens)
 
     def of_splits(self, *splits: str) -> "Frames":
         """The key frames of other splits; the index is shared.
@@ -181,10 +190,17 @@ class Frames(Sequence[Frame]):
             ConfigError: a split is unknown.
             DataError: splits.json is broken.
         """
-        return scenes_of_splits(splits, self.index.names, self.root / self.version)
+        return scenes_of_splits(splits, self.tables.names, self.root / self.version)
+
+    def _index(self) -> TableIndex:
+        if self.store is not None and not (self.root / self.version).is_dir():
+            found = read_index(self.store / KEPT)
+            if isinstance(found, tuple) and found[1] == self.version:
+                return found[0]
+        return open_index(self.root, self.version)
 
     def _tokens(self) -> tuple[str, ...]:
-        columns, names = self.index.columns, self.index.names
+        columns, names = self.tables.columns, self.tables.names
         wanted = self.scenes_of(*self.splits)
         of_scene = np.array([name in wanted for name in names.scenes], dtype=bool)
         tokens = columns.sample_token[of_scene[columns.sample_scene]] if len(of_scene) else np.zeros(0, "S1")
@@ -198,7 +214,7 @@ class Frames(Sequence[Frame]):
         return tuple(token.decode() for token in tokens.tolist())
 
     def _row(self, token: str) -> int:
-        row = self.index.row(token)
+        row = self.tables.row(token)
         if row is None:
             raise DataError(
                 "the tables hold no such key frame",
@@ -214,7 +230,7 @@ class Frames(Sequence[Frame]):
         Raises:
             DataError: the tables have none.
         """
-        channels, of_frame = self.index.names.channels, self.index.columns.sample_files[row]
+        channels, of_frame = self.tables.names.channels, self.tables.columns.sample_files[row]
         file = int(of_frame[channels.index(channel)]) if channel in channels else NONE
         if file == NONE:
             there = (name for name, found in zip(channels, of_frame, strict=True) if found != NONE)
@@ -224,18 +240,18 @@ class Frames(Sequence[Frame]):
                 where=f"token {token}",
                 got=", ".join(sorted(there)) or "no file",
                 expected=channel,
-                cure=f"Check that sample_data.json lists {self.lidar} and {', '.join(self.cameras)}",
+                cure=f"Complete sample_data.json, or choose other sensors than {self.lidar}, {', '.join(self.cameras)}",
             )
         return file
 
     def _sweep_files(self, token: str, row: int) -> list[int]:
         files = [self.file_row(token, row, self.lidar)]
-        while len(files) <= self.max_sweeps and (before := int(self.index.columns.file_previous[files[-1]])) != NONE:
+        while len(files) <= self.max_sweeps and (before := int(self.tables.columns.file_previous[files[-1]])) != NONE:
             files.append(before)
         return files
 
     def _sweeps(self, files: list[int], to_key: Float[np.ndarray, "S 4 4"]) -> tuple[Sweep, ...]:
-        columns = self.index.columns
+        columns = self.tables.columns
         names, times = columns.file_name[files].tolist(), columns.file_time_us[files].tolist()
         return tuple(
             Sweep(path=self.root / name.decode(), to_key=matrix, lag_s=(times[0] - time) * 1e-6)
@@ -243,7 +259,7 @@ class Frames(Sequence[Frame]):
         )
 
     def _cameras(self, token: str, files: list[int], to_lidar: Float[np.ndarray, "C 4 4"]) -> tuple[Camera, ...]:
-        columns = self.index.columns
+        columns = self.tables.columns
         names, sizes = columns.file_name[files].tolist(), columns.file_size[files].tolist()
         intrinsics = columns.intrinsics[columns.file_calibration[files]]
         if len(files) and np.isnan(intrinsics).any():
@@ -261,7 +277,7 @@ class Frames(Sequence[Frame]):
         )
 
     def _boxes(self, row: int, global_to_lidar: Matrix) -> tuple[Float[np.ndarray, "M 9"], Int[np.ndarray, "M"]]:
-        columns = self.index.columns
+        columns = self.tables.columns
         kept, labels = self._labels(row)
         boxes = boxes_in_lidar(
             columns.box_center[kept],
@@ -274,59 +290,15 @@ class Frames(Sequence[Frame]):
 
     def _labels(self, row: int) -> tuple[Int[np.ndarray, "M"], Int[np.ndarray, "M"]]:
         """The rows of a frame's boxes, and their labels."""
-        boxes = np.arange(*self.index.columns.sample_boxes[row : row + 2].tolist())
+        boxes = np.arange(*self.tables.columns.sample_boxes[row : row + 2].tolist())
         labels, kept = self.box_labels(boxes)
         return boxes[kept], labels[kept]
 
     @cached_property
     def _label_of_category(self) -> Int[np.ndarray, "categories"]:
-        return np.array([NONE if name is None else CLASSES.index(name) for name in self.index.names.classes], np.int64)
+        return np.array([NONE if name is None else CLASSES.index(name) for name in self.tables.names.classes], np.int64)
 
 
 def _listed(scenes: Sequence[str], most: int = 10) -> str:
     more = f" and {len(scenes) - most} more" if len(scenes) > most else ""
     return ", ".join(scenes[:most]) + more if scenes else "none"
-
-
-def rotation_matrices(quaternions: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 3 3"]:
-    """Of quaternions w, x, y, z; the same steps as pyquaternion's, and the same digits."""
-    squares = np.matmul(quaternions[:, None, :], quaternions[:, :, None])[:, 0]
-    scales = np.where((np.abs(1.0 - squares) < 1e-14) | (squares == 0), 1.0, np.sqrt(squares))
-    w, x, y, z = (quaternions / scales).T
-    left = np.array([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]])
-    right = np.array([[w, -x, -y, -z], [x, w, z, -y], [y, -z, w, x], [z, y, -x, w]])
-    product = np.ascontiguousarray(left.transpose(2, 0, 1)) @ np.ascontiguousarray(right.transpose(2, 0, 1)).transpose(
-        0, 2, 1
-    )
-    return product[:, 1:, 1:]
-
-
-def pose_matrices(poses: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, "n 4 4"]:
-    """Of x, y, z in metres and a quaternion w, x, y, z."""
-    matrices = np.tile(np.eye(4), (len(poses), 1, 1))
-    matrices[:, :3, :3] = rotation_matrices(poses[:, 3:])
-    matrices[:, :3, 3] = poses[:, :3]
-    return matrices
-
-
-def boxes_in_lidar(
-    centers: Float[np.ndarray, "M 3"],
-    sizes: Float[np.ndarray, "M 3"],
-    rotations: Float[np.ndarray, "M 4"],
-    velocities: Float[np.ndarray, "M 3"],
-    global_to_lidar: Matrix,
-) -> Float[np.ndarray, "M 9"]:
-    """Boxes as nuScenes writes them in x, y, z (bottom), dx, dy, dz, yaw_rad, vx, vy in the LiDAR frame.
-
-    Args:
-        sizes: width, length, height.
-        rotations: quaternions w, x, y, z.
-    """
-    rotation = global_to_lidar[:3, :3]
-    # A product for each vector: one product of all rounds otherwise than mmdet3d and the devkit do.
-    x, y, z = ((rotation @ centers[:, :, None])[:, :, 0] + global_to_lidar[:3, 3]).T
-    heading = (rotation @ rotation_matrices(rotations)[:, :, :1])[:, :, 0]
-    moving = (rotation @ velocities[:, :, None])[:, :, 0]
-    width, length, height = sizes.T
-    yaw_rad = np.arctan2(heading[:, 1], heading[:, 0])
-    return np.stack([x, y, z - height / 2, length, width, height, yaw_rad, moving[:, 0], moving[:, 1]], axis=1)

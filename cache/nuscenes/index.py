@@ -11,81 +11,23 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import msgspec
-import numpy as np
 
 from cache.errors import DataError, OfflineDistillWarning
-from cache.nuscenes.columns import TABLES, Columns, Names, compile_tables
+from cache.nuscenes.columns import Columns, Names
+from cache.nuscenes.compile import TABLES, compile_tables
+from cache.nuscenes.index_files import FORMAT, META, TableIndex, read_index, write_index
 from cache.terminal.console import progress as console_progress
 
-FORMAT = 1
-"""Of the columns; another number makes every index again."""
-
-META = "index.json"
 EDGE_BYTES = 1 << 16
-CHECKED_BYTES = 4 << 20
 SHOWN_BYTES = 50_000_000
 """Tables of fewer bytes are read without a progress bar."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) megabytes of the tables."""
-
-
-class Meta(msgspec.Struct, frozen=True, kw_only=True):
-    """What index.json holds: of which tables the columns are, and their sizes and CRC-32C."""
-
-    format: int
-    tables: str
-    identity: str
-    names: Names
-    files: dict[str, tuple[int, int]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableIndex:
-    """A version's columns; pickled, it is a path that is opened where it arrives.
-
-    path: its folder; None where it is kept in memory only.
-    """
-
-    columns: Columns
-    names: Names
-    path: Path | None = None
-
-    def __reduce__(self) -> tuple:
-        if self.path is None:
-            return _in_memory, (self.columns, self.names)
-        return _reopened, (self.path,)
-
-    @property
-    def nbytes(self) -> int:
-        """Of all columns."""
-        return sum(getattr(self.columns, field.name).nbytes for field in fields(Columns))
-
-    @cached_property
-    def tokens(self) -> tuple[str, ...]:
-        """The key frames', in the tables' order."""
-        return tuple(token.decode() for token in self.columns.sample_token.tolist())
-
-    def row(self, token: str) -> int | None:
-        """The key frame's row, None where there is none."""
-        (row,) = self.rows([token])
-        return None if row < 0 else int(row)
-
-    def rows(self, tokens: "tuple[str, ...] | list[str]") -> np.ndarray:
-        """Each key frame's row, -1 where there is none."""
-        stored, order = self.columns.sample_token, self.columns.sample_order
-        wanted = np.array([token.encode() for token in tokens], dtype=np.bytes_)
-        if not len(stored) or not len(wanted):
-            return np.full(len(wanted), -1)
-        found = order[np.minimum(np.searchsorted(stored, wanted, sorter=order), len(stored) - 1)]
-        return np.where(stored[found] == wanted, found, -1)
 
 
 def open_index(root: Path, version: str, progress: Progress | None = None) -> TableIndex:
@@ -109,8 +51,9 @@ def open_index(root: Path, version: str, progress: Progress | None = None) -> Ta
         columns, names = _compiled(folder, progress)
         if tables_identity(folder) != identity:
             raise DataError("the tables changed while they were read", where=folder, cure="Start again")
-        meta = Meta(format=FORMAT, tables=str(folder), identity=identity, names=names, files={})
-        problem = problem or _try(lambda: _save(columns, meta, path))
+        if problem is None:
+            _remove_stale(path, str(folder))
+            problem = _try(lambda: write_index(columns, names, path, str(folder), identity))
         if problem is None and (index := _opened(path)) is not None:
             return index
     warnings.warn(
@@ -192,26 +135,13 @@ def _compiled(folder: Path, progress: Progress | None) -> tuple[Columns, Names]:
         return compile_tables(folder, advance)
 
 
-def _save(columns: Columns, meta: Meta, path: Path) -> None:
-    """Write an index beside its name, and rename it; indexes of the same tables as they were before are removed."""
-    beside = path.with_suffix(".tmp")
-    for leftover in (beside, path):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        beside.mkdir()
-        files = {}
-        for field in fields(Columns):
-            file = beside / f"{field.name}.npy"
-            np.save(file, getattr(columns, field.name), allow_pickle=False)
-            files[field.name] = (file.stat().st_size, _crc(file))
-        text = msgspec.json.encode(msgspec.structs.replace(meta, files=files))
-        (beside / META).write_bytes(text + f"\n{google_crc32c.value(text)}".encode())
-        beside.rename(path)
-    except OSError:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+def _remove_stale(path: Path, tables: str) -> None:
+    """Remove what killed processes left, and the indexes of the same tables as they were before."""
+    for other in path.parent.glob("*.tmp"):
+        if other.name.startswith(path.name):
+            shutil.rmtree(other, ignore_errors=True)
     for other in path.parent.glob(f"*/{META}"):
-        if other.parent != path and _tables_of(other) == meta.tables:
+        if other.parent != path and _tables_of(other) == tables:
             shutil.rmtree(other.parent, ignore_errors=True)
 
 
@@ -229,63 +159,16 @@ def _tables_of(meta: Path) -> str | None:
 
 
 def _opened(path: Path) -> TableIndex | None:
-    """An index whose every byte is as it was written; None where there is none, with a warning where it is damaged."""
+    """The index, None where there is none, with a warning where it is damaged."""
     if not path.is_dir():
         return None
-    meta = _meta(path)
-    damaged = [META] if meta is None else [name for name, sum_ in meta.files.items() if not _intact(path, name, sum_)]
-    if meta is not None and not damaged:
-        return _mapped(path, meta)
+    found = read_index(path)
+    if isinstance(found, tuple):
+        return found[0]
     warnings.warn(
-        f"the index {path} is damaged ({', '.join(damaged)}) and is made again", OfflineDistillWarning, stacklevel=3
+        f"the index {path} is damaged ({', '.join(found)}) and is made again", OfflineDistillWarning, stacklevel=3
     )
     return None
-
-
-def _intact(path: Path, name: str, size_and_crc: tuple[int, int]) -> bool:
-    file = path / f"{name}.npy"
-    try:
-        return (file.stat().st_size, _crc(file)) == tuple(size_and_crc)
-    except OSError:
-        return False
-
-
-def _meta(path: Path) -> Meta | None:
-    try:
-        text, _, crc = (path / META).read_bytes().rpartition(b"\n")
-        return msgspec.json.decode(text, type=Meta) if google_crc32c.value(text) == int(crc) else None
-    except (OSError, ValueError, msgspec.DecodeError):
-        return None
-
-
-def _crc(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHECKED_BYTES):
-            crc = google_crc32c.extend(crc, chunk)
-    return crc
-
-
-def _mapped(path: Path, meta: Meta) -> TableIndex:
-    # As plain arrays: indexing np.memmap itself takes several times as long.
-    columns = {
-        field.name: np.load(path / f"{field.name}.npy", mmap_mode="r").view(np.ndarray) for field in fields(Columns)
-    }
-    return TableIndex(columns=Columns(**columns), names=meta.names, path=path)
-
-
-def _reopened(path: Path) -> TableIndex:
-    """In another process, which trusts what the first one has checked."""
-    meta = _meta(path)
-    if meta is None:
-        raise DataError(
-            "the index of the tables is gone", where=path, got="no such folder, or a damaged one", cure="Start again"
-        )
-    return _mapped(path, meta)
-
-
-def _in_memory(columns: Columns, names: Names) -> TableIndex:
-    return TableIndex(columns=columns, names=names)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ def scenes_of_splits(splits: Sequence[str], names: Names, folder: Path) -> set[s
     if unknown:
         raise ConfigError(
             "unknown split",
+            where=folder,
             got=", ".join(unknown),
             expected=f"some of {', '.join(known)}, or names of scenes",
             cure=f"Change the split, or define it in {SPLITS_FILE} beside the tables",

@@ -16,7 +16,7 @@ Rotation = tuple[float, float, float, float]
 """Quaternion w, x, y, z."""
 
 
-class Row(msgspec.Struct, frozen=True, gc=False):
+class Row(msgspec.Struct, gc=False):
     """What every table has."""
 
     token: str
@@ -96,13 +96,19 @@ class AnnotationRow(Row):
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 
+UNPACK = "Unpack the tables again, or correct them if they are of your own making"
+"""The cure of most faults of tables."""
+
+Advance = Callable[[int], None]
+"""Called with the bytes that were read since the last call."""
+
 CHUNK_BYTES = 8 << 20
 _BETWEEN_ROWS = re.compile(rb"\}\s*,\s*\{")
 _TAIL_BYTES = 1 << 16
 _MOST_CUTS = 8
 
 
-def read_table(path: Path, kind: type[AnyRow], advance: Callable[[int], None] = lambda _: None) -> Iterator[AnyRow]:
+def read_table(path: Path, kind: type[AnyRow], advance: Advance = lambda _: None) -> Iterator[AnyRow]:
     """The rows of a table.
 
     Args:
@@ -115,9 +121,7 @@ def read_table(path: Path, kind: type[AnyRow], advance: Callable[[int], None] = 
         yield from rows
 
 
-def read_chunks(
-    path: Path, kind: type[AnyRow], advance: Callable[[int], None] = lambda _: None
-) -> Iterator[list[AnyRow]]:
+def read_chunks(path: Path, kind: type[AnyRow], advance: Advance = lambda _: None) -> Iterator[list[AnyRow]]:
     """The rows of a table, in lists of a few thousand.
 
     A prefix of the file that ends with a brace decodes, once it is closed by a bracket, only where the brace closes a
@@ -126,7 +130,7 @@ def read_chunks(
     Raises:
         DataError: as for `read_table`.
     """
-    decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
+    decoder: msgspec.json.Decoder[list[AnyRow]] = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
     pending, done = b"", 0
     try:
         with path.open("rb") as file:
@@ -134,9 +138,9 @@ def read_chunks(
                 advance(len(chunk))
                 pending += chunk
                 if cuts := list(_BETWEEN_ROWS.finditer(pending, max(0, len(pending) - _TAIL_BYTES))):
-                    rows, pending = _decode_prefix(decoder, pending, cuts)
-                    done += len(rows)
-                    yield rows
+                    found, pending = _decode_prefix(decoder, pending, cuts)
+                    done += len(found)
+                    yield found
         yield decoder.decode(pending)
     except OSError as error:
         raise _unreadable(path, f"{type(error).__name__}: {error.strerror}") from None
@@ -145,7 +149,7 @@ def read_chunks(
 
 
 def _decode_prefix(
-    decoder: msgspec.json.Decoder, text: bytes, cuts: list[re.Match[bytes]]
+    decoder: msgspec.json.Decoder[list[AnyRow]], text: bytes, cuts: list[re.Match[bytes]]
 ) -> tuple[list[AnyRow], bytes]:
     """The rows before the last cut that is between two rows, and the rest as a list of its own."""
     for cut in reversed(cuts[-_MOST_CUTS:]):

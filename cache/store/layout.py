@@ -13,6 +13,7 @@ A store is a folder:
     view_matrix/                  float32 (V, 4, 4), canonical LiDAR -> the BEV frame of the view; (N, V, 4, 4) where
                                   some views are drawn
     teacher_head.safetensors      the head's weights
+    frames/                       the dumped scenes' rows of the tables' index (cache.nuscenes.index_files); optional
     manifest/<shard>.json         one record for each committed shard; manifest/lock holds the writers' leases
 
 Per-sample arrays are sharded: a chunk is one sample and view, or one sample where there is no V (bytes, zstd, crc32c),

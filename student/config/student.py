@@ -36,6 +36,9 @@ class DataConfig(Strict):
     version: str = "v1.0-trainval"
     train_split: str = "train"
     val_split: str = "val"
+    cameras: tuple[str, ...] = ()
+    """Channels of the images, in their order. By default those of nuScenes' six that sensor.json lists, or all of its
+    cameras where it lists none of the six."""
     workers: int = Field(4, ge=0)
 
 

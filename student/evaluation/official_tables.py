@@ -58,7 +58,7 @@ class FramesTables(NuScenes):
             "category", "attribute", "instance", "sensor", "calibrated_sensor", "ego_pose", "scene", "sample",
             "sample_data", "sample_annotation",
         ]  # fmt: skip
-        names, rows = frames.index.names, frames.rows().tolist()
+        names, rows = frames.tables.names, frames.rows().tolist()
         self.category = [_record(i, name=name) for i, name in enumerate(names.categories)]
         self.instance = [_record(i, category_token=str(i)) for i in range(len(names.categories))]
         self.attribute = [_record(i, name=name) for i, name in enumerate(names.attributes)]
@@ -71,7 +71,7 @@ class FramesTables(NuScenes):
         self.__make_reverse_index__(False)
 
     def _add_samples(self, frames: Frames, rows: list[int]) -> None:
-        columns, scenes = frames.index.columns, frames.index.names.scenes
+        columns, scenes = frames.tables.columns, frames.tables.names.scenes
         of_scene = columns.sample_scene[rows].tolist()
         self.scene = [_record(i, name=scenes[i]) for i in sorted(set(of_scene))]
         self.sample = [
@@ -93,7 +93,7 @@ class FramesTables(NuScenes):
 
 def _boxes(frames: Frames, row: int) -> Iterator[dict]:
     """The annotations of a key frame."""
-    columns, token = frames.index.columns, frames.index.columns.sample_token[row].decode()
+    columns, token = frames.tables.columns, frames.tables.columns.sample_token[row].decode()
     boxes = np.arange(*columns.sample_boxes[row : row + 2])
     values = zip(
         boxes.tolist(),
@@ -108,10 +108,10 @@ def _boxes(frames: Frames, row: int) -> Iterator[dict]:
         strict=True,
     )
     for box, center, size, rotation, (lidar, radar), category, attribute, before, after in values:
-        if attribute == SEVERAL and frames.index.names.classes[category] is not None:
+        if attribute == SEVERAL and frames.tables.names.classes[category] is not None:
             raise DataError(
                 "a box has several attributes, and the official metrics take one",
-                where=f"sample_annotation.json, a {frames.index.names.categories[category]} of token {token}",
+                where=f"sample_annotation.json, a {frames.tables.names.categories[category]} of token {token}",
                 cure="Leave one of them, or none",
             )
         yield _record(

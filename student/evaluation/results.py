@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from cache.errors import DataError
-from cache.nuscenes.frames import Frame, boxes_in_lidar
+from cache.nuscenes.frames import Frame
+from cache.nuscenes.poses import boxes_in_lidar
 from student.evaluation.metrics import Metrics
 from student.evaluation.true_positives import TruePositive, read_true_positives
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from cache.errors import ConfigError, DataError, MismatchError, NotCachedError, OfflineDistillWarning
 from cache.nuscenes.counts import count_boxes, require_boxes, warn_of_boxes
-from cache.nuscenes.frames import CAMERAS, Frames
+from cache.nuscenes.frames import Frames
 from cache.spec import CacheSpec
 from cache.store.reader import TeacherCache
 from cache.terminal.console import print_note
@@ -214,7 +214,7 @@ def require_fitting_sources(sources: Sequence[TeacherSource], config: StudentCon
         require_fitting(source.cache.spec, source.cache.path, config, inherits)
         _require_tokens(source.cache, frames)
         if source.cache.spec.depth is not None:
-            require_depth_cameras(source.cache)
+            require_depth_cameras(source.cache, frames.cameras)
     if config.bev_augment.replay:
         _require_drawn_views(sources[0].cache)
 
@@ -245,9 +245,9 @@ def require_fitting(spec: CacheSpec, path: Path, config: StudentConfig, inherits
         )
 
 
-def require_depth_cameras(cache: TeacherCache) -> None:
+def require_depth_cameras(cache: TeacherCache, cameras: tuple[str, ...]) -> None:
     """Raise MismatchError unless a store keeps the depth of the student's cameras."""
-    cache.spec.require({"depth": {"cameras": CAMERAS}}, cache.path)
+    cache.spec.require({"depth": {"cameras": cameras}}, cache.path)
 
 
 def _require_tokens(cache: TeacherCache, frames: Frames) -> None:

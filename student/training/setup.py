@@ -85,9 +85,11 @@ def set_up_training(
     config = preflight.resolve_devices(config)
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
     if frames is None:
-        frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,), max_sweeps=0)
+        data, store = config.data, cache_paths[0] if cache_paths else None
+        frames = Frames(
+            root=root, version=data.version, splits=(data.train_split,), max_sweeps=0, cameras=data.cameras, store=store
+        )
     preflight.require_disjoint_splits(config.data, frames)
-    preflight.look_at_boxes(frames)
     val_frames = None if out is None else preflight.validation_frames(config, frames)
     order = _order(frames, config)
     preflight.require_full_step(order, config.training)
@@ -98,6 +100,7 @@ def set_up_training(
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
+    preflight.look_at_boxes(frames)
     detector = module.detector
     return TrainingSetup(
         config=config,

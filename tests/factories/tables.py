@@ -1,6 +1,7 @@
 """Tiny nuScenes tables with known numbers, and what the devkit makes of tables."""
 
 import json
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +193,22 @@ def _box(record: dict, velocity: np.ndarray, global_to_lidar: np.ndarray) -> lis
     moving = rotation @ velocity
     yaw_rad = float(np.arctan2(heading[1], heading[0]))
     return [*center[:2], center[2] - height / 2, length, width, height, yaw_rad, *moving[:2]]
+
+
+def require_equal(ours: object, theirs: object, name: str = "frame") -> None:
+    """Check two frames value by value, to the last digit."""
+    if is_dataclass(ours):
+        assert type(ours) is type(theirs)
+        for field in fields(ours):
+            require_equal(getattr(ours, field.name), getattr(theirs, field.name), f"{name}.{field.name}")
+    elif isinstance(ours, np.ndarray):
+        assert isinstance(theirs, np.ndarray)
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), name
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+    elif isinstance(ours, tuple):
+        assert isinstance(theirs, tuple)
+        assert len(ours) == len(theirs), name
+        for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+            require_equal(our, their, f"{name}[{i}]")
+    else:
+        assert (type(ours), ours) == (type(theirs), theirs), name

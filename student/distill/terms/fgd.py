@@ -147,14 +147,13 @@ class FgdLoss(PairLoss[FgdTerm]):
         config = self.config
         stats = features.stats(config.feature_criterion, config.channel_temperature)
         scale = AutoScale.of(stats, self.cell_m) if config.scale == "auto" else None
-        energies = [energy / stats.channels for energy in (stats.teacher_energy, stats.student_energy)]
-        if scale is not None:
-            energies = [energy * scale.features for energy in energies]
+        energy_scale = (1 if scale is None else scale.features) / stats.channels
         with single_threaded():
             cells = self._weigh_cells(predictions, features.valid_mask)
             attention = joint_attention(
                 self.attention,
-                *energies,
+                stats.teacher_energy * energy_scale,
+                stats.student_energy * energy_scale,
                 config.spatial_temperature,
                 config.student_ratio,
                 features.valid_mask,

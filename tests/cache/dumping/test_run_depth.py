@@ -85,12 +85,11 @@ def test_a_student_learns_the_same_depth(dumped, made_frames, monkeypatch, strid
     assert (found > 0).ne(known).float().mean() < 1e-3
 
 
-def test_other_cameras_are_refused(dumped, sealed_store, monkeypatch):
+def test_other_cameras_are_refused(dumped, sealed_store):
     with pytest.raises(MismatchError, match=r"depth: stored None, expected \{'cameras'"):
-        require_depth_cameras(TeacherCache(sealed_store))
-    monkeypatch.setattr("student.training.preflight.CAMERAS", ("CAM_FRONT", *CAMERAS[1:]))
+        require_depth_cameras(TeacherCache(sealed_store), CAMERAS)
     with pytest.raises(MismatchError, match=r"depth.cameras\[0\]: stored 'CAM_FRONT_LEFT', expected 'CAM_FRONT'"):
-        require_depth_cameras(TeacherCache(dumped))
+        require_depth_cameras(TeacherCache(dumped), ("CAM_FRONT", *CAMERAS[1:]))
 
 
 def test_parts_and_workers_write_the_same_bytes(dumped, made_frames, tmp_path):

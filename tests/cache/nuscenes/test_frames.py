@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import pickle
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +13,7 @@ from nuscenes.nuscenes import NuScenes
 from cache.errors import ConfigError, DataError
 from cache.nuscenes.frames import CAMERAS, Frame, Frames
 from cache.spec import CLASSES
-from tests.factories.tables import NO_TURN, Tables, devkit_frame, make_tables, write_tables
+from tests.factories.tables import NO_TURN, Tables, devkit_frame, make_tables, require_equal, write_tables
 
 
 @pytest.fixture
@@ -80,25 +79,6 @@ def test_cameras_know_where_they_look(frame: Frame, tmp_path: Path) -> None:
 def test_lidar_to_global(frame: Frame) -> None:
     np.testing.assert_allclose(frame.lidar_to_ego @ [0, 0, 0, 1], [1, 0, 2, 1])
     np.testing.assert_allclose(frame.lidar_to_global @ [9, 0, -1, 1], [100, 212, 1, 1], atol=1e-9)
-
-
-def require_equal(ours: object, theirs: object, name: str = "frame") -> None:
-    """Check two frames value by value, to the last digit."""
-    if is_dataclass(ours):
-        assert type(ours) is type(theirs)
-        for field in fields(ours):
-            require_equal(getattr(ours, field.name), getattr(theirs, field.name), f"{name}.{field.name}")
-    elif isinstance(ours, np.ndarray):
-        assert isinstance(theirs, np.ndarray)
-        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), name
-        np.testing.assert_array_equal(ours, theirs, err_msg=name)
-    elif isinstance(ours, tuple):
-        assert isinstance(theirs, tuple)
-        assert len(ours) == len(theirs), name
-        for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
-            require_equal(our, their, f"{name}[{i}]")
-    else:
-        assert (type(ours), ours) == (type(theirs), theirs), name
 
 
 def require_devkits_frames(root: Path, version: str, *splits: str) -> None:
@@ -175,9 +155,25 @@ def test_a_scene_of_ones_own(tmp_path: Path, tables: Tables) -> None:
     with pytest.raises(DataError, match=r"the split holds no key frame .*mine, none\).*got scenes parking lot"):
         Frames(root=root, version="mine", splits=("none",))
     with pytest.raises(DataError, match=r"no image of a camera \(token first\).*got CAM_BACK.*expected CAM_FRONT;?"):
-        Frames(root=root, version="mine", splits=("all",), lidar="roof")[0]
+        Frames(root=root, version="mine", splits=("all",), cameras=CAMERAS)[0]
     with pytest.raises(DataError, match=r"no LiDAR rotation \(token first\).*expected LIDAR_TOP"):
-        Frames(root=root, version="mine", splits=("all",))[0]
+        Frames(root=root, version="mine", splits=("all",), lidar="LIDAR_TOP")[0]
+
+
+def test_sensors_by_default(tmp_path: Path, tables: Tables) -> None:
+    def sensors(**channels: str) -> tuple[str, tuple[str, ...]]:
+        for record in tables["sensor"]:
+            record["channel"] = channels.get(record["token"], record["token"])
+        frames = mini_train(write_tables(tmp_path, tables))
+        assert len(frames[1].cameras) == len(frames.cameras)
+        return frames.lidar, frames.cameras
+
+    assert sensors() == ("LIDAR_TOP", CAMERAS)
+    assert sensors(LIDAR_TOP="roof") == ("roof", CAMERAS)
+    # One of another name is not taken for one of nuScenes'.
+    assert sensors(CAM_FRONT="front") == ("LIDAR_TOP", tuple(name for name in CAMERAS if name != "CAM_FRONT"))
+    own = {name: name.removeprefix("CAM_").lower() for name in CAMERAS}
+    assert sensors(**own) == ("LIDAR_TOP", tuple(own[record["token"]] for record in tables["sensor"][1:]))
 
 
 @pytest.mark.parametrize("content", ["[", "[]", '{"cars": "scene"}', '{"cars": [1]}'])
@@ -215,7 +211,7 @@ def test_a_broken_table_is_said_to_be_one(tmp_path: Path, tables: Tables, conten
 
 def test_splits_are_checked(tmp_path: Path, tables: Tables) -> None:
     root = write_tables(tmp_path, tables)
-    with pytest.raises(ConfigError, match=r"unknown split; got mini; expected some of .*mini_train"):
+    with pytest.raises(ConfigError, match=r"unknown split \(.*v1\.0-mini\); got mini; expected some of .*mini_train"):
         Frames(root=root, version="v1.0-mini", splits=("mini",))
     with pytest.raises(DataError, match=r"the split holds no key frame .*mini_val.*got scenes scene-0061"):
         Frames(root=root, version="v1.0-mini", splits=("mini_val",))

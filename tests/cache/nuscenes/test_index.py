@@ -19,8 +19,11 @@ import pytest
 
 from cache.errors import DataError, OfflineDistillWarning
 from cache.nuscenes import index as index_module
-from cache.nuscenes.columns import Columns, compile_tables
+from cache.nuscenes import index_files
+from cache.nuscenes.columns import Columns
+from cache.nuscenes.compile import compile_tables
 from cache.nuscenes.index import index_folder, open_index
+from cache.nuscenes.index_files import TableIndex
 from tests.factories.tables import Tables, make_tables, write_tables
 
 VERSION = "v1.0-mini"
@@ -179,7 +182,7 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_trusted(
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_module.msgspec.json, "encode", killed)  # After the columns, before the record of them.
+        patch.setattr(index_files.msgspec.json, "encode", killed)  # After the columns, before the record of them.
         worker = multiprocessing.get_context("fork").Process(target=open_index, args=(root, VERSION))
         worker.start()
         worker.join()
@@ -245,7 +248,7 @@ def test_workers_open_the_same_index(root: Path, method: str) -> None:
         assert pool.apply(_row_of, (index, "second")) == 1
 
 
-def _row_of(index: index_module.TableIndex, token: str) -> int | None:
+def _row_of(index: TableIndex, token: str) -> int | None:
     return index.row(token)
 
 

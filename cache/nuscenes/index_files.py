@@ -1,0 +1,158 @@
+"""An index on disk: a folder of one .npy file for each column, memory-mapped, and a record of their checksums."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import google_crc32c
+import msgspec
+import numpy as np
+from jaxtyping import Int
+
+from cache.errors import DataError
+from cache.nuscenes.columns import Columns, Names
+
+FORMAT = 1
+"""Of the columns; another number makes every index again."""
+
+META = "index.json"
+KEPT = "frames"
+"""The folder of the index that a store carries."""
+
+CHECKED_BYTES = 4 << 20
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True):
+    """What index.json holds: of which tables the columns are, and their sizes and CRC-32C."""
+
+    format: int
+    tables: str
+    identity: str
+    names: Names
+    files: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableIndex:
+    """A version's columns; pickled, it is a path that is opened where it arrives.
+
+    path: its folder; None where it is kept in memory only.
+    """
+
+    columns: Columns
+    names: Names
+    path: Path | None = None
+
+    def __reduce__(self) -> tuple:
+        if self.path is None:
+            return _in_memory, (self.columns, self.names)
+        return _reopened, (self.path,)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all columns."""
+        return sum(getattr(self.columns, field.name).nbytes for field in fields(Columns))
+
+    @cached_property
+    def tokens(self) -> tuple[str, ...]:
+        """The key frames', in the tables' order."""
+        return tuple(token.decode() for token in self.columns.sample_token.tolist())
+
+    def row(self, token: str) -> int | None:
+        """The key frame's row, None where there is none."""
+        (row,) = self.rows([token])
+        return None if row < 0 else int(row)
+
+    def rows(self, tokens: Sequence[str]) -> Int[np.ndarray, "tokens"]:
+        """Each key frame's row, -1 where there is none."""
+        stored, order = self.columns.sample_token, self.columns.sample_order
+        wanted = np.array([token.encode() for token in tokens], dtype=np.bytes_)
+        if not len(stored) or not len(wanted):
+            return np.full(len(wanted), -1)
+        found = order[np.minimum(np.searchsorted(stored, wanted, sorter=order), len(stored) - 1)]
+        return np.where(stored[found] == wanted, found, -1)
+
+
+def write_index(columns: Columns, names: Names, path: Path, tables: str, identity: str = "") -> None:
+    """Write an index beside its name, and rename it over one that is there.
+
+    Args:
+        tables: what it is made of.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.mkdir()
+        files = {}
+        for field in fields(Columns):
+            file = beside / f"{field.name}.npy"
+            np.save(file, getattr(columns, field.name), allow_pickle=False)
+            files[field.name] = (file.stat().st_size, _crc(file))
+        meta = Meta(format=FORMAT, tables=tables, identity=identity, names=names, files=files)
+        text = msgspec.json.encode(meta)
+        (beside / META).write_bytes(text + f"\n{google_crc32c.value(text)}".encode())
+        shutil.rmtree(path, ignore_errors=True)
+        beside.rename(path)
+    except OSError:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def read_index(path: Path) -> tuple[TableIndex, str] | list[str]:
+    """An index whose every byte is as it was written, and what it is made of; or else the names of damaged files."""
+    meta = _meta(path)
+    if meta is None or meta.format != FORMAT:
+        return [META]
+    damaged = [f"{name}.npy" for name, expected in meta.files.items() if not _intact(path, name, expected)]
+    return damaged or (_mapped(path, meta), meta.tables)
+
+
+def _intact(path: Path, name: str, size_and_crc: tuple[int, int]) -> bool:
+    file = path / f"{name}.npy"
+    try:
+        return (file.stat().st_size, _crc(file)) == tuple(size_and_crc)
+    except OSError:
+        return False
+
+
+def _meta(path: Path) -> Meta | None:
+    try:
+        text, _, crc = (path / META).read_bytes().rpartition(b"\n")
+        return msgspec.json.decode(text, type=Meta) if google_crc32c.value(text) == int(crc) else None
+    except (OSError, ValueError, msgspec.DecodeError):
+        return None
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHECKED_BYTES):
+            crc = google_crc32c.extend(crc, chunk)
+    return crc
+
+
+def _mapped(path: Path, meta: Meta) -> TableIndex:
+    # As plain arrays: indexing np.memmap itself takes several times as long.
+    columns = {
+        field.name: np.load(path / f"{field.name}.npy", mmap_mode="r").view(np.ndarray) for field in fields(Columns)
+    }
+    return TableIndex(columns=Columns(**columns), names=meta.names, path=path)
+
+
+def _reopened(path: Path) -> TableIndex:
+    """In another process, which trusts what the first one has checked."""
+    meta = _meta(path)
+    if meta is None:
+        raise DataError(
+            "the index of the tables is gone", where=path, got="no such folder, or a damaged one", cure="Start again"
+        )
+    return _mapped(path, meta)
+
+
+def _in_memory(columns: Columns, names: Names) -> TableIndex:
+    return TableIndex(columns=columns, names=names)
