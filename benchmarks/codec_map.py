@@ -39,11 +39,11 @@ def main(
     teacher = load_teacher(str(TEACHER), out / "teacher" / "teacher.pth")
     features = ladder.layer_of(teacher, chosen, range(len(chosen)), layer)
     live = matches_of(teacher, features, chosen)
-    rows = []
-    wanted = [name.strip() for name in only.split(";") if name.strip()]
-    for rung in ladder.climb(features):
-        if wanted and rung.name not in wanted:
-            continue
+    rows, wanted = [], [name.strip() for name in only.split(";") if name.strip()]
+    codecs = [codec for codec in ladder.CODECS if not wanted or ladder.codec_name(codec) in wanted]
+    if len(codecs) < len(wanted):
+        raise typer.BadParameter(f"unknown codec; known: {'; '.join(map(ladder.codec_name, ladder.CODECS))}")
+    for rung in ladder.climb(features, codecs=codecs):
         found = matches_of(teacher, ladder.read_back(features, rung.codec), chosen)
         difference, error = paired_bootstrap(found, live, draws)
         size = f"{rung.bytes:,.0f}", f"{rung.smaller:.1f} x", f"{rung.distortion.sqnr_db:.1f}"
