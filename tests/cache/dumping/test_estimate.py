@@ -57,7 +57,7 @@ def test_the_table_names_arrays_and_totals(frames, tmp_path):
     console = Console(width=200, record=True)
     with console.capture() as captured:
         console.print(plan_tables(planned)[0])
-    text = captured.get()
+    text = " ".join(captured.get().split())  # a title that is wider than its table is folded
     assert "20 samples" in text
     assert "features/head_scale" in text
     assert "dB" in text
