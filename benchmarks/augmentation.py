@@ -24,6 +24,8 @@ from typing import Annotated, Literal
 
 import torch
 import typer
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger
 
 from benchmarks.tables import show, spread
 from cache.config import Strict, load_yaml
@@ -42,6 +44,7 @@ from student.data.batch import Batch, join
 from student.training.callbacks import Cost
 from student.training.checkpointing import LAST
 from student.training.setup import make_trainer, set_up_training
+from student.training.validation import OfficialMetrics
 
 ROOT = Path(__file__).parent.parent
 DUMP, STUDENT = ROOT / "configs/demo/dump.yaml", ROOT / "configs/demo/student.yaml"
@@ -158,7 +161,8 @@ class Study:
             case "cached":
                 cli(*command, "--cache", self.store, *sets(*changes))
             case "live":
-                train_with_live_teacher(load_yaml(STUDENT, StudentConfig, changes), self.demo, self.store, run)
+                teacher = load_teacher(load_yaml(DUMP, DumpConfig).teacher, self.demo / "teacher" / "teacher.pth")
+                train_with_live_teacher(load_yaml(STUDENT, StudentConfig, changes), world, teacher, self.store, run)
             case "none":
                 cli(*command, *sets("distill=null", *changes))
         summary = json.loads((run / "summary.json").read_text())
@@ -219,11 +223,10 @@ class LiveTeacher:
         return replace(batch, teachers=(maps,), to_teachers=(None,))
 
 
-def train_with_live_teacher(config: StudentConfig, demo: Path, store: Path, out: Path) -> None:
-    """Train like `train_student`, but run the teacher in the step; the store only describes it."""
-    setup = set_up_training(config, demo / "world", [store])
-    teacher = load_teacher(load_yaml(DUMP, DumpConfig).teacher, demo / "teacher" / "teacher.pth")
-    frames = Frames(root=demo / "world", version=config.data.version, splits=(config.data.train_split,))  # with sweeps
+def train_with_live_teacher(config: StudentConfig, root: Path, teacher: Teacher, store: Path, out: Path) -> None:
+    """Train and validate like `train_student`, but run the teacher in the step; the store only describes it."""
+    setup = set_up_training(config, root, [store], out)
+    frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,))  # with sweeps
     spec, training, cost = setup.dataset.sources[0].cache.spec, setup.config.training, Cost()
     loader = Loader(
         setup.dataset,
@@ -231,10 +234,21 @@ def train_with_live_teacher(config: StudentConfig, demo: Path, store: Path, out:
         sampler=setup.sampler(),
         collate_fn=LiveTeacher(teacher=teacher, frames=frames, spec=spec, layers=config.teacher_layers()),
     )
+    callbacks: list[Callback] = [cost]
+    if setup.val_frames is not None:
+        callbacks.append(OfficialMetrics(setup.val_frames, out / "validation"))
     trainer = make_trainer(
-        training, devices=1, max_epochs=training.epochs, logger=False, callbacks=[cost], enable_checkpointing=False
+        training,
+        devices=1,
+        max_epochs=training.epochs,
+        check_val_every_n_epoch=max(1, training.validate_every),
+        num_sanity_val_steps=0,
+        logger=CSVLogger(out, name="", version="csv"),
+        log_every_n_steps=1,
+        callbacks=callbacks,
+        enable_checkpointing=False,
     )
-    trainer.fit(setup.module, loader)
+    trainer.fit(setup.module, loader, setup.validation_loader())
     trainer.save_checkpoint(out / LAST)
     (out / "summary.json").write_text(json.dumps({"seconds_per_step": cost.seconds_per_step}), encoding="utf-8")
 

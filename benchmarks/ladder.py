@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,12 +52,16 @@ class Rung:
     @property
     def name(self) -> str:
         """The codec, in a few words."""
-        codec = self.codec
-        if codec.kind == "float16":
-            return "float16"
-        if codec.target_sqnr_db is not None:
-            return f"one step for {codec.target_sqnr_db:g} dB"
-        return f"{codec.bits} bits" + ("" if codec.companding == 1 else f", companding {codec.companding:g}")
+        return codec_name(self.codec)
+
+
+def codec_name(codec: CodecSpec) -> str:
+    """A codec in a few words."""
+    if codec.kind == "float16":
+        return "float16"
+    if codec.target_sqnr_db is not None:
+        return f"one step for {codec.target_sqnr_db:g} dB"
+    return f"{codec.bits} bits" + ("" if codec.companding == 1 else f", companding {codec.companding:g}")
 
 
 def layer_of(teacher: Mmdet3dTeacher, frames: Frames, positions: range, layer: str) -> Float[Tensor, "B C H W"]:
@@ -67,9 +71,9 @@ def layer_of(teacher: Mmdet3dTeacher, frames: Frames, positions: range, layer: s
         return torch.cat([teacher(prepared[position].views).layers[layer] for position in positions])
 
 
-def climb(features: Float[Tensor, "B C H W"], level: int = 1) -> Iterator[Rung]:
-    """Try all codecs, each sample as the store would hold it."""
-    for codec in CODECS:
+def climb(features: Float[Tensor, "B C H W"], level: int = 1, codecs: Iterable[CodecSpec] = CODECS) -> Iterator[Rung]:
+    """Try codecs, each sample as the store would hold it."""
+    for codec in codecs:
         sizes, encoding, decompressing, total = [], [], [], Distortion()
         for sample in features.split(1):
             began = time.perf_counter()
@@ -101,13 +105,13 @@ def read_back(features: Float[Tensor, "B C H W"], codec: CodecSpec) -> Float[Ten
 
 def head_metrics(teacher: Mmdet3dTeacher, features: Float[Tensor, "B C H W"], frames: Frames) -> Metrics:
     """The official metrics of the teacher's own head on these features of all frames of a split."""
-    found = list(_detections(teacher, features))
+    found = list(head_detections(teacher, features))
     with tempfile.TemporaryDirectory() as folder:
         return evaluate(zip(frames.tokens, found, strict=True), frames, Path(folder), "lidar")
 
 
 @torch.inference_mode()
-def _detections(teacher: Mmdet3dTeacher, features: Float[Tensor, "B C H W"]) -> Iterator[Detections]:
+def head_detections(teacher: Mmdet3dTeacher, features: Float[Tensor, "B C H W"]) -> Iterator[Detections]:
     identity = teacher.identity
     for sample in features.split(1):
         tasks = [levels[0] for levels in teacher.network.pts_bbox_head([sample])]

@@ -20,7 +20,11 @@ STUDENTS = sorted(path.name for path in CONFIGS.glob("bev*.yaml"))
 KINDS: dict[str, type[Strict]] = {
     "demo/world.yaml": WorldConfig,
     "demo/student.yaml": StudentConfig,
-    **dict.fromkeys(("demo/dump.yaml", *(path.name for path in CONFIGS.glob("centerpoint_*.yaml"))), DumpConfig),
+    "study/world.yaml": WorldConfig,
+    "study/student.yaml": StudentConfig,
+    **dict.fromkeys(
+        ("demo/dump.yaml", "study/dump.yaml", *(path.name for path in CONFIGS.glob("centerpoint_*.yaml"))), DumpConfig
+    ),
     **dict.fromkeys(STUDENTS, StudentConfig),
 }
 

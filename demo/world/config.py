@@ -1,5 +1,8 @@
 """Configuration of a made-up world."""
 
+from typing import Literal
+
+from nuscenes.utils.splits import mini_train, mini_val
 from pydantic import Field, model_validator
 
 from cache.config import Strict
@@ -22,10 +25,11 @@ class WorldConfig(Strict):
     """
 
     seed: int = Field(0, ge=0)
-    train_scenes: int = Field(8, ge=1, le=8)
-    """Scenes with names of mini_train, which has eight."""
-    val_scenes: int = Field(2, ge=1, le=2)
-    """Scenes with names of mini_val, which has two."""
+    train_scenes: int = Field(8, ge=1, le=9999)
+    val_scenes: int = Field(2, ge=1, le=9999)
+    names: Literal["mini", "own"] = "mini"
+    """Of scenes and splits. "mini": those of nuScenes mini, at most 8 scenes in mini_train and 2 in mini_val; "own":
+    any number of scenes, in the splits made_train and made_val of splits.json."""
     key_frames: int = Field(8, ge=2, le=40)
     """Annotated frames of a scene, two a second."""
     past_sweeps: int = Field(3, ge=0, le=9)
@@ -39,11 +43,47 @@ class WorldConfig(Strict):
     """Objects of a scene; which of them are in range varies from frame to frame."""
     each_class: int = Field(2, ge=1)
     """Minimum number of objects of each class in a scene."""
+    size_spread: float = Field(0.0, ge=0, lt=0.9)
+    """Each object is drawn up to this much smaller or larger than its class's mean as a whole, beside a few per cent
+    in each dimension: with 0, the apparent size of a car gives its distance."""
+    sun_elevation_deg: tuple[float, float] = (30.0, 60.0)
+    """Range of the sun's height above the horizon."""
+    exposure: tuple[float, float] = (0.88, 1.08)
+    """Range of the images' brightness; 0.3 is dusk."""
+    image_noise: float = Field(0.0, ge=0, le=64)
+    """Standard deviation of the images' noise, in grey levels of 0 .. 255."""
     lidar_beams: int = Field(32, ge=2, le=128)
     lidar_azimuths: int = Field(1000, ge=16, le=4000)
     lidar_range_m: float = Field(70.0, gt=1)
     lidar_noise_m: float = Field(0.005, ge=0, le=0.1)
     """Standard deviation of a measured range."""
+
+    @model_validator(mode="after")
+    def _mini_has_ten_scenes(self) -> "WorldConfig":
+        if self.names == "mini" and (self.train_scenes > len(mini_train) or self.val_scenes > len(mini_val)):
+            raise ConfigError(
+                "nuScenes mini has fewer scenes",
+                where="train_scenes, val_scenes",
+                got=f"{self.train_scenes} and {self.val_scenes}, with names: mini",
+                expected=f"at most {len(mini_train)} and {len(mini_val)}",
+                cure="Set names to own, or lower them",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _light_is_possible(self) -> "WorldConfig":
+        limits = {"sun_elevation_deg": (1.0, 90.0), "exposure": (0.05, 2.0)}
+        for name, (least, most) in limits.items():
+            low, high = getattr(self, name)
+            if not least <= low <= high <= most:
+                raise ConfigError(
+                    "there is no such light",
+                    where=name,
+                    got=(low, high),
+                    expected=f"{least:g} <= lower <= upper <= {most:g}",
+                    cure=f"Change {name}",
+                )
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> "WorldConfig":

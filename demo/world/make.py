@@ -19,6 +19,7 @@ from nuscenes.utils.splits import mini_train, mini_val
 
 from cache.config import differing
 from cache.errors import DataError
+from cache.nuscenes.splits import SPLITS_FILE
 from demo.world.config import WorldConfig
 from demo.world.scene import Scene, build_scene
 from demo.world.sensor_files import Observation, Task, sensor_files, start_worker, write_frame, write_map
@@ -69,8 +70,16 @@ def make_world(
 
 
 def scene_names(world: WorldConfig) -> tuple[str, ...]:
-    """The names of the world's scenes, those of mini_train first."""
-    return (*mini_train[: world.train_scenes], *mini_val[: world.val_scenes])
+    """The names of the world's scenes, those to train on first."""
+    return tuple(name for names in splits(world).values() for name in names)
+
+
+def splits(world: WorldConfig) -> dict[str, tuple[str, ...]]:
+    """The scenes to train on, and those to evaluate on, by the names of their splits."""
+    if world.names == "mini":
+        return {"mini_train": tuple(mini_train[: world.train_scenes]), "mini_val": tuple(mini_val[: world.val_scenes])}
+    counts = {"made_train": world.train_scenes, "made_val": world.val_scenes}
+    return {split: tuple(f"{split}-{number:04d}" for number in range(count)) for split, count in counts.items()}
 
 
 def _is_made(out: Path, wanted: dict[str, Any]) -> bool:
@@ -124,6 +133,8 @@ def _fill(folder: Path, world: WorldConfig, scenes: list[Scene], processes: int,
     (folder / VERSION).mkdir()
     for name, records in tables.items():
         (folder / VERSION / f"{name}.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
+    if world.names == "own":
+        (folder / VERSION / SPLITS_FILE).write_text(json.dumps(splits(world), indent=1), encoding="utf-8")
     (folder / "maps").mkdir()
     for scene in scenes:
         write_map(folder / map_file(scene), scene.road)

@@ -59,7 +59,10 @@ class Placement:
         self._place(kind, lambda kind: self._scenery_motion(kind, distance_m), _SCENERY_TRIES)
 
     def _place(self, kind: Kind, sample_motion: Callable[[Kind], Motion | None], tries: int) -> bool:
-        length, width, height = (mean * float(np.clip(self.rng.normal(1, 0.04), 0.9, 1.1)) for mean in kind.size_m)
+        scale = self._sample_scale()
+        length, width, height = (
+            scale * mean * float(np.clip(self.rng.normal(1, 0.04), 0.9, 1.1)) for mean in kind.size_m
+        )
         for _ in range(tries):
             motion = sample_motion(kind)
             if motion is None:
@@ -71,6 +74,11 @@ class Placement:
                 self._outlines.append(outline)
                 return True
         return False
+
+    def _sample_scale(self) -> float:
+        """The size of an object as a whole, in means of its class; nothing is drawn where there is no spread."""
+        spread = self.world.size_spread
+        return float(self.rng.uniform(1 - spread, 1 + spread)) if spread else 1.0
 
     def _object_motion(self, kind: Kind) -> Motion:
         """Sample a key frame and a position in range at that time, and a motion that suits the kind."""

@@ -70,7 +70,7 @@ def build_scene(world: WorldConfig, index: int, name: str) -> Scene:
     for _ in range(8):
         placement.add_scenery(BUILDING, (1.5 * world.range_m + 20, 2 * world.range_m + 20))
         placement.add_scenery(TREE, (0.0, 1.5 * world.range_m))
-    actors, light = tuple(placement.actors), sample_light(rng)
+    actors, light = tuple(placement.actors), sample_light(world, rng)
     return Scene(name=name, index=index, road=road, ego_mps=ego_mps, actors=actors, light=light)
 
 

@@ -123,9 +123,19 @@ def write_map(path: Path, road: Road) -> None:
 def _write_image(folder: Path, world: WorldConfig, file: SensorFile) -> Hits:
     camera = next(camera for camera in CAMERAS if camera.name == file.channel)
     rendering = render(file.scene, file.time_s, camera, world.image_size)
-    quality = (cv2.IMWRITE_JPEG_QUALITY, world.jpeg_quality)
-    (folder / file.path).write_bytes(_encode(".jpg", rendering.image[..., ::-1], quality))
+    image, quality = _add_noise(rendering.image, world, file), (cv2.IMWRITE_JPEG_QUALITY, world.jpeg_quality)
+    (folder / file.path).write_bytes(_encode(".jpg", image[..., ::-1], quality))
     return rendering.hits
+
+
+def _add_noise(image: UInt8[np.ndarray, "H W 3"], world: WorldConfig, file: SensorFile) -> UInt8[np.ndarray, "H W 3"]:
+    if not world.image_noise:
+        return image
+    camera = next(number for number, camera in enumerate(CAMERAS) if camera.name == file.channel)
+    # Four numbers seed a sweep.
+    rng = np.random.default_rng([world.seed, file.scene.index, file.frame, camera, 1])
+    noise = rng.normal(0, world.image_noise, image.shape)
+    return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
 
 
 def _write_sweep(folder: Path, world: WorldConfig, file: SensorFile) -> Float[np.ndarray, "N 5"]:

@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from demo.world.config import WorldConfig
 from demo.world.ray_casting import Surface
 from demo.world.road import Pose2d, Road, Values, ground_cover
 from demo.world.shapes import Material, Rgb
@@ -45,11 +46,11 @@ class Light:
         return np.asarray([cos * x + sin * y, cos * y - sin * x, z])
 
 
-def sample_light(rng: np.random.Generator) -> Light:
-    """One of three kinds of weather, with the sun between 30 and 60 degrees above the horizon."""
+def sample_light(world: WorldConfig, rng: np.random.Generator) -> Light:
+    """One of three kinds of weather, with the sun and the exposure in the world's ranges."""
     ambient, diffuse, tint, horizon, zenith = (_CLEAR, _OVERCAST, _EVENING)[int(rng.integers(3))]
-    azimuth, elevation = rng.uniform(-np.pi, np.pi), rng.uniform(np.pi / 6, np.pi / 3)
-    exposure = rng.uniform(0.88, 1.08)
+    azimuth, elevation = rng.uniform(-np.pi, np.pi), rng.uniform(*np.radians(world.sun_elevation_deg))
+    exposure = rng.uniform(*world.exposure)
     sun = np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)
     return Light(
         sun=(float(sun[0]), float(sun[1]), float(sun[2])),

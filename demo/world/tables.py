@@ -112,7 +112,7 @@ def _scene_tables(world: WorldConfig, scene: Scene, observations: Sequence[Obser
                 "first_sample_token": _token("sample", name, 0),
                 "last_sample_token": _token("sample", name, world.key_frames - 1),
                 "name": name,
-                "description": "made up, with a name of nuScenes mini",
+                "description": "made up, with a name of nuScenes mini" if world.names == "mini" else "made up",
             }
         ],
         "sample": _chain([_sample(file) for file in files if file.is_lidar and file.is_key]),

@@ -44,6 +44,8 @@ class TrainingConfig(Strict):
     ema: EmaConfig | None = None
     """Average of the weights, for evaluation and for other trainings to start from; null: the trained weights."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = False
+    """Keep the weights of convolutions, and with them the maps, with channels as the fastest dimension."""
     sync_batchnorm: bool = False
     """BatchNorm over the samples of all devices instead of each device's own; GPUs only."""
     activation_checkpointing: bool = False
@@ -54,6 +56,8 @@ class TrainingConfig(Strict):
     """Epochs between runs of the official metrics on data.val_split; 0: never."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints within an epoch, beside the one at its end."""
+    log_gradients_every: int = Field(0, ge=0)
+    """Steps between comparisons of the teacher's terms' gradient with the detection losses'; 0: never."""
     seed: int = Field(0, ge=0, lt=2**32)
 
     def schedule_factor(self, step: int, steps_per_epoch: int) -> float:

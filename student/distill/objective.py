@@ -30,6 +30,9 @@ from student.distill.terms.fgd import FgdTerm
 
 Tasks = tuple[tuple[str, ...], ...]
 
+PREFIX = "distill/"
+"""Of the names of all its losses."""
+
 
 class DistillObjective(nn.Module):
     """Weighted losses of a student's features and heatmaps against its teachers'.
@@ -164,7 +167,7 @@ class DistillObjective(nn.Module):
                 else:  # before multi_scale_epoch
                     continue
                 for part, value in losses.items():
-                    yield f"distill/{name}/{part}", value
+                    yield f"{PREFIX}{name}/{part}", value
 
 
 def _check_caches(config: DistillConfig, teachers: Sequence[CacheSpec]) -> None:

@@ -27,8 +27,8 @@ MAY_CHANGE: dict[str, Any] = {
     "data": {"val_split", "workers"},
     "detector": {"image_weights"},
     "training": {
-        *("epochs", "init_from", "precision", "compile", "activation_checkpointing"),
-        *("validate_every", "checkpoint_every_steps"),
+        *("epochs", "init_from", "precision", "compile", "activation_checkpointing", "channels_last"),
+        *("validate_every", "checkpoint_every_steps", "log_gradients_every"),
     },
 }
 """Settings that a resumed training may change; the sequence of samples does not depend on them."""

@@ -23,6 +23,7 @@ from student.models.checkpoint import checkpoint_metadata
 from student.models.decoding import Detections
 from student.models.detectors import build_detector
 from student.training.activation_checkpoint import recompute_blocks
+from student.training.gradients import compare_gradients
 
 Losses = dict[str, Float[Tensor, ""]]
 
@@ -41,6 +42,8 @@ class StudentModule(lightning.LightningModule):
             self.objective = DistillObjective(config.distill, _layers(config.detector), grid, tasks, teachers)
         if config.training.activation_checkpointing:
             recompute_blocks(self.detector)
+        if config.training.channels_last:
+            self.to(memory_format=torch.channels_last)
         if config.training.compile:
             self.detector.compile()
         self._step_losses: list[Losses] = []
@@ -55,6 +58,7 @@ class StudentModule(lightning.LightningModule):
         terms = self.loss_terms(batch)
         total = torch.stack(list(terms.values())).sum()
         self._require_finite(total, terms, batch)
+        self._log_gradients(terms, batch_idx)
         self._log_losses({"loss": total} | {f"loss/{name}": value for name, value in terms.items()}, batch_idx)
         return total
 
@@ -100,6 +104,15 @@ class StudentModule(lightning.LightningModule):
             got=", ".join(f"{name} {value.item():.3g}" for name, value in terms.items()),
             cure="Lower training.learning_rate or training.gradient_clip, or look at these frames",
         )
+
+    def _log_gradients(self, terms: Losses, batch_idx: int) -> None:
+        """Of the step's first batch, on the first device; Lightning's own log would repeat it until the next one."""
+        every, accumulate = self.config.training.log_gradients_every, self.config.training.accumulate
+        if self.objective is None or not every or self.global_step % every or batch_idx % accumulate:
+            return
+        found = {name: value.item() for name, value in compare_gradients(terms, self.detector.parameters()).items()}
+        for logger in self.loggers:
+            logger.log_metrics(found, step=self.global_step)
 
     def _log_losses(self, losses: Losses, batch_idx: int) -> None:
         """One entry for each step of the optimiser: the mean over its batches and over the devices."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cache.errors import ConfigError
 from student.distill.adapters import CellConv
 from student.distill.attention import SpatialAttention, joint_attention
+from student.distill.auto_scale import AutoScale
 from student.distill.cell_weights import CellWeightConfig, CellWeights, weigh_cells
 from student.distill.criteria import CRITERIA, Criterion
 from student.distill.feature_stats import FeatureStats, as_float, full_precision, mask_cells
@@ -40,6 +41,9 @@ class FgdTerm(PairTerm, CellWeightConfig):
     feature_criterion: Criterion = "mse"
     channel_criterion: Criterion = "l1"
     spatial_criterion: Criterion = "l1"
+    scale: Literal["none", "auto"] = "none"
+    """"auto": the weights are those for the paper's teacher, and are scaled to this one's channels, cells and mean
+    activation (docs/objective.md, `scale: auto`)."""
     fg_weight: Weights = 1.5e-3
     bg_weight: Weights = 4e-2
     channel_weight: Weights = 0.25
@@ -91,6 +95,12 @@ class FgdTerm(PairTerm, CellWeightConfig):
             "affinity_weight does nothing without a mode: set affinity_mode, or affinity_weight to 0": (
                 any(_values(self.affinity_weight)) and set(modes) == {"none"}
             ),
+            "scale auto has no channel attention, whose temperature it would change: set channel_attention to false": (
+                self.scale == "auto" and self.channel_attention
+            ),
+            "scale auto is not defined for Gram matrices: set affinity_mode to none, or scale to none": (
+                self.scale == "auto" and set(modes) != {"none"}
+            ),
             "a context ring needs both its width and its weight: set context_cells and context_weight": (
                 (self.context_cells > 0) != (self.context_weight > 0)
             ),
@@ -127,7 +137,7 @@ class FgdLoss(PairLoss[FgdTerm]):
 
     def __init__(self, config: FgdTerm, index: int, pair: LayerPair) -> None:
         super().__init__(config, index, pair)
-        self.cache = pair.config.cache
+        self.cache, self.cell_m = pair.config.cache, pair.grid.cell_m
         self.weights = {name: self.weight(field) for name, field in _WEIGHTS.items()}
         self.attention: SpatialAttention = pick(config.spatial_attention, index)
         self.false_positives: FalsePositives = pick(config.false_positives, index)
@@ -141,12 +151,14 @@ class FgdLoss(PairLoss[FgdTerm]):
     def forward(self, features: PairFeatures, predictions: BatchPredictions) -> Losses:
         config = self.config
         stats = features.stats(config.feature_criterion, config.channel_temperature)
+        scale = AutoScale.of(stats, self.cell_m) if config.scale == "auto" else None
+        energy_scale = (1 if scale is None else scale.features) / stats.channels
         with single_threaded():
             cells = self._weigh_cells(predictions, features.valid_mask)
             attention = joint_attention(
                 self.attention,
-                stats.teacher_energy / stats.channels,
-                stats.student_energy / stats.channels,
+                stats.teacher_energy * energy_scale,
+                stats.student_energy * energy_scale,
                 config.spatial_temperature,
                 config.student_ratio,
                 features.valid_mask,
@@ -158,6 +170,8 @@ class FgdLoss(PairLoss[FgdTerm]):
             losses["spatial"] = spatial_distance(stats, self.spatial_adapter, config.spatial_criterion)
         if self.weights["affinity"] and self.affinity != "none":
             losses["affinity"] = self._affinity(features, cells, attention)
+        if scale is not None:
+            losses = self._scale(losses, scale)
         return {name: value * self.weights[name] for name, value in losses.items()}
 
     def _weigh_cells(
@@ -186,19 +200,29 @@ class FgdLoss(PairLoss[FgdTerm]):
         return resize_map(mask.float(), self.grid.shape) > 0
 
     def _by_region(self, stats: FeatureStats, cells: CellWeights, attention: Float[Tensor, "B H W"]) -> Losses:
-        # As published, the channel attention weighs false positives and non-empty cells even where it is off.
         error = stats.weighted_error if self.config.channel_attention else stats.error
+        # As published, the channel attention weighs false positives and non-empty cells even where it is off.
+        mistaken = error if self.config.scale == "auto" else stats.weighted_error
         regions = {
             "foreground": (error, cells.foreground),
             "background": (error, cells.background),
-            "false_positive": (stats.weighted_error, cells.false_positive),
-            "non_empty": (stats.weighted_error, cells.non_empty),
+            "false_positive": (mistaken, cells.false_positive),
+            "non_empty": (mistaken, cells.non_empty),
         }
         return {
             name: masked_sum(values, weight * attention)
             for name, (values, weight) in regions.items()
             if weight is not None
         }
+
+    def _scale(self, losses: Losses, scale: AutoScale) -> Losses:
+        config = self.config
+        regions = scale.by_channels(config.feature_criterion)
+        factors = dict.fromkeys(("background", "false_positive", "non_empty"), regions)
+        factors["foreground"] = regions * scale.foreground
+        factors["channel"] = scale.by_channels(config.channel_criterion)
+        factors["spatial"] = scale.by_cells(config.spatial_criterion)
+        return {name: value * factors[name] for name, value in losses.items()}
 
     def _affinity(self, features: PairFeatures, cells: CellWeights, attention: Float[Tensor, "B H W"]) -> Scalar:
         config, selected = self.config, cells.objects

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,3 +120,41 @@ def test_replay_needs_drawn_views(config: StudentConfig, made_frames: Frames, ma
     assert "the store holds no drawn views to replay" in message
     assert "got the views canonical, flip_y" in message
     assert "Dump the teacher with views.drawn, or set bev_augment.replay to false" in message
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_channels_last_has_the_same_losses(
+    precision: str, config: StudentConfig, made_frames: Frames, views_store: Path
+) -> None:
+    def step(channels_last: bool) -> torch.Tensor:
+        training = config.training.model_copy(update={"channels_last": channels_last})
+        module = make_module(config.model_copy(update={"training": training}), batch, views_store)
+        convolution = module.detector.head.shared_conv[0].weight
+        assert convolution.is_contiguous(memory_format=torch.channels_last) == channels_last
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            return module.training_step(batch, 0)
+
+    batch = make_batch(made_frames, config, views_store)
+    tolerance = 1e-4 if precision == "32-true" else 3e-2
+    torch.testing.assert_close(step(True), step(False), rtol=tolerance, atol=0)
+
+
+def test_gradients_are_logged_every_few_steps(
+    config: StudentConfig, made_frames: Frames, views_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[dict[str, Any]] = []
+    training = config.training.model_copy(update={"log_gradients_every": 2, "accumulate": 2})
+    module = make_module(
+        config.model_copy(update={"training": training}),
+        batch := make_batch(made_frames, config, views_store),
+        views_store,
+    )
+    logger = SimpleNamespace(log_metrics=lambda values, step: logged.append({"step": step} | values))
+    monkeypatch.setattr(type(module), "loggers", [logger])
+    monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    for step, batch_idx in ((0, 0), (0, 1), (1, 2), (1, 3), (2, 4)):
+        monkeypatch.setattr(type(module), "global_step", step)
+        module.training_step(batch, batch_idx)
+    assert [values["step"] for values in logged] == [0, 2]
+    assert all(values["gradients/ratio"] > 0 for values in logged)

@@ -1,0 +1,211 @@
+"""Worth of a teacher: students alone, distilled from a store, and distilled from a teacher that runs in the step.
+
+    python -m benchmarks.worth OUT --jobs 2
+
+makes the study's world, trains its teacher, dumps it, trains and evaluates all students, and prints the tables. OUT
+keeps everything, and results.jsonl a line for each training that is done: the same command goes on where an earlier one
+stopped.
+
+All students of a detector and seed have the same first weights, frames, order, augmentation and number of steps. The
+differences to the student alone and to the live teacher are therefore paired by seed. `--only`, `--seeds` and `--set`
+run a part of it, or a variant under a `--name` of its own:
+
+    python -m benchmarks.worth OUT --only "cached, canonical view" --seeds 1 --name "auto" --set ...
+"""
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from benchmarks.augmentation import DRAWN, cli, sets, train_with_live_teacher
+from benchmarks.average_precision import Evaluated, mean_average_precision
+from benchmarks.worth_results import BANDS, Key, Point, Result, results
+from benchmarks.worth_tables import print_tables
+from cache.config import Strict, load_yaml
+from cache.dumping.config import DumpConfig
+from cache.geometry.views import ViewsConfig
+from cache.nuscenes.frames import Frames
+from cache.teacher.mmdet3d import load_teacher
+from student.config.student import StudentConfig
+from student.evaluation.metrics import Metrics
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "study"
+WORLD, TEACHER, DUMP, STUDENT = (
+    CONFIGS / name for name in ("world.yaml", "teacher_model.py", "dump.yaml", "student.yaml")
+)
+CURVE_POINTS = 6
+
+
+class Arm(Strict):
+    """A source of the teacher's maps; stores of the same views are shared."""
+
+    name: str
+    teacher: Literal["none", "cached", "live"]
+    views: ViewsConfig = ViewsConfig()
+
+    @property
+    def store(self) -> str:
+        """The name of its store."""
+        return f"{len(self.views.names)}-views.zarr"
+
+
+ARMS = (
+    Arm(name="alone", teacher="none"),
+    Arm(name="cached, canonical view", teacher="cached"),
+    Arm(name="cached, 4 reflections", teacher="cached", views=ViewsConfig(reflections=4)),
+    Arm(name="live teacher", teacher="live"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One training of one arm, and its metrics."""
+
+    out: Path
+    arm: Arm
+    detector: str
+    epochs: int
+    seed: int
+    changes: tuple[str, ...]
+    variant: str
+
+    @property
+    def key(self) -> Key:
+        """What makes it another training."""
+        return self.variant, self.detector, self.arm.name, self.epochs, self.seed
+
+    def run(self) -> Result:
+        """Train and evaluate, in a process that does nothing else."""
+        run = self.out / "runs" / ", ".join(filter(None, (*self.key[:3], f"{self.epochs} epochs, seed {self.seed}")))
+        shutil.rmtree(run, ignore_errors=True)  # of a training that was stopped
+        changes = (
+            f"detector.name={self.detector}",
+            f"training.epochs={self.epochs}",
+            f"training.seed={self.seed}",
+            f"training.validate_every={max(1, self.epochs // CURVE_POINTS)}",
+            f"bev_augment={DRAWN.model_dump_json(exclude_defaults=True)}",
+            *self.changes,
+        )
+        self._train(run, changes)
+        usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        cpu_s = sum(each.ru_utime + each.ru_stime for each in usage)
+        return self._result(run, load_yaml(STUDENT, StudentConfig, changes), cpu_s, max(u.ru_maxrss for u in usage))
+
+    def _train(self, run: Path, changes: tuple[str, ...]) -> None:
+        world, store = self.out / "world", self.out / self.arm.store
+        command = ("train-student", STUDENT, "--data", world, "--out", run)
+        match self.arm.teacher:
+            case "none":
+                cli(*command, *sets(*changes, "distill=null"))
+            case "cached":
+                cli(*command, "--cache", store, *sets(*changes))
+            case "live":
+                teacher = load_teacher(load_yaml(DUMP, DumpConfig).teacher, self.out / "teacher" / "teacher.pth")
+                train_with_live_teacher(load_yaml(STUDENT, StudentConfig, changes), world, teacher, store, run)
+
+    def _result(self, run: Path, config: StudentConfig, cpu_s: float, peak_kib: int) -> Result:
+        folders = sorted((run / "validation").iterdir())
+        curve = [
+            Point(epoch=int(folder.name.removeprefix("epoch")), mean_ap=metrics.mean_ap, nds=metrics.nds)
+            for folder, metrics in ((folder, _metrics(folder)) for folder in folders)
+        ]
+        last = _metrics(folders[-1])
+        frames = Frames(
+            root=self.out / "world", version=config.data.version, splits=(config.data.val_split,), max_sweeps=0
+        )
+        evaluated = Evaluated.of(folders[-1], frames)
+        return Result(
+            variant=self.variant,
+            detector=self.detector,
+            arm=self.arm.name,
+            epochs=self.epochs,
+            seed=self.seed,
+            mean_ap=last.mean_ap,
+            nds=last.nds,
+            errors=last.errors,
+            class_ap=last.class_ap,
+            band_ap=tuple(mean_average_precision(evaluated.matches(band)) for band in BANDS),
+            curve=tuple(curve),
+            cpu_s=cpu_s,
+            seconds_per_step=json.loads((run / "summary.json").read_text())["seconds_per_step"],
+            peak_memory_mb=peak_kib / 1024,
+        )
+
+
+def main(
+    out: Path,
+    seeds: int = 4,
+    epochs: Annotated[int, typer.Option(help=f"A multiple of {CURVE_POINTS}.")] = 24,
+    jobs: Annotated[int, typer.Option(help="Trainings at a time, each on one core.")] = 2,
+    detectors: str = "bevdepth,bevdet",
+    only: Annotated[str, typer.Option(help=f"Arms, with ; between: {'; '.join(arm.name for arm in ARMS)}.")] = "",
+    name: Annotated[str, typer.Option(help="Of a variant, with changes by --set.")] = "",
+    changes: Annotated[list[str] | None, typer.Option("--set", help="Of the student's configuration.")] = None,
+    world: Annotated[list[str] | None, typer.Option(help="Changes of the world, when it is made.")] = None,
+) -> None:
+    """Make what is not there yet, train what is not done yet, and print the tables of all results."""
+    if epochs % CURVE_POINTS:
+        raise typer.BadParameter(f"--epochs must be a multiple of {CURVE_POINTS}")
+    if bool(name) != bool(changes):
+        raise typer.BadParameter("a variant needs both --name and --set")
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    wanted = [part.strip() for part in only.split(";") if part.strip()]
+    arms = [arm for arm in ARMS if not wanted or arm.name in wanted]
+    if unknown := set(wanted) - {arm.name for arm in arms}:
+        raise typer.BadParameter(f"no such arm: {', '.join(unknown)}")
+    prepare(out, arms, tuple(world or ()))
+    studies = [
+        Study(out=out, arm=arm, detector=each, epochs=epochs, seed=seed, changes=tuple(changes or ()), variant=name)
+        for seed in range(seeds)
+        for each in detectors.split(",")
+        for arm in arms
+    ]
+    done = {result.key for result in results(out)}
+    train(out, [study for study in studies if study.key not in done], jobs)
+    print_tables(list(results(out)))
+
+
+def prepare(out: Path, arms: list[Arm], world: tuple[str, ...]) -> None:
+    """The world, the teacher and the stores; the live teacher's store only describes it."""
+    root, checkpoint = out / "world", out / "teacher" / "teacher.pth"
+    if not root.exists():
+        cli("make-world", root, "--config", WORLD, *sets(*world))
+    if not checkpoint.exists() or not (out / "teacher" / "done").exists():
+        shutil.rmtree(out / "teacher", ignore_errors=True)  # of a training that was stopped
+        where = ("--data", root, "--version", "v1.0-mini", "--split", "made_train", "--out", out / "teacher")
+        cli("train-teacher", TEACHER, *where)
+        (out / "teacher" / "done").touch()
+    for arm in arms:
+        if arm.teacher != "none":
+            changes = sets(f"views={arm.views.model_dump_json()}")
+            cli("dump-teacher", DUMP, "--data", root, "--checkpoint", checkpoint, "--out", out / arm.store, *changes)
+
+
+def train(out: Path, studies: list[Study], jobs: int) -> None:
+    """Run trainings side by side; each result is written when it is there."""
+    print(f"{len(studies)} trainings to do", flush=True)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        try:
+            for running in as_completed([pool.submit(study.run) for study in studies]):
+                with (out / "results.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(running.result().model_dump_json() + "\n")
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _metrics(folder: Path) -> Metrics:
+    return Metrics.from_summary(json.loads((folder / "metrics_summary.json").read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    typer.run(main)
