@@ -116,7 +116,7 @@ def train_teacher(
     print_report(f"checkpoint: {train_teacher(config, frames, out)}")
 
 
-@command("cli teachers", "cli teachers --markdown > teachers.md")
+@command("cli teachers --json", "cli teachers --markdown > teachers.md")
 def teachers(
     names: Annotated[list[str] | None, typer.Argument(help="Configurations, by default all of nuScenes.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,

@@ -26,7 +26,7 @@ def box_columns(
     attribute: LinkedTable[NamedRow],
     advance: Advance,
 ) -> dict[str, np.ndarray]:
-    """The columns of `Columns` that are named box_, and sample_boxes.
+    """The columns of `Columns` that are named box_, in its shapes, and sample_boxes: shape (N1,).
 
     Raises:
         DataError: the table is broken, or refers to a record that is not there.

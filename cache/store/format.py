@@ -28,7 +28,7 @@ def pack_chunk(values: np.ndarray, level: int) -> bytes:
 
 
 def unpack_chunk(stored: UInt8[np.ndarray, "n"], out: np.ndarray, where: str, crc32c: int | None = None) -> None:
-    """Decompress a chunk into `out`.
+    """Decompress a chunk into `out`, whose shape is the chunk's.
 
     Args:
         crc32c: that of the chunk that was committed; None where the manifest has none (format version 1).

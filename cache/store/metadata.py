@@ -76,7 +76,7 @@ def zarr_files(attributes: StoreAttributes, tokens: Sequence[str]) -> dict[str, 
 
 
 def small_arrays(spec: CacheSpec, tokens: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays in one chunk, by name."""
+    """The arrays in one chunk, by name: tokens (N, bytes), their order (N,), matrices (V, 4, 4) or (N, V, 4, 4)."""
     names = np.array([token.encode() for token in tokens])
     return {
         TOKEN: names.view(np.uint8).reshape(len(names), -1),

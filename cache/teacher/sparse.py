@@ -8,6 +8,7 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 Layout = Literal["spconv1", "spconv2"]
@@ -34,7 +35,7 @@ def layout_of(module: nn.Module) -> Layout:
     return "spconv1" if parent.__module__.startswith("mmcv.") else "spconv2"
 
 
-def in_layout(kernel: Tensor, source: Layout, target: Layout) -> Tensor:
+def in_layout(kernel: Shaped[Tensor, "a b c d e"], source: Layout, target: Layout) -> Shaped[Tensor, "_ _ _ _ _"]:
     """A kernel's values with the axes of another layout."""
     if source == target:
         return kernel

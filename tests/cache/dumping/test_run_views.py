@@ -248,7 +248,7 @@ def test_unknown_views_and_tokens(cache, frames):
 
 def test_errors_name_the_view(frames, tmp_path):
     teacher = SmallTeacher()
-    teacher.prepare = lambda points: fail() if points[0, 1] < 0 else torch.zeros(CANVAS.shape)
+    teacher.prepare = lambda given: fail() if given.points[0, 1] < 0 else torch.zeros(CANVAS.shape)
 
     def fail() -> None:
         raise DataError("nothing there")

@@ -110,7 +110,7 @@ def _without_stem(state: State) -> State:
 
 
 def _with_a_prefix(state: State) -> State:
-    return {f"module.{key}": value for key, value in state.items()}
+    return {f"net.{key}": value for key, value in state.items()}
 
 
 def _of_one_channel(state: State) -> State:
@@ -121,7 +121,7 @@ def _of_one_channel(state: State) -> State:
     ("damage", "message"),
     [
         (_without_stem, r"got 1 missing: conv1\.weight; expected"),
-        (_with_a_prefix, r"got \d+ missing: conv1\.weight, bn1\.weight, .*; \d+ unexpected: module\.conv1\.weight"),
+        (_with_a_prefix, r"got \d+ missing: conv1\.weight, bn1\.weight, .*; \d+ unexpected: net\.conv1\.weight"),
         (_of_one_channel, r"1 of another shape: conv1\.weight \(64, 1, 7, 7\) for \(64, 3, 7, 7\)"),
     ],
 )

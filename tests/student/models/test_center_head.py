@@ -18,7 +18,7 @@ def test_shapes_of_the_network() -> None:
 
 
 def test_an_unknown_class_is_refused() -> None:
-    head = HeadConfig(tasks=(("car",), ("tram", "bus")))
+    head = HeadConfig().model_copy(update={"tasks": (("car",), ("tram", "bus"))})  # a configuration refuses it itself
     with pytest.raises(ConfigError, match=r"unknown class; got tram; expected some of car, truck, .*traffic_cone"):
         CenterHead(24, head)
 

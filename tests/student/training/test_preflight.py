@@ -261,9 +261,7 @@ def test_a_plan_says_what_the_metrics_cannot_do(made_root: Path, tmp_path: Path)
 
 def test_validation_that_the_devkit_would_refuse_is_no_run(made_root: Path, tmp_path: Path) -> None:
     root = own_world(made_root, tmp_path)
-    with pytest.raises(
-        DataError, match=r"several attributes, and the official metrics take one .sample_annotation"
-    ):
+    with pytest.raises(DataError, match=r"several attributes, and the official metrics take one .sample_annotation"):
         train_student(own_student(validate_every=1), root, [], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
