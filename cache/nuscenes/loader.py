@@ -37,7 +37,7 @@ class Loader(DataLoader):
 
     def __init__(self, dataset: Dataset, *, collate_fn: Callable[[list], Any], **options: Any) -> None:
         if options.get("num_workers"):
-            options["multiprocessing_context"] = _Context()
+            options.setdefault("multiprocessing_context", _Context())
         super().__init__(
             _ErrorsAsSamples(dataset=dataset),
             collate_fn=_Collate(function=collate_fn),

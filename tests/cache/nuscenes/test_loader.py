@@ -44,3 +44,9 @@ def test_a_workers_error_arrives_whole(workers: int) -> None:
 def test_an_error_while_collating_arrives_whole(workers: int) -> None:
     with pytest.raises(DataError, match=r"^no fives; got \[4, 5\]$"):
         list(Loader(Numbers(), collate_fn=refuse_fives, batch_size=2, num_workers=workers))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_start_as_asked_for(method):
+    loader = Loader(Numbers(), collate_fn=sum, num_workers=1, multiprocessing_context=method)
+    assert loader.multiprocessing_context.get_start_method() == method
