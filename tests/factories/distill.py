@@ -1,5 +1,6 @@
 """Small layouts for the distillation objective."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,3 +29,21 @@ def make_spec(layers: dict[str, tuple[int, BevGrid]], **changes: object) -> Cach
 def make_box(x: float, y: float, dx: float, dy: float, yaw_rad: float = 0.0) -> Tensor:
     """One box, (1, 9), from its centre, sides and yaw."""
     return torch.tensor([[x, y, 0.0, dx, dy, 1.5, yaw_rad, 0.0, 0.0]])
+
+
+def random_boxes(count: int, grid: BevGrid, seed: int, largest_m: float = 6.0) -> Tensor:
+    """Boxes (count, 9) in and around a grid, of any yaw."""
+    rng = np.random.default_rng(seed)
+    (x0, x1), (y0, y1) = grid.x_range_m, grid.y_range_m
+    columns = [
+        rng.uniform(x0 - 2, x1 + 2, count),
+        rng.uniform(y0 - 2, y1 + 2, count),
+        np.zeros(count),
+        rng.uniform(0.3, largest_m, count),
+        rng.uniform(0.3, largest_m / 2, count),
+        np.ones(count),
+        rng.uniform(-4, 4, count),
+        np.zeros(count),
+        np.zeros(count),
+    ]
+    return torch.from_numpy(np.stack(columns, axis=1)).float()

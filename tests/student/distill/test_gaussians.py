@@ -16,26 +16,10 @@ from student.distill.gaussians import (
     gaussian_radius,
     named_radius,
 )
+from tests.factories.distill import random_boxes
 
 # Higher than wide, cells that are not square, a range that is not centred at 0.
 GRID = BevGrid(x_range_m=(-4.0, 12.0), y_range_m=(2.0, 22.0), cell_m=(0.8, 0.5))
-
-
-def random_boxes(count: int, grid: BevGrid, seed: int, largest_m: float = 6.0) -> Tensor:
-    rng = np.random.default_rng(seed)
-    (x0, x1), (y0, y1) = grid.x_range_m, grid.y_range_m
-    columns = [
-        rng.uniform(x0 - 2, x1 + 2, count),
-        rng.uniform(y0 - 2, y1 + 2, count),
-        np.zeros(count),
-        rng.uniform(0.3, largest_m, count),
-        rng.uniform(0.3, largest_m / 2, count),
-        np.ones(count),
-        rng.uniform(-4, 4, count),
-        np.zeros(count),
-        np.zeros(count),
-    ]
-    return torch.from_numpy(np.stack(columns, axis=1)).float()
 
 
 def test_radii_by_hand() -> None:
