@@ -37,7 +37,7 @@ class WorldConfig(Strict):
     image_size: tuple[int, int] = (450, 800)
     """(height, width) in pixels; the focal lengths scale with the width."""
     jpeg_quality: int = Field(90, ge=1, le=100)
-    range_m: float = Field(25.6, ge=16, le=60)
+    range_m: float = Field(25.6, ge=10, le=60)
     """Objects are placed and annotated where |x| and |y| in the LiDAR frame are at most this."""
     objects: int = Field(36, ge=len(CLASSES))
     """Objects of a scene; which of them are in range varies from frame to frame."""

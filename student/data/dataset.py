@@ -1,13 +1,13 @@
 """Images, boxes, depth and the teachers' cached samples -> Batch."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,6 +24,9 @@ from student.data.samplers import SampleDraw
 from student.data.teacher_source import TeacherSource
 from student.distill.warp import to_teacher
 
+LabelledBoxes = tuple[Float[np.ndarray, "M 9"], Int[np.ndarray, "M"]]
+"""Boxes of a frame in the LiDAR's frame, and their labels."""
+
 
 class StudentDataset(Dataset[Batch]):
     """Frames as batches of one; `collate` joins them and reads the teachers' samples.
@@ -33,6 +36,7 @@ class StudentDataset(Dataset[Batch]):
         with_depth: Load the current frame's depth, for a detector that learns it.
         sources: The teachers' caches. With `bev_augment.replay` the BEV augmentation is one of the drawn views of the
             first. Depth comes from the first that keeps it, or else from the LiDAR files.
+        predicted_boxes: By token, in place of the frame's annotations (`distill.unlabelled_split`).
     """
 
     def __init__(
@@ -42,9 +46,11 @@ class StudentDataset(Dataset[Batch]):
         times: int = 1,
         with_depth: bool = False,
         sources: Sequence[TeacherSource] = (),
+        predicted_boxes: Mapping[str, LabelledBoxes] | None = None,
     ) -> None:
         self.frames, self.config, self.times, self.with_depth = frames, config, times, with_depth
         self.sources = tuple(sources)
+        self._predicted_boxes = predicted_boxes or {}
         self._depth_source = next((source for source in self.sources if source.cache.spec.depth), None)
 
     def __len__(self) -> int:
@@ -62,6 +68,7 @@ class StudentDataset(Dataset[Batch]):
         depth_m = self._depth(current, [image_matrix for _, image_matrix in views[0]]) if self.with_depth else None
         seconds = LoadSeconds(images=read - began, depth=time.perf_counter() - read)
         global_to_current = np.linalg.inv(current.lidar_to_global)
+        boxes, labels = self._predicted_boxes.get(current.token, (current.boxes, current.labels))
         return Batch(
             tokens=(current.token,),
             images=torch.from_numpy(np.stack([[image for image, _ in row] for row in views])[None]).movedim(-1, -3),
@@ -72,8 +79,8 @@ class StudentDataset(Dataset[Batch]):
             lidar_to_ego=_float([current.lidar_to_ego]),
             bev_matrix=_float([matrix]),
             depth_m=depth_m,
-            boxes=(_float(transform_boxes(current.boxes, matrix)),),
-            labels=(torch.from_numpy(current.labels),),
+            boxes=(_float(transform_boxes(boxes, matrix)),),
+            labels=(torch.from_numpy(labels),),
             load_seconds=seconds,
         )
 

@@ -8,7 +8,7 @@ from cache.config import Strict
 from cache.errors import ConfigError
 from student.distill.pairs import PairConfig
 from student.distill.terms import Term
-from student.distill.terms.base import PairTerm
+from student.distill.terms.base import PairTerm, Probability
 
 
 class DistillConfig(Strict):
@@ -18,6 +18,14 @@ class DistillConfig(Strict):
     terms: tuple[Term, ...] = Field(min_length=1)
     inherit_head: bool = False
     """Start the student's task heads from the teacher's weights."""
+    inherit_shared_conv: bool = False
+    """Start the convolution before the task heads from the teacher's, too; the student's neck must have the channels
+    of the teacher's."""
+    unlabelled_split: str = ""
+    """Frames to train on beside data.train_split, with the boxes that the first teacher predicts there in place of
+    annotations; its store must hold them, with head maps. Empty: none."""
+    box_score: Probability = 0.3
+    """The least score of such a box."""
     multi_scale_epoch: NonNegativeInt = 0
     """The first epoch of pairs on the student's backbone layers."""
     two_stage_epoch: NonNegativeInt = 0

@@ -195,6 +195,34 @@ def require_disjoint_splits(data: DataConfig, frames: Frames) -> None:
         )
 
 
+def require_unlabelled(config: StudentConfig, frames: Frames) -> None:
+    """Raise unless the teacher's boxes can stand in for the annotations of distill.unlabelled_split.
+
+    Raises:
+        ConfigError: it shares scenes with the training or the validation split, or classes are balanced by annotations.
+    """
+    split, data = config.distill.unlabelled_split if config.distill else "", config.data
+    if not split:
+        return
+    for name, other in (("data.train_split", data.train_split), ("data.val_split", data.val_split)):
+        if shared := sorted(frames.scenes_of(split) & frames.scenes_of(other)):
+            raise ConfigError(
+                "frames are both labelled and unlabelled",
+                where=f"distill.unlabelled_split, {name}",
+                got=f"{split} and {other}, with {len(shared)} scenes in both, the first is {shared[0]}",
+                expected="splits without a common scene",
+                cure="Change one of them",
+            )
+    if config.training.class_balanced:
+        raise ConfigError(
+            "classes are balanced by annotations, which unlabelled frames do not have",
+            where="training.class_balanced",
+            got=f"true, with distill.unlabelled_split {split}",
+            expected="one of the two",
+            cure="Set training.class_balanced to false, or leave distill.unlabelled_split out",
+        )
+
+
 def look_at_boxes(frames: Frames) -> None:
     """Show what there is to learn from in one line, and warn of what is suspicious about it.
 

@@ -12,10 +12,11 @@ from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from student.config.student import StudentConfig
 from student.config.training import TrainingConfig
-from student.data.dataset import StudentDataset
+from student.data.dataset import LabelledBoxes, StudentDataset
 from student.data.samplers import ClassBalanced, Order, SeededSampler, Shuffled
 from student.data.teacher_source import TeacherSource
 from student.distill.inherit import inherit_head
+from student.evaluation.teacher_boxes import predicted_boxes
 from student.models.checkpoint import start_from
 from student.training import preflight
 from student.training.checkpointing import BEST, LAST, ignore_stop_signals, remove_partial_checkpoints
@@ -78,7 +79,7 @@ def set_up_training(
         cache_paths: the teachers' caches, in the order of their indices in `config.distill`.
         out: the run's folder; None where nothing will be written and nothing validated.
         resume: go on from the run's last checkpoint.
-        frames: to train on; those of data.train_split by default.
+        frames: to train on; those of data.train_split and distill.unlabelled_split by default.
 
     Raises:
         ConfigError, MismatchError, NotCachedError, DataError: see `student.training.preflight`.
@@ -96,13 +97,14 @@ def set_up_training(
         frames = Frames(
             root=root,
             version=data.version,
-            splits=(data.train_split,),
+            splits=(data.train_split, *_unlabelled(config)),
             max_sweeps=0,
             cameras=data.cameras,
             lidar=data.lidar,
             store=store,
         )
     preflight.require_disjoint_splits(config.data, frames)
+    preflight.require_unlabelled(config, frames)
     paths = cache_paths if config.distill else ()
     sources = [TeacherSource.open(path, config, index) for index, path in enumerate(paths)]
     all_frames, lidar = len(frames), not any(source.cache.spec.depth for source in sources)
@@ -116,10 +118,11 @@ def set_up_training(
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
-    preflight.look_at_boxes(frames)
+    boxes = _predicted_boxes(config, frames, sources)
+    preflight.look_at_boxes(frames.keeping(lambda token: token not in boxes))
     preflight.warn_of_metric_limits(config, frames)
     detector = module.detector
-    dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources)
+    dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources, boxes)
     if out is not None:
         preflight.require_loader_resources(dataset, config)
     return TrainingSetup(
@@ -153,6 +156,21 @@ def _order(frames: Frames, config: StudentConfig) -> Order:
     return ClassBalanced.of(frames.label_counts(), classes)
 
 
+def _unlabelled(config: StudentConfig) -> tuple[str, ...]:
+    return (config.distill.unlabelled_split,) if config.distill and config.distill.unlabelled_split else ()
+
+
+def _predicted_boxes(
+    config: StudentConfig, frames: Frames, sources: Sequence[TeacherSource]
+) -> dict[str, LabelledBoxes]:
+    """The first teacher's boxes of the unlabelled frames."""
+    if config.distill is None or not config.distill.unlabelled_split:
+        return {}
+    unlabelled = set(frames.of_splits(config.distill.unlabelled_split).tokens)
+    tokens = [token for token in frames.tokens if token in unlabelled]
+    return predicted_boxes(sources[0].cache, tokens, config.distill.box_score)
+
+
 def _first_module(config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool) -> StudentModule:
     """The module as its seed, `init_from` (unless resumed) and its teacher's head make it."""
     lightning.seed_everything(config.training.seed, verbose=False)
@@ -160,7 +178,8 @@ def _first_module(config: StudentConfig, sources: Sequence[TeacherSource], resum
     if config.training.init_from is not None and not resumed:
         start_from(module.detector, config.training.init_from)
     if config.distill is not None and config.distill.inherit_head:
-        inherit_head(module.detector.head, sources[0].cache.head_weights())
+        weights, shared = sources[0].cache.head_weights(), config.distill.inherit_shared_conv
+        inherit_head(module.detector.head, weights, shared)
     return module
 
 

@@ -17,6 +17,7 @@ from cache.spec import CacheSpec, DataIdentity, PointPipeline, TeacherIdentity
 from student.config.student import TASKS, DataConfig, StudentConfig
 from student.data.samplers import Shuffled
 from student.data.teacher_source import TeacherSource
+from student.distill.config import DistillConfig
 from student.training import preflight
 from student.training.memory import checkpoint_bytes
 from student.training.plan import plan_training
@@ -27,6 +28,7 @@ from student.training.preflight import (
     require_fitting_sources,
     require_full_step,
     require_sound,
+    require_unlabelled,
     resolve_devices,
     validation_frames,
     warn_of_metric_limits,
@@ -164,6 +166,29 @@ def test_validation_on_what_was_trained_is_refused(made_frames: Frames, train: s
     with pytest.raises(ConfigError, match=said) as caught:
         require_disjoint_splits(data, made_frames)
     assert int(str(caught.value.got).split("with ")[1].split()[0]) >= shared
+
+
+def unlabelled(split: str, **training: object) -> StudentConfig:
+    """A student that also trains on an unlabelled split."""
+    distill = {"unlabelled_split": split, "terms": [{"kind": "heatmap_temperature"}]}
+    config = tiny_student(**training)
+    return config.model_copy(update={"distill": DistillConfig.model_validate(distill)})
+
+
+@pytest.mark.parametrize(("split", "of"), [("mini_train", "train_split"), ("mini_val", "val_split")])
+def test_frames_are_either_labelled_or_not(made_frames: Frames, split: str, of: str) -> None:
+    said = (
+        rf"both labelled and unlabelled \(distill.unlabelled_split, data.{of}\); got {split} and {split}, with \d+ scen"
+    )
+    with pytest.raises(ConfigError, match=said):
+        require_unlabelled(unlabelled(split), made_frames)
+
+
+def test_unlabelled_frames_cannot_balance_classes(made_frames: Frames) -> None:
+    require_unlabelled(MINE, made_frames)
+    require_unlabelled(unlabelled("test"), made_frames)
+    with pytest.raises(ConfigError, match=r"balanced by annotations.*got true, with distill.unlabelled_split test"):
+        require_unlabelled(unlabelled("test", class_balanced=True), made_frames)
 
 
 def test_an_unknown_split_is_named_before_the_training(made_frames: Frames) -> None:
