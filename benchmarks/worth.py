@@ -6,10 +6,11 @@ makes the study's world, trains its teacher, dumps it, trains and evaluates all 
 keeps everything, and results.jsonl a line for each training that is done: the same command goes on where an earlier one
 stopped.
 
-A third of the training scenes are labelled. The teacher is trained on those, and so is a first student, alone, from
-which all others start. All students of a detector and seed have the same first weights and number of steps, and those
-that see the same frames also the same order and augmentation. The differences to the student alone and to the live
-teacher are therefore paired by seed. `--only`, `--seeds` and `--set` run a part of it, or a variant with a `--name`:
+The teacher is trained on scenes that no student sees. Of the students' scenes one in eight is labelled; a first student
+is trained on those, alone, and all others start from it. All students of a detector and seed have the same first
+weights and number of steps, and those that see the same frames also the same order and augmentation. The differences
+to the student alone and to the live teacher are therefore paired by seed. `--only`, `--seeds` and `--set` run a part,
+or a variant with a `--name`:
 
     python -m benchmarks.worth OUT --only "cached, canonical view" --seeds 1 --name "auto" --set ...
 """
@@ -43,9 +44,10 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "study"
 WORLD, TEACHER, DUMP, STUDENT = (
     CONFIGS / name for name in ("world.yaml", "teacher_model.py", "dump.yaml", "student.yaml")
 )
-ALL, LABELLED, UNLABELLED = "made_train", "made_labelled", "made_unlabelled"
-SHARE = 3
-"""One of so many training scenes is labelled."""
+TEACHERS, OWN, LABELLED, UNLABELLED = "made_teacher", "made_own", "made_labelled", "made_unlabelled"
+"""Splits of the study's world: the teacher's scenes, the students', and of these those with and without labels."""
+SHARE = 8
+"""One of so many of the students' scenes is labelled."""
 START_SEED = 0
 """The others' seeds begin with 1."""
 
@@ -71,7 +73,7 @@ class Arm(Strict):
     @property
     def share(self) -> int:
         """Its frames, in numbers of labelled frames."""
-        return SHARE if self.unlabelled or self.split == ALL else 1
+        return SHARE if self.unlabelled or self.split == OWN else 1
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -86,7 +88,7 @@ ARMS = (
     Arm(name="cached, 4 reflections", teacher="cached", views=ViewsConfig(reflections=4)),
     Arm(name="live teacher", teacher="live"),
     Arm(name="cached, with unlabelled frames", teacher="cached", unlabelled=True),
-    Arm(name="alone, all frames labelled", teacher="none", split=ALL),
+    Arm(name="alone, all frames labelled", teacher="none", split=OWN),
 )
 
 
@@ -175,8 +177,8 @@ class Study:
 def main(
     out: Path,
     seeds: int = 4,
-    epochs: Annotated[int, typer.Option(help=f"Of the labelled frames, a multiple of {SHARE} times --points.")] = 15,
-    start_epochs: Annotated[int, typer.Option(help="Of the student that all others start from.")] = 16,
+    epochs: Annotated[int, typer.Option(help=f"Of the labelled frames, a multiple of {SHARE} times --points.")] = 56,
+    start_epochs: Annotated[int, typer.Option(help="Of the student that all others start from.")] = 64,
     points: Annotated[int, typer.Option(help="Of the learning curves.")] = 1,
     jobs: Annotated[int, typer.Option(help="Trainings at a time, each on one core.")] = 2,
     detectors: str = "bevdepth",
@@ -225,24 +227,15 @@ def prepare(out: Path, arms: list[Arm], world: tuple[str, ...]) -> None:
     root, checkpoint = out / "world", out / "teacher" / "teacher.pth"
     if not root.exists():
         cli("make-world", root, "--config", WORLD, *sets(*world))
-    label_a_share(root / "v1.0-mini" / "splits.json")
     if not checkpoint.exists() or not (out / "teacher" / "done").exists():
         shutil.rmtree(out / "teacher", ignore_errors=True)  # of a training that was stopped
-        where = ("--data", root, "--version", "v1.0-mini", "--split", LABELLED, "--out", out / "teacher")
+        where = ("--data", root, "--version", "v1.0-mini", "--split", TEACHERS, "--out", out / "teacher")
         cli("train-teacher", TEACHER, *where)
         (out / "teacher" / "done").touch()
     for arm in arms:
         if arm.teacher != "none":
             changes = sets(f"views={arm.views.model_dump_json()}")
             cli("dump-teacher", DUMP, "--data", root, "--checkpoint", checkpoint, "--out", out / arm.store, *changes)
-
-
-def label_a_share(file: Path) -> None:
-    """Name the first third of the training scenes LABELLED, and the others UNLABELLED."""
-    splits = json.loads(file.read_text(encoding="utf-8"))
-    count = len(splits[ALL]) // SHARE
-    splits |= {LABELLED: splits[ALL][:count], UNLABELLED: splits[ALL][count:]}
-    file.write_text(json.dumps(splits, indent=1), encoding="utf-8")
 
 
 def drawn(detector: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-# The study's teacher: the demo's over +-12.8 m, with maps of 32 x 32 cells, in larger steps for the labelled third of the frames.
+# The study's teacher: the demo's over +-12.8 m, with maps of 32 x 32 cells, in larger steps, for 128 frames.
 _base_ = ["../demo/teacher_model.py"]
 
 point_cloud_range = [-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]
@@ -15,9 +15,9 @@ model = dict(
 )
 
 train_dataloader = dict(batch_size=4)
-train_cfg = dict(max_epochs=14)
+train_cfg = dict(max_epochs=28)
 optim_wrapper = dict(optimizer=dict(lr=4e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, begin=0, end=2, by_epoch=True, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min=2e-5, begin=2, end=14, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", eta_min=2e-5, begin=2, end=28, by_epoch=True, convert_to_iter_based=True),
 ]
