@@ -41,7 +41,7 @@ def steps(out: Path) -> list[Step]:
     made = ("make-world", out / "world", "--config", CONFIGS / "world.yaml")
     teacher = ("train-teacher", CONFIGS / "teacher_model.py", *world, "--version", "v1.0-mini", "--split", "mini_train")
     dump = ("dump-teacher", CONFIGS / "dump.yaml", *world, "--checkpoint", weights, "--out", store)
-    train = ("train-student", CONFIGS / "student.yaml", *world)
+    train = ("train-student", CONFIGS / "student.yaml", *world, *half_precision())
     alone = (*train, "--out", out / "student", "--set", "distill=null")
     distilled = (*train, "--cache", store, "--out", out / "distilled")
     from_store = ("evaluate", *world, "--cache", store, "--split", "mini_val", "--out", out / "teacher" / "evaluation")
@@ -59,6 +59,12 @@ def steps(out: Path) -> list[Step]:
         Step("evaluate student", "evaluate the student", evaluate(out / "student"), beside=True),
         Step("evaluate distilled", "evaluate the distilled student", evaluate(out / "distilled"), beside=True),
     ]
+
+
+def half_precision() -> tuple[str, ...]:
+    """Changes of the students' configuration for a processor that computes in bfloat16; others would emulate it."""
+    has = {"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    return ("--set", "training.precision=bf16-mixed") if has else ()
 
 
 def groups(todo: Sequence[Step]) -> list[list[Step]]:

@@ -30,7 +30,7 @@ def test_the_table_holds_what_was_measured(tmp_path: Path) -> None:
 def test_both_students_are_trained_alike(tmp_path: Path) -> None:
     alone, distilled = (step.arguments for step in steps(tmp_path) if step.name in ("student", "distilled"))
     assert alone[:4] == distilled[:4]
-    assert set(alone) - set(distilled) == {"--set", "distill=null", tmp_path / "student"}
+    assert set(alone) - set(distilled) - {"--set"} == {"distill=null", tmp_path / "student"}
 
 
 def test_a_folder_that_is_no_demo_is_left_alone(tmp_path: Path) -> None:
