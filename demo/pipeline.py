@@ -41,7 +41,7 @@ def steps(out: Path) -> list[Step]:
     made = ("make-world", out / "world", "--config", CONFIGS / "world.yaml")
     teacher = ("train-teacher", CONFIGS / "teacher_model.py", *world, "--version", "v1.0-mini", "--split", "mini_train")
     dump = ("dump-teacher", CONFIGS / "dump.yaml", *world, "--checkpoint", weights, "--out", store)
-    train = ("train-student", CONFIGS / "student.yaml", *world, *half_precision())
+    train: tuple[str | Path, ...] = ("train-student", CONFIGS / "student.yaml", *world, *half_precision())
     alone = (*train, "--out", out / "student", "--set", "distill=null")
     distilled = (*train, "--cache", store, "--out", out / "distilled")
     from_store = ("evaluate", *world, "--cache", store, "--split", "mini_val", "--out", out / "teacher" / "evaluation")
@@ -85,7 +85,7 @@ def run(group: Sequence[Step]) -> dict[str, Cost]:
         OfflineDistillError: a command failed; its own message is on the terminal.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // len(group))
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if len(group) > 1 else {})
     commands = [[sys.executable, "-m", "cli", *map(str, step.arguments)] for step in group]
     began = time.perf_counter()
     processes = [subprocess.Popen(command, cwd=CONFIGS.parent.parent, env=environment) for command in commands]
