@@ -47,15 +47,19 @@ def to_teacher(view_matrix: Tensor, augmentation: Tensor, lidar_to_frame: Option
 
 
 @contextmanager
-def tapped(model: nn.Module, taps: Mapping[str, str]) -> Iterator[Dict[str, Any]]:
-    """By name, the latest output with gradient of each tap's module: "neck", or "neck:1" for part 1 of a list."""
+def tapped(model: nn.Module, taps: Mapping[str, str], **keep: Any) -> Iterator[Dict[str, Any]]:
+    """By name, the latest output with gradient of each tap's module: "neck", or "neck:1" for part 1 of a list.
+
+    Args:
+        keep: by name, output -> what is kept of it.
+    """
     found: Dict[str, Any] = {}
     modules, hooks = dict(model.named_modules()), []
     for name, (module, _, part) in ((name, tap.partition(":")) for name, tap in taps.items()):
 
         def record(_: nn.Module, __: Any, output: Any, name: str = name, part: str = part) -> None:
             if torch.is_grad_enabled():
-                found[name] = output[int(part)] if part else output
+                found[name] = keep.get(name, _same)(output[int(part)] if part else output)
 
         if module not in modules:
             raise BevCacheError("the model has no such module", f"tap {name}", module, ", ".join(model._modules))
@@ -65,6 +69,10 @@ def tapped(model: nn.Module, taps: Mapping[str, str]) -> Iterator[Dict[str, Any]
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _same(output: Any) -> Any:
+    return output
 
 
 class DistillObjective(nn.Module):
@@ -89,7 +97,10 @@ class DistillObjective(nn.Module):
         for term in config["terms"]:
             chosen = [self.pairs[labels.index(label)] for label in term.get("pairs") or labels]
             self.terms.append(nn.ModuleList(Fgd(term, pair, n, len(chosen)) for n, pair in enumerate(chosen)))
-        self.needs_logits = any("student" in term.c.false_positives for terms in self.terms for term in terms)
+        settings = [term.c for terms in self.terms for term in terms]
+        self.needs_logits = any("student" in c.false_positives for c in settings)
+        schedule = config.get("multi_scale_epoch"), config.get("two_stage_epoch"), *(c.fp_epoch for c in settings)
+        self.names_epochs = any(schedule)
 
     def forward(
         self, features: Maps, logits: Optional[Tensor], teachers: Sequence[Batch], boxes: Many, labels: Many, epoch: int
