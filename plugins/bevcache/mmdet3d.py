@@ -2,7 +2,7 @@
 
 import math
 from importlib import import_module
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Mapping, Tuple
 
 import mmcv
 import numpy as np
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data._utils.collate import default_collate
 
-from .objective import DistillObjective, tapped, to_teacher
-from .reader import BevCacheError, Grid, TeacherStore
+from .objective import DistillObjective, read_aligned, tapped
+from .reader import BevCacheError, Grid, Names, TeacherStore
 
 if mmcv.__version__.startswith("1."):
     PIPELINES, MODELS = (
@@ -25,11 +25,12 @@ else:
     )
     Hook = import_module("mmengine.hooks").Hook
 
+Config = Mapping[str, Any]
 PREFIX = "bevcache."
 """Of the objective's tensors in checkpoints."""
 
 
-def mmdet3d_matrix(results: Mapping[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
+def mmdet3d_matrix(results: Config) -> Tuple[np.ndarray, np.ndarray]:
     """mmdet3d's augmentation (4, 4), as its steps record it, of a detector in the LiDAR frame."""
     matrix, flow = np.eye(4), results.get("transformation_3d_flow", [])
     if flow.count("R") > 1 or ("img_inputs" in results and len(results["img_inputs"]) > 6):
@@ -50,7 +51,7 @@ def mmdet3d_matrix(results: Mapping[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
     return matrix, np.eye(4)
 
 
-def bevdet_matrix(results: Mapping[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
+def bevdet_matrix(results: Config) -> Tuple[np.ndarray, np.ndarray]:
     """BEVDet dev3.0: bda_mat, and LiDAR -> the key frame's ego vehicle when its first camera took its image."""
     augmentation, bda = np.eye(4), np.asarray(results["img_inputs"][6])
     augmentation[: len(bda), : len(bda)] = bda
@@ -61,7 +62,7 @@ def bevdet_matrix(results: Mapping[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
     return augmentation, np.linalg.inv(key_to_global) @ ego_to_global @ lidar_to_ego
 
 
-def _pose(info: Mapping[str, Any], name: str) -> np.ndarray:
+def _pose(info: Config, name: str) -> np.ndarray:
     w, x, y, z = info[f"{name}_rotation"] / np.linalg.norm(info[f"{name}_rotation"])
     pose, skew = np.eye(4), np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     pose[:3, :3] += 2 * w * skew + 2 * skew @ skew
@@ -83,13 +84,7 @@ class LoadTeacherFeatures:
         pack: the packing step of mmdet3d 1.x, which drops what it does not know: it is run here.
     """
 
-    def __init__(
-        self,
-        store: str,
-        layers: Optional[Sequence[str]] = None,
-        matrix: Union[str, Callable[[Mapping[str, Any]], Any]] = "mmdet3d",
-        pack: Optional[Dict[str, Any]] = None,
-    ) -> None:
+    def __init__(self, store: str, layers: Names = None, matrix: Any = "mmdet3d", pack: Any = None) -> None:
         self.store, self.layers = TeacherStore(store), layers
         self.matrix = MATRICES[matrix] if isinstance(matrix, str) else matrix
         self.pack = None if pack is None else PIPELINES.build(pack)
@@ -97,13 +92,8 @@ class LoadTeacherFeatures:
     def __call__(self, results: Dict[str, Any]) -> Dict[str, Any]:
         """Add the maps and `to_teacher` of the stored view that is nearest to the augmentation."""
         token = results.get("token", results.get("sample_idx"))
-        augmentation, frame = self.matrix(results)
-        view = self.store.nearest_view(token, np.linalg.inv(frame) @ augmentation @ frame)
-        batch = self.store.read([token], self.layers, [view])
-        batch["to_teacher"] = to_teacher(
-            batch["view_matrix"], *(torch.from_numpy(m)[None] for m in (augmentation, frame))
-        )
-        results.setdefault("teacher", []).append({name: tensor[0] for name, tensor in batch.items()})
+        sample = read_aligned(self.store, token, *self.matrix(results), self.layers)
+        results.setdefault("teacher", []).append(sample)
         if self.pack is None:
             return results
         packed = self.pack(results)
@@ -132,31 +122,23 @@ class Distilled:
         layers: channels and grid of each of the student's layers, which are (B, C, H, W) or (B, H W, C).
         classes: in the order of the labels.
         heatmap_grid: of its heatmaps; by default that of the first layer.
-        head: the module that gives heatmaps, a list of [{"heatmap": logits}] by task.
-        boxes: convention of the ground truth, mmdet3d-1.x or mmdet3d-0.x.
+        head: the module that gives heatmaps, a list of [{"heatmap": logits}] by task; by default pts_bbox_head.
+        boxes: convention of the ground truth, mmdet3d-1.x (the default) or mmdet3d-0.x.
     """
 
     def __new__(
-        cls,
-        detector: Any,
-        store: Union[str, Sequence[str]],
-        distill: Mapping[str, Any],
-        taps: Mapping[str, str],
-        layers: Mapping[str, Any],
-        classes: Sequence[str],
-        heatmap_grid: Optional[Mapping[str, Any]] = None,
-        head: str = "pts_bbox_head",
-        boxes: str = "mmdet3d-1.x",
-        **defaults: Any,
+        cls, detector: Any, store: Any, distill: Config, taps: Config, layers: Config, classes: Any, **options: Any
     ) -> Any:
-        model = _build(detector, {key: value for key, value in defaults.items() if value is not None})
+        """The detector; the rest of `options` is for its own constructor."""
+        head, boxes, grid = (options.pop(name, None) for name in ("head", "boxes", "heatmap_grid"))
+        model = _build(detector, {key: value for key, value in options.items() if value is not None})
         specs = [TeacherStore(path).spec for path in ([store] if isinstance(store, str) else store)]
         grids = {name: (layer["channels"], Grid.of(layer["grid"])) for name, layer in layers.items()}
-        grid = next(iter(grids.values()))[1] if heatmap_grid is None else Grid.of(heatmap_grid)
+        grid = next(iter(grids.values()))[1] if grid is None else Grid.of(grid)
         model.bevcache = DistillObjective(distill, grids, grid, classes, specs)
-        model.bevcache_taps = {**taps, "logits": head} if model.bevcache.needs_logits else dict(taps)
+        model.bevcache_taps = {**taps, "logits": head or "pts_bbox_head"} if model.bevcache.needs_logits else dict(taps)
         model.bevcache_shapes = {name: grid.shape for name, (_, grid) in grids.items()}
-        model.bevcache_boxes, model.bevcache_epoch = boxes, None
+        model.bevcache_boxes, model.bevcache_epoch = boxes or "mmdet3d-1.x", None
         model.__class__ = type(f"Distilled{type(model).__name__}", (_Learner, type(model)), {})
         return model
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from .reader import Batch, BevCacheError, Grid, require_known
+from .reader import Batch, BevCacheError, Grid, Names, TeacherStore, require_known
 
 Config, Maps, Many = Mapping[str, Any], Mapping[str, Tensor], Sequence[Tensor]
 CRITERIA = {"mse": torch.square, "l1": torch.abs, "smooth_l1": lambda d: F.smooth_l1_loss(d, d * 0, reduction="none")}
@@ -44,6 +44,21 @@ def to_teacher(view_matrix: Tensor, augmentation: Tensor, lidar_to_frame: Option
     """
     moved = augmentation if lidar_to_frame is None else augmentation.double() @ lidar_to_frame.double()
     return view_matrix.double().cpu() @ torch.inverse(moved.double().cpu())
+
+
+def read_aligned(
+    store: TeacherStore, token: str, augmentation: Any, lidar_to_frame: Any, layers: Names = None
+) -> Batch:
+    """A sample's stored view that is nearest to the student's augmentation, with its `to_teacher`; without B.
+
+    Args:
+        augmentation: A, (4, 4), of the student's BEV in its own frame.
+        lidar_to_frame: E, (4, 4), LiDAR -> the student's frame.
+    """
+    moved, frame = (np.asarray(matrix, dtype=np.float64) for matrix in (augmentation, lidar_to_frame))
+    batch = store.read([token], layers, [store.nearest_view(token, np.linalg.inv(frame) @ moved @ frame)])
+    batch["to_teacher"] = to_teacher(batch["view_matrix"], torch.from_numpy(moved @ frame)[None])
+    return {name: tensor[0] for name, tensor in batch.items()}
 
 
 @contextmanager
@@ -353,7 +368,7 @@ def adapter(grid: Grid, channels: int, out: int, kind: str = "identity", factor:
 
 
 def draw_heatmap(boxes: Tensor, grid: Grid) -> Tensor:
-    """(B, H, W): the largest of CenterPoint's Gaussians at the centres of boxes with a size, radius at least 2 cells."""
+    """(B, H, W): the largest of CenterPoint's Gaussians at the centres of boxes with a size, radius 2 cells or more."""
     length, width = boxes[..., 3] / grid.cell_m[0], boxes[..., 4] / grid.cell_m[1]
     total, area, overlap, maps = length + width, length * width, 0.1, []
     cases = (1, total, area * (1 - overlap) / (1 + overlap)), (4, 2 * total, area * (1 - overlap))

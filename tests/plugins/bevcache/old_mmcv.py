@@ -82,7 +82,7 @@ class Samples(torch.utils.data.Dataset):
     """Random images of the store's tokens, through a pipeline built from a configuration."""
 
     def __init__(self, tokens, step):
-        self.tokens, self.step = tokens * 40, step
+        self.tokens, self.step = tokens * 12, step
 
     def __len__(self):
         return len(self.tokens)
@@ -123,12 +123,21 @@ def main(plugins, store, folder):
     )
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     loader = torch.utils.data.DataLoader(
-        Samples(list(TeacherStore(store).positions), step), 4, True, num_workers=1, collate_fn=partial(collate, samples_per_gpu=4)
+        Samples(list(TeacherStore(store).positions), step),
+        4,
+        True,
+        num_workers=1,
+        collate_fn=partial(collate, samples_per_gpu=4),
     )
-    optimizer = build_optimizer(model, {"type": "AdamW", "lr": 5e-3})
+    optimizer = build_optimizer(model, {"type": "AdamW", "lr": 3e-2})
     logged = []
     runner = EpochBasedRunner(
-        MMDataParallel(model, device_ids=[]), None, optimizer, folder, get_logger("test", log_level="ERROR"), max_epochs=2
+        MMDataParallel(model, device_ids=[]),
+        None,
+        optimizer,
+        folder,
+        get_logger("test", log_level="ERROR"),
+        max_epochs=2,
     )
     runner.register_training_hooks(
         {"policy": "fixed"}, {"grad_clip": {"max_norm": 35}}, {"interval": 1}, None, None,
@@ -155,7 +164,8 @@ def main(plugins, store, folder):
     export_checkpoint(str(Path(folder) / "epoch_2.pth"), str(Path(folder) / "student.pth"))
     bare = build_detector({"type": "Detector", "channels": 5})
     bare.load_state_dict(torch.load(str(Path(folder) / "student.pth"))["state_dict"])
-    print(len(logged), "steps, from", round(float(np.mean(distances[:5])), 4), "to", round(float(np.mean(distances[-5:])), 4))  # noqa: T201
+    first, last = np.mean(distances[:5]), np.mean(distances[-5:])
+    sys.stdout.write(f"{len(logged)} steps, from {first:.3f} to {last:.3f}\n")
 
 
 if __name__ == "__main__":

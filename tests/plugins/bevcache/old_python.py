@@ -45,4 +45,4 @@ if __name__ == "__main__":
     for path in sys.argv[2:]:
         saved = torch.load(path)
         require_equal(saved, run_case(saved))
-    print(len(sys.argv[2:]), "cases with Python", sys.version.split()[0], "and torch", torch.__version__)  # noqa: T201
+    sys.stdout.write(f"{len(sys.argv[2:])} cases with Python {sys.version.split()[0]} and torch {torch.__version__}\n")

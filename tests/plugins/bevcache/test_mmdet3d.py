@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cache.dumping.run import dump
-from cache.geometry.views import ViewsConfig
+from cache.geometry.views import PUBLIC_AUGMENT, ViewsConfig, bev_matrix
 from cache.nuscenes.frames import Frames
 from cache.spec import CLASSES, CodecSpec, PointPipeline
 from cache.teacher.mmdet3d import load_teacher
@@ -19,10 +19,12 @@ from tests.factories.stores import make_config
 
 pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed")
 
-from bevcache.mmdet3d import export_checkpoint, mmdet3d_matrix  # noqa: E402
-from bevcache.reader import BevCacheError  # noqa: E402
-from mmengine.registry import MODELS, TRANSFORMS  # noqa: E402
-from torch.utils.data import ConcatDataset, DataLoader  # noqa: E402
+from bevcache.mmdet3d import _boxes, bevdet_matrix, export_checkpoint, mmdet3d_matrix
+from bevcache.reader import BevCacheError
+from mmengine.registry import MODELS, TRANSFORMS
+from nuscenes.utils.geometry_utils import transform_matrix
+from pyquaternion import Quaternion
+from torch.utils.data import ConcatDataset, DataLoader
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo" / "teacher_model.py"
 GRID = {"x_range_m": [-16.0, 16.0], "y_range_m": [-16.0, 16.0], "cell_m": [0.8, 0.8]}
@@ -157,22 +159,48 @@ def test_a_small_centerpoint_learns_from_a_larger_ones_store(store: Path, made_f
 
 
 def test_it_tests_as_the_detector_does(store: Path, made_frames: Frames) -> None:
-    """Same class, same methods, same predictions; no hook stays on its modules."""
+    """An instance of its class with the same maps; no hook stays on its modules."""
     config = student_config()
     with mmdet3d_scope():
-        torch.manual_seed(0)
-        bare = build(config.model)
-        model = build(distilled(store, student_config().model))
-        model.load_state_dict(bare.state_dict(), strict=False)
-        batch = next(iter(loader(config, made_frames, store)))
-        batch = model.data_preprocessor(batch, training=True)
+        bare, model = build(config.model), build(distilled(store, student_config().model))
+        batch = model.data_preprocessor(next(iter(loader(config, made_frames, store))), training=True)
         model.train()(**batch, mode="loss")
         assert isinstance(model, type(bare))
         assert not any(module._forward_hooks for module in model.modules())
-        model.load_state_dict(bare.state_dict(), strict=False)  # running means moved
-        results = [each.eval()(**batch, mode="predict") for each in (bare, model)]
-    for ours, theirs in zip(*results, strict=True):
-        assert torch.equal(ours.pred_instances_3d.scores_3d, theirs.pred_instances_3d.scores_3d)
+        assert model.load_state_dict(bare.state_dict(), strict=False).unexpected_keys == []
+        metas = [sample.metainfo for sample in batch["data_samples"]]
+        maps = [each.eval().extract_feat(batch["inputs"], metas)[1][0] for each in (bare, model)]
+    assert torch.equal(*maps)
+
+
+def test_bevdets_matrix_is_where_its_points_go() -> None:
+    """A point of the LiDAR sweep, through global coordinates into the first camera's ego vehicle, then by bda_mat."""
+    rng = np.random.default_rng(0)
+
+    def pose(name: str) -> dict[str, Any]:
+        return {
+            f"{name}_rotation": list(Quaternion.random().elements),
+            f"{name}_translation": list(rng.normal(0, 9, 3)),
+        }
+
+    info = pose("lidar2ego") | pose("ego2global")
+    lidar_to_ego, ego_to_global = (
+        transform_matrix(info[f"{name}_translation"], Quaternion(info[f"{name}_rotation"]))
+        for name in ("lidar2ego", "ego2global")
+    )
+    key_to_global = transform_matrix(rng.normal(0, 9, 3), Quaternion.random())
+    others = [torch.zeros(12, 3, 3)] * 5
+    point = np.append(rng.normal(0, 20, 3), 1)
+    in_ego = np.linalg.inv(key_to_global) @ ego_to_global @ lidar_to_ego @ point
+    for bda in (bev_matrix(PUBLIC_AUGMENT, rng), bev_matrix(PUBLIC_AUGMENT, rng)[:3, :3]):
+        poses = torch.from_numpy(np.stack([key_to_global] * 12)).float()
+        inputs = (*others[:2], poses, *others[2:], torch.from_numpy(bda).float())
+        augmentation, frame = bevdet_matrix({"img_inputs": inputs, "curr": info})
+        np.testing.assert_allclose((augmentation @ frame @ point)[:3], bda[:3, :3] @ in_ego[:3], atol=1e-4)
+        with pytest.raises(BevCacheError, match=r"not mmdet3d's augmentation.*Set matrix"):
+            mmdet3d_matrix({"img_inputs": inputs})
+    with pytest.raises(BevCacheError, match=r"not ego2globals .*got \(3, 3\)"):
+        bevdet_matrix({"img_inputs": (*others, None, torch.eye(3)), "curr": info})
 
 
 def test_the_recorded_augmentation_is_what_moved_the_points(made_frames: Frames) -> None:
@@ -238,5 +266,13 @@ def test_a_pipeline_without_teacher_is_refused(store: Path, made_frames: Frames)
         batch = model.data_preprocessor(next(iter(loader(config, made_frames, store))), training=True)
         for sample in batch["data_samples"]:
             del sample.teacher
-        with pytest.raises(BevCacheError, match="no teacher. Add LoadTeacherFeatures"):
+        with pytest.raises(BevCacheError, match=r"no teacher\. Add LoadTeacherFeatures"):
             model(**batch, mode="loss")
+
+
+def test_boxes_of_mmdet3d_0() -> None:
+    """There, yaw 0 looks along -y and grows clockwise, and the width comes first."""
+    car_along_x = torch.tensor([[1.0, 2.0, 3.0, 1.9, 4.5, 1.6, -np.pi / 2, 5.0, 6.0]])
+    expected = torch.tensor([[1.0, 2.0, 3.0, 4.5, 1.9, 1.6, 0.0, 5.0, 6.0]])
+    torch.testing.assert_close(_boxes(car_along_x, "mmdet3d-0.x"), expected)
+    assert _boxes(expected, "mmdet3d-1.x") is expected
