@@ -2,6 +2,7 @@
 
 import math
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Dict, Mapping, Tuple
 
 import mmcv
@@ -14,16 +15,13 @@ from .objective import DistillObjective, read_aligned, tapped
 from .reader import BevCacheError, Grid, Names, TeacherStore
 
 if mmcv.__version__.startswith("1."):
-    PIPELINES, MODELS = (
-        import_module("mmdet.datasets.builder").PIPELINES,
-        import_module("mmdet.models.builder").DETECTORS,
-    )
-    HOOKS, Hook = import_module("mmcv.runner").HOOKS, import_module("mmcv.runner").Hook
+    from mmcv.runner import HOOKS, Hook
+    from mmdet.datasets.builder import PIPELINES
+    from mmdet.models.builder import DETECTORS as MODELS
 else:
-    PIPELINES, MODELS, HOOKS = (
-        getattr(import_module("mmengine.registry"), n) for n in ("TRANSFORMS", "MODELS", "HOOKS")
-    )
-    Hook = import_module("mmengine.hooks").Hook
+    from mmengine.hooks import Hook
+    from mmengine.registry import HOOKS, MODELS
+    from mmengine.registry import TRANSFORMS as PIPELINES
 
 Config = Mapping[str, Any]
 PREFIX = "bevcache."
@@ -35,7 +33,7 @@ def mmdet3d_matrix(results: Config) -> Tuple[np.ndarray, np.ndarray]:
     matrix, flow = np.eye(4), results.get("transformation_3d_flow", [])
     if flow.count("R") > 1 or ("img_inputs" in results and len(results["img_inputs"]) > 6):
         raise BevCacheError(
-            "not mmdet3d's augmentation, once", "LoadTeacherFeatures", flow, cure="Set matrix, as for bevdet"
+            "not mmdet3d's augmentation, once", "matrix", flow, cure="Set matrix: bevdet, or a function"
         )
     for step in flow:
         part = np.eye(4)
@@ -144,7 +142,7 @@ class Distilled:
 
 
 class _Learner:
-    """What a distilled detector's class has before its own: losses of the objective beside the detector's."""
+    """What comes before a distilled detector's class: losses of the objective beside the detector's own."""
 
     def loss(self, inputs: Any, data_samples: Any, **kwargs: Any) -> Dict[str, Any]:
         """mmdet3d 1.x: the losses of a batch, by name."""
@@ -173,14 +171,9 @@ class _Learner:
         boxes = [_boxes(box.tensor.to(device), self.bevcache_boxes) for box in boxes]
         labels = [label.to(device) for label in labels]
         terms = objective(features, found.get("logits"), moved, boxes, labels, epoch or 0)
-        weight = objective.detection_weight(epoch or 0)
-        if weight != 1:
-            own = {k: v for k, v in losses.items() if "loss" in k}
-            losses = {
-                **losses,
-                **{k: [x * weight for x in v] if isinstance(v, list) else v * weight for k, v in own.items()},
-            }
-        return {**losses, **{f"loss_{name}": value for name, value in terms.items()}}
+        weight, own = objective.detection_weight(epoch or 0), {k: v for k, v in losses.items() if "loss" in k}
+        own = {k: [x * weight for x in v] if isinstance(v, list) else v * weight for k, v in own.items()}
+        return {**losses, **own, **{f"loss_{name}": value for name, value in terms.items()}}
 
 
 def export_checkpoint(source: str, target: str) -> None:
@@ -196,11 +189,8 @@ def _build(detector: Any, defaults: Dict[str, Any]) -> nn.Module:
         return detector
     if not mmcv.__version__.startswith("1."):
         return MODELS.build({**defaults, **detector})
-    try:
-        builder = import_module("mmdet3d.models.builder")
-    except ImportError:
-        builder = import_module("mmdet.models.builder")
-    return builder.build_detector(detector, **defaults)
+    builder = "mmdet3d.models.builder" if find_spec("mmdet3d") else "mmdet.models.builder"
+    return import_module(builder).build_detector(detector, **defaults)
 
 
 def _logits(output: Any) -> Tensor:

@@ -46,16 +46,14 @@ def to_teacher(view_matrix: Tensor, augmentation: Tensor, lidar_to_frame: Option
     return view_matrix.double().cpu() @ torch.inverse(moved.double().cpu())
 
 
-def read_aligned(
-    store: TeacherStore, token: str, augmentation: Any, lidar_to_frame: Any, layers: Names = None
-) -> Batch:
+def read_aligned(store: TeacherStore, token: str, augmentation: Any, frame: Any, layers: Names = None) -> Batch:
     """A sample's stored view that is nearest to the student's augmentation, with its `to_teacher`; without B.
 
     Args:
         augmentation: A, (4, 4), of the student's BEV in its own frame.
-        lidar_to_frame: E, (4, 4), LiDAR -> the student's frame.
+        frame: E, (4, 4), LiDAR -> the student's frame.
     """
-    moved, frame = (np.asarray(matrix, dtype=np.float64) for matrix in (augmentation, lidar_to_frame))
+    moved, frame = (np.asarray(matrix, dtype=np.float64) for matrix in (augmentation, frame))
     batch = store.read([token], layers, [store.nearest_view(token, np.linalg.inv(frame) @ moved @ frame)])
     batch["to_teacher"] = to_teacher(batch["view_matrix"], torch.from_numpy(moved @ frame)[None])
     return {name: tensor[0] for name, tensor in batch.items()}
@@ -74,7 +72,7 @@ def tapped(model: nn.Module, taps: Mapping[str, str], **keep: Any) -> Iterator[D
 
         def record(_: nn.Module, __: Any, output: Any, name: str = name, part: str = part) -> None:
             if torch.is_grad_enabled():
-                found[name] = keep.get(name, _same)(output[int(part)] if part else output)
+                found[name] = keep.get(name, lambda maps: maps)(output[int(part)] if part else output)
 
         if module not in modules:
             raise BevCacheError("the model has no such module", f"tap {name}", module, ", ".join(model._modules))
@@ -84,10 +82,6 @@ def tapped(model: nn.Module, taps: Mapping[str, str], **keep: Any) -> Iterator[D
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _same(output: Any) -> Any:
-    return output
 
 
 class DistillObjective(nn.Module):
@@ -101,9 +95,7 @@ class DistillObjective(nn.Module):
         specs: `TeacherStore.spec` of each store; a pair's `cache` is an index into it.
     """
 
-    def __init__(
-        self, config: Config, layers: Config, heatmap_grid: Grid, classes: Sequence[str], specs: Sequence[Any]
-    ):
+    def __init__(self, config: Config, layers: Config, heatmap_grid: Grid, classes: Any, specs: Any) -> None:
         super().__init__()
         require_known(config, ("pairs", "terms", "multi_scale_epoch", "two_stage_epoch"), "distill")
         self.config, self.grid, self.specs, self.classes = config, heatmap_grid, list(specs), list(classes)
@@ -174,8 +166,9 @@ class Pair(nn.Module):
         label = self.student if self.student == self.teacher else f"{self.student}-{self.teacher}"
         self.label = config.get("name") or (f"{label}@{self.cache}" if self.cache else label)
         stored = {layer["name"]: layer for layer in specs[self.cache]["layers"]}
-        if self.student not in layers or self.teacher not in stored:
-            raise BevCacheError("there is no such layer", self.label, expected=f"{list(layers)} and {list(stored)}")
+        if self.student not in layers or self.teacher not in stored or layers[self.student][1].axes != "yx":
+            expected = f"{list(layers)}, of axes yx, and {list(stored)}"
+            raise BevCacheError("there is no such layer", self.label, expected=expected)
         theirs, (channels, grid), kind = stored[self.teacher], layers[self.student], config.get("student_adapter", {})
         self.codec, self.teacher_grid = theirs["codec"], Grid.of(theirs["grid"])
         self.shapes = (channels, *grid.shape), (theirs["channels"], *self.teacher_grid.shape)
@@ -210,8 +203,9 @@ class Fgd(nn.Module):
         for key, value in config.items():
             listed = key != "pairs" and isinstance(value, (list, tuple)) and len(value) == count
             setattr(self.c, key, value[index] if listed else value)
-            if getattr(self.c, key) not in CHOICES.get(key, [getattr(self.c, key)]):
-                expected = f"{' or '.join(CHOICES[key])}, or one for each of {count} pairs"
+            one = getattr(self.c, key)
+            if one not in CHOICES.get(key, [one]) or (key != "pairs" and isinstance(one, (list, tuple))):
+                expected = f"{' or '.join(CHOICES.get(key, ['one value']))}, or one for each of {count} pairs"
                 raise BevCacheError("a setting that this objective does not have", key, value, expected)
         spatial = self.c.spatial_weight and self.c.spatial_attention != "none"
         self.label, self.spatial_adapter = self.c.name or "fgd", nn.Conv2d(1, 1, 3, padding=1) if spatial else None
@@ -299,9 +293,7 @@ def resized(maps: Tensor, shape: Sequence[int]) -> Tensor:
     """Maps (B, h, w) on H x W cells of the same extent: the maximum where cells merge, repeated where they split."""
     (h, w), (height, width) = maps.shape[1:], shape
     if not merges((h, w), shape):
-        raise BevCacheError(
-            "cells of a heatmap or canvas do not merge into a pair's", got=(h, w), expected=tuple(shape)
-        )
+        raise BevCacheError("cells of a heatmap or canvas that do not merge into a pair's", None, (h, w), tuple(shape))
     if h < height:
         return maps.repeat_interleave(height // h, 1).repeat_interleave(width // w, 2)
     return F.max_pool2d(maps, (h // height, w // width))
@@ -328,12 +320,9 @@ def decode(batch: Batch, name: str, codec: Config) -> Tensor:
     if scale is None:
         return codes
     levels, scale = 2 ** (codec["bits"] - (codec["kind"] == "signed")) - 1, scale[..., None, None]
-    part = (
-        codes
-        if codec["companding"] == 1
-        else codes.sign() * (codes.abs() / levels) ** (1 / codec["companding"]) * levels
-    )
-    return part * scale
+    if codec["companding"] != 1:
+        codes = codes.sign() * (codes.abs() / levels) ** (1 / codec["companding"]) * levels
+    return codes * scale
 
 
 def adapter(grid: Grid, channels: int, out: int, kind: str = "identity", factor: int = 1) -> Tuple[nn.Module, Grid]:
@@ -341,15 +330,10 @@ def adapter(grid: Grid, channels: int, out: int, kind: str = "identity", factor:
     (height, width), (first, _, tail) = grid.shape, kind.rpartition("_")
     tail, first = ("", kind) if kind == "upsample" else (tail, first)
     changes, up = tail.endswith(("conv", "layer", "mlp")), first == "upsample"
-    if (
-        first not in ("", "upsample", "downsample")
-        or (first != "") != (factor > 1)
-        or (channels != out and not changes)
-    ):
-        known = (
-            "identity, 1x1conv, 3x3conv, mlp, 2layer, 3layer, upsample, upsample_<those>, downsample_2layer, _3layer"
-        )
-        got = f"{kind}, factor {factor}, {channels} channels"
+    fits = first in ("", "upsample", "downsample") and (first != "") == (factor > 1) and (changes or channels == out)
+    if not fits or (first == "downsample" and (height % factor or width % factor)):
+        known = "identity, 1x1conv, 3x3conv, mlp, Nlayer, upsample, upsample_..., downsample_Nlayer with a factor"
+        got = f"{kind}, factor {factor}, {channels} channels of {height} x {width}"
         raise BevCacheError("an adapter that does not fit", "a pair", got, f"{known}; {out} channels")
     module: nn.Module = nn.Identity()
     if tail.endswith("conv"):

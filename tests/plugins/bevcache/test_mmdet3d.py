@@ -197,7 +197,7 @@ def test_bevdets_matrix_is_where_its_points_go() -> None:
         inputs = (*others[:2], poses, *others[2:], torch.from_numpy(bda).float())
         augmentation, frame = bevdet_matrix({"img_inputs": inputs, "curr": info})
         np.testing.assert_allclose((augmentation @ frame @ point)[:3], bda[:3, :3] @ in_ego[:3], atol=1e-4)
-        with pytest.raises(BevCacheError, match=r"not mmdet3d's augmentation.*Set matrix"):
+        with pytest.raises(BevCacheError, match=r"not mmdet3d's augmentation.*Set matrix: bevdet"):
             mmdet3d_matrix({"img_inputs": inputs})
     with pytest.raises(BevCacheError, match=r"not ego2globals .*got \(3, 3\)"):
         bevdet_matrix({"img_inputs": (*others, None, torch.eye(3)), "curr": info})

@@ -290,6 +290,7 @@ PAIR = {"student": "head", "teacher": "head", "student_adapter": "1x1conv"}
         ({}, {"foreground_mask": "gauss"}, r"does not have \(foreground_mask\); got gauss; expected gt"),
         ({}, {"kind": "linfengzhang"}, r"does not have \(kind\); got linfengzhang; expected fgd"),
         ({}, {"spatial_attention": ["none", "teacher"]}, "or one for each of 1 pairs"),
+        ({}, {"fg_weight": [1.0, 2.0]}, r"expected one value, or one for each of 1 pairs"),
     ],
 )  # fmt: skip
 def test_what_is_refused(pair: dict[str, Any], term: dict[str, Any], message: str) -> None:
