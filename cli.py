@@ -290,13 +290,13 @@ def train_student(
 ) -> None:
     """Train a camera student, distilling from the store (without distillation: --set distill=null)."""
     from student.config.student import StudentConfig
+    from student.training.launcher import is_first_rank
     from student.training.profile import profile_student
     from student.training.trainer import train_student
     from student.visualization.training import profile_advice, profile_table
 
     settings = load_yaml(config, StudentConfig, overrides or ())
-    # With training.devices=N, Lightning starts this command N times; only the first process shows progress.
-    bar = progress("steps") if os.environ.get("LOCAL_RANK", "0") == "0" else nullcontext(lambda *_: None)
+    bar = progress("steps") if is_first_rank() else nullcontext(lambda *_: None)
     with report_writer(json) as write_report, bar as advance:
         if profile:
             times = profile_student(settings, data, cache or [], progress=advance)
