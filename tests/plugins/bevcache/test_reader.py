@@ -113,12 +113,11 @@ def test_every_flipped_bit_of_what_is_read_is_found(copy: Path) -> None:
     assert len(files) > 20
     for path in files:
         data = path.read_bytes()
-        for _ in range(3):
-            damaged = bytearray(data)
-            damaged[rng.integers(len(data))] ^= 1 << rng.integers(8)
-            path.write_bytes(bytes(damaged))
-            with pytest.raises(CorruptStoreError):
-                read_all(copy)
+        damaged = bytearray(data)
+        damaged[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(CorruptStoreError):
+            read_all(copy)
         path.write_bytes(data)
     read_all(copy)
 
