@@ -109,7 +109,6 @@ def fill_store(
     """
     began = time.monotonic()
     with setup.open_writer(out, part, redo) as writer:
-        setup.write_frames(out)
         try:
             with loader_errors():
                 written, size = _fill(writer, setup, progress)

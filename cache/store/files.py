@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 from cache.errors import CorruptStoreError
-from cache.store.format import REPAIR
+from cache.store.format import DISTRUST, REPAIR
 
 LARGEST_FILE = 2**28
 """Bytes of a document or a small array; shards are read chunk by chunk."""
@@ -30,7 +30,11 @@ def read_file(store: Path, key: str, limit: int = LARGEST_FILE) -> bytes:
             size = regular_size(descriptor, path)
             if size > limit:
                 raise CorruptStoreError(
-                    "a file of the store is too large", where=path, got=f"{size} bytes", expected=f"at most {limit}"
+                    "a file of the store is too large",
+                    where=path,
+                    got=f"{size} bytes",
+                    expected=f"at most {limit}",
+                    cure=DISTRUST,
                 )
             with os.fdopen(os.dup(descriptor), "rb") as file:
                 return file.read(limit + 1)

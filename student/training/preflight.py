@@ -359,7 +359,8 @@ def _require_tokens(cache: TeacherCache, frames: Frames) -> None:
             where=cache.path,
             got=f"{len(missing)} of {len(frames)} missing, the first is {missing[0]}",
             expected=f"all of {frames.version} {', '.join(frames.splits)}",
-            cure="Dump the teacher on this split, or train on the one that was dumped",
+            cure="Dump the teacher on this split, or train on the one that was dumped; what the dump left out goes "
+            "into data.exclude",
         )
 
 
