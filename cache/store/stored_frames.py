@@ -6,7 +6,7 @@ They are copied into memory, as a store's small arrays are: forked processes sha
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from cache.nuscenes.index_files import FORMAT, META, Meta, TableIndex, parse_met
 from cache.nuscenes.scene_columns import ROWS_OF
 from cache.store.documents import StoreAttributes, read_attributes
 from cache.store.files import read_file
+from cache.store.folder import StoreFolder
 from cache.store.format import REPAIR
 from cache.store.layout import FRAMES
 
@@ -42,6 +43,42 @@ class StoredFrames:
             CorruptStoreError: the frames are damaged, or another store's.
         """
         return read_frames(self.path, read_attributes(self.path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameFiles:
+    """The files of the frames that a writer's store is to carry, by name; none where there are no tables.
+
+    tokens: of the store's samples.
+    """
+
+    files: Mapping[str, bytes]
+    tokens: Sequence[str]
+
+    @property
+    def sha256(self) -> str | None:
+        """What the root says of them."""
+        return hashlib.sha256(self.files[META]).hexdigest() if self.files else None
+
+    @property
+    def keys(self) -> list[str]:
+        """Their paths in the store."""
+        return [f"{FRAMES}/{name}" for name in self.files]
+
+    def are_in(self, store: Path, attributes: StoreAttributes) -> bool:
+        """Whether a store carries intact frames, these or others of its samples, that its root names; or needs none."""
+        if not self.files:
+            return True
+        if attributes.frames_sha256 is None and (attributes.format_version > 1 or not (store / FRAMES).is_dir()):
+            return False
+        return not any(frame_faults(store, attributes, self.tokens))
+
+    def write(self, folder: StoreFolder) -> list[str]:
+        """Write those that differ from what is there; returns their paths."""
+        written = [key for key, data in zip(self.keys, self.files.values(), strict=True) if folder.read(key) != data]
+        for key in written:
+            folder.write_durably(key, self.files[key.rpartition("/")[2]])
+        return written
 
 
 def read_frames(store: Path, attributes: StoreAttributes) -> tuple[TableIndex, str] | None:

@@ -16,7 +16,6 @@ from types import TracebackType
 from torch import Tensor
 
 from cache.errors import CorruptStoreError, MismatchError, StoreError
-from cache.nuscenes.index_files import META
 from cache.spec import CacheSpec
 from cache.store.atomic import Leases, store_errors
 from cache.store.documents import (
@@ -33,12 +32,12 @@ from cache.store.documents import (
 )
 from cache.store.folder import StoreFolder
 from cache.store.format import REPAIR
-from cache.store.layout import FRAMES, MANIFEST, ROOT, Layout, record_key, sample_arrays
+from cache.store.layout import MANIFEST, ROOT, Layout, record_key, sample_arrays
 from cache.store.metadata import small_array_files, small_files, view_matrix, weights_file
 from cache.store.partition import WHOLE, Part
 from cache.store.preconditions import require_free_folder, require_same_matrices, require_tokens
 from cache.store.shard_writer import ShardWriter
-from cache.store.stored_frames import frame_faults
+from cache.store.stored_frames import FrameFiles
 
 PARTIAL = re.compile(r"(.+)\.\d+\.partial")
 """A file that is being written, and what it is to become."""
@@ -86,7 +85,7 @@ class StoreWriter:
         self.path, self.spec, self.layout = Path(path), spec, layout
         self._tokens, self._head_weights, self._software = tokens, head_weights, software
         self._teacher_file = teacher_file
-        self._frames = frames or {}
+        self._frames = FrameFiles(files=frames or {}, tokens=tokens)
         self.mended: list[str] = []
         self._all_shards = layout.shards(spec.data.samples)
         self._shards = part.shards(len(self._all_shards))
@@ -210,7 +209,7 @@ class StoreWriter:
                 got=f"shards {', '.join(map(str, missing[:10]))}{', ...' if len(missing) > 10 else ''} missing",
                 cure=REPAIR,
             )
-        return attributes.sealed and self._has_frames(attributes)
+        return attributes.sealed and self._frames.are_in(self.path, attributes)
 
     def _require_same(self, attributes: StoreAttributes) -> None:
         stored, ours = attributes.teacher_file, self._teacher_file
@@ -234,7 +233,7 @@ class StoreWriter:
 
     def _take_leases(self, redo: Collection[int] | None) -> None:
         """Create the store unless it exists, and take the leases of the part's shards."""
-        require_free_folder(self.path, lambda: [*self._small_files(self._new_attributes()), *self._frame_keys()])
+        require_free_folder(self.path, lambda: [*self._small_files(self._new_attributes()), *self._frames.keys])
         self.path.mkdir(parents=True, exist_ok=True)
         self._folder = folder = StoreFolder(self.path)
         folder.make(MANIFEST)
@@ -263,7 +262,7 @@ class StoreWriter:
             head_weights_sha256=hashlib.sha256(weights_file(self._head_weights)).hexdigest(),
             teacher_file=self._teacher_file,
             small_arrays=small_array_files(self.spec, self._tokens),
-            frames_sha256=self._frames_sha256(),
+            frames_sha256=self._frames.sha256,
         )
 
     def _attributes(self, folder: StoreFolder) -> StoreAttributes:
@@ -274,8 +273,7 @@ class StoreWriter:
         return small_files(attributes, self._tokens, self._head_weights)
 
     def _create(self, folder: StoreFolder) -> None:
-        for key, name in self._frame_keys().items():
-            folder.write_durably(key, self._frames[name])
+        self._frames.write(folder)
         for key, data in self._small_files(self._new_attributes()).items():
             folder.write_durably(key, data)
 
@@ -296,13 +294,9 @@ class StoreWriter:
         root = read_signed(folder.read(ROOT) or b"", str(self.path / ROOT))
         for key, data in (self._small_files(attributes) | node_files(root, attributes.spec)).items():
             folder.make(key.rpartition("/")[0])
-            if key != ROOT:
-                self._mend(folder, key, data)
-
-    def _mend(self, folder: StoreFolder, key: str, data: bytes) -> None:
-        if folder.read(key) != data:
-            folder.write_durably(key, data)
-            self.mended.append(key)
+            if key != ROOT and folder.read(key) != data:
+                folder.write_durably(key, data)
+                self.mended.append(key)
 
     def _mend_frames(self, folder: StoreFolder) -> None:
         """Write the frames, and bind them to the root, unless the store has intact ones of its samples.
@@ -310,28 +304,12 @@ class StoreWriter:
         Those of a store may differ from the tables as they are now.
         """
         attributes = self._attributes(folder)
-        if self._has_frames(attributes):
+        if self._frames.are_in(self.path, attributes):
             return
         self._require_ours(sealed=None)
-        for key, name in self._frame_keys().items():
-            self._mend(folder, key, self._frames[name])
+        self.mended += self._frames.write(folder)
         if attributes.format_version > 1:
-            self._update_root(folder, frames_sha256=self._frames_sha256())
-
-    def _has_frames(self, attributes: StoreAttributes) -> bool:
-        """Whether the store carries intact frames, bound to it by its root; or has none to carry."""
-        if not self._frames:
-            return True
-        if attributes.frames_sha256 is None and (attributes.format_version > 1 or not (self.path / FRAMES).is_dir()):
-            return False
-        return not any(frame_faults(self.path, attributes, self._tokens))
-
-    def _frame_keys(self) -> dict[str, str]:
-        """The paths of the frames' files in the store, and their names."""
-        return {f"{FRAMES}/{name}": name for name in self._frames}
-
-    def _frames_sha256(self) -> str | None:
-        return hashlib.sha256(self._frames[META]).hexdigest() if self._frames else None
+            self._update_root(folder, frames_sha256=self._frames.sha256)
 
     def _update_root(self, folder: StoreFolder, **changes: object) -> None:
         attributes = self._attributes(folder).model_copy(update=changes)
@@ -343,7 +321,7 @@ class StoreWriter:
         """Remove what a killed process left of documents and of this part's shards; their leases are held."""
         attributes = self._attributes(folder)
         shards = {array.key(shard) for array in sample_arrays(self.spec).values() for shard in self._shards}
-        written = {*self._small_files(attributes), *self._frame_keys(), *shards, *map(record_key, self._shards)}
+        written = {*self._small_files(attributes), *self._frames.keys, *shards, *map(record_key, self._shards)}
         for name in {key.rpartition("/")[0] for key in written}:
             folder.make(name)
             for file in folder.files(name):

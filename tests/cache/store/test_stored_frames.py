@@ -25,7 +25,8 @@ from cache.store.folder import StoreFolder
 from cache.store.layout import FRAMES, ROOT
 from cache.store.stored_frames import StoredFrames
 from cache.store.writer import StoreWriter
-from tests.factories.stores import SmallTeacher, make_config
+from tests.factories.carried import make_files
+from tests.factories.stores import SmallTeacher, make_config, make_store, make_tokens, open_writer
 from tests.factories.tables import devkit_frame, make_tables, require_equal, write_tables
 
 
@@ -285,3 +286,25 @@ def test_a_writer_that_outlives_its_store_writes_no_frames_to_the_next(
     with pytest.raises(StoreError, match="the store was removed or replaced while this process was writing to it"):
         dumped(made_frames, store)
     assert contents(store) == contents(other)
+
+
+@pytest.mark.parametrize("written", [0, 5, 26, 30])
+def test_a_killed_creation_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int) -> None:
+    """26 files of frames come first, then the small ones, and the root last."""
+    frames = make_files(make_tokens(10))
+    whole = make_store(tmp_path / "whole.zarr", frames=frames)
+    write, done = StoreFolder.write_durably, []
+
+    def killed(folder: StoreFolder, key: str, data: bytes) -> None:
+        if len(done) == written:
+            folder.make(key.rpartition("/")[0])
+            (folder.path / f"{key}.77.partial").write_bytes(data[:5])
+            raise KeyboardInterrupt
+        write(folder, key, data)
+        done.append(key)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StoreFolder, "write_durably", killed)
+        open_writer(tmp_path / "killed.zarr", frames=frames)
+    assert not (tmp_path / "killed.zarr" / ROOT).exists()
+    assert contents(make_store(tmp_path / "killed.zarr", frames=frames)) == contents(whole)

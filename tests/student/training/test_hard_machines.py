@@ -51,6 +51,7 @@ def test_a_killed_worker_ends_the_training_with_cause_and_cure(student: Path, ma
     assert "Traceback" not in complaint
 
 
+@pytest.mark.long
 def test_a_stopped_worker_does_not_hold_sigterm_up(student: Path, made_root: Path) -> None:
     """No step ends, since no batch arrives; the run ends 20 s later, and within what a step has taken twice."""
     process = begin(student, made_root, "--set", "data.workers=1")
