@@ -28,7 +28,9 @@ CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "C
 class IndexSource(Protocol):
     """Where an index comes from, if not from tables."""
 
-    path: Path
+    @property
+    def path(self) -> Path:
+        """Of the file or folder."""
 
     def read(self) -> tuple[TableIndex, str] | None:
         """The index and the version of its tables; None where there is none."""

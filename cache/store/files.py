@@ -46,7 +46,8 @@ def read_checked(store: Path, key: str) -> UInt8[np.ndarray, "n"]:
     """
     with _opened(store, key, LARGEST_FILE) as (descriptor, size):
         stored, crc32c, done = np.empty(size, np.uint8), 0, 0
-        while done < size and (count := os.preadv(descriptor, [stored[done : done + READ_BYTES]], done)):
+        place = memoryview(stored)
+        while done < size and (count := os.preadv(descriptor, [place[done : done + READ_BYTES]], done)):
             crc32c = google_crc32c.extend(crc32c, stored[done : min(done + count, size - CHECKSUM_BYTES)])
             done += count
     if done < max(size, CHECKSUM_BYTES) or crc32c != checksum_of(stored):
