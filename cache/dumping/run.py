@@ -53,15 +53,23 @@ class DumpReport:
     """Of this run's part."""
     missing: int = 0
     """Of the whole store, after this run: other parts write them."""
+    written_again: tuple[str, ...] = ()
+    """Small files and frames that the store lacked, or that were damaged."""
 
     def __str__(self) -> str:
+        if not self.written_again:
+            return self._progress()
+        return f"{self._progress()}; written again: {', '.join(self.written_again)}"
+
+    def _progress(self) -> str:
         whole = self.part_samples == self.samples
         rest = "complete" if self.sealed else f"not complete yet: other parts still write {self.missing} samples"
         if self.written:
             size = self.bytes_written / self.written / 1e6
             return f"{self.path}: {self.written} of {self.samples} samples written, {size:.2f} MB each; {rest}"
         if whole:
-            return f"{self.path}: all {self.samples} samples were there already, nothing to do"
+            rest = "" if self.written_again else ", nothing to do"
+            return f"{self.path}: all {self.samples} samples were there already{rest}"
         if not self.part_samples:
             return f"{self.path}: part {self.part} has no shard to write, there are fewer shards than parts; {rest}"
         return f"{self.path}: all {self.part_samples} samples of part {self.part} were there already; {rest}"
@@ -119,6 +127,7 @@ def fill_store(
         sealed = writer.seal()
         missing = writer.missing_samples()
         part_samples = sum(len(writer.positions(shard)) for shard in writer.shards)
+        written_again = tuple(writer.mended)
     return DumpReport(
         path=Path(out),
         samples=setup.spec.data.samples,
@@ -129,6 +138,7 @@ def fill_store(
         part=str(part),
         part_samples=part_samples,
         missing=missing,
+        written_again=written_again,
     )
 
 

@@ -253,7 +253,10 @@ def test_a_finished_store_without_frames_gets_them(made_frames: Frames, store: P
     shutil.rmtree(unbound(store) / FRAMES)
     assert faults(store) == []
     assert "not bound" not in str(verify(store))
-    dumped(made_frames, store)
+    report = dump(make_config(), made_frames, SmallTeacher(), store)
+    assert str(report).startswith(
+        f"{store}: all 2 samples were there already; written again: frames/sample_token.npy, "
+    )
     assert contents(store) == contents(sound)
 
 
