@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from cache.dumping.config import DumpConfig
-from cache.dumping.prepared import PreparedFrame
 from cache.dumping.setup import DumpSetup
 from cache.errors import UnsealedError
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.loader import Loader, loader_errors, require_shared_memory
+from cache.nuscenes.loader import Loader, loader_errors, require_shared_memory, shared_bytes
 from cache.store.layout import StoredSample
 from cache.store.partition import WHOLE, Part
 from cache.store.writer import StoreWriter
@@ -179,7 +178,8 @@ def _jobs(writer: StoreWriter, batches: list[_Batch], setup: DumpSetup) -> Itera
     workers = setup.config.workers if batches else 0
     if workers:
         one = setup.prepared[batches[0].positions[0]]
-        require_shared_memory(_tensor_bytes(one) * setup.config.batch_size, workers + 1)
+        tensors = (part for part in tree_leaves(tuple(one)) if isinstance(part, Tensor))
+        require_shared_memory(shared_bytes(tensors) * setup.config.batch_size, workers + 1)
     loader = Loader(
         setup.prepared,
         batch_sampler=[batch.positions for batch in batches],
@@ -189,10 +189,6 @@ def _jobs(writer: StoreWriter, batches: list[_Batch], setup: DumpSetup) -> Itera
     )
     for batch, frames in zip(batches, loader, strict=True):
         yield partial(_write, writer, batch, setup.encode(frames))
-
-
-def _tensor_bytes(frame: PreparedFrame) -> int:
-    return sum(part.nbytes for part in tree_leaves(tuple(frame)) if isinstance(part, Tensor))
 
 
 def _write(writer: StoreWriter, batch: _Batch, samples: list[StoredSample]) -> int:
