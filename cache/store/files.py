@@ -46,7 +46,7 @@ def read_checked(store: Path, key: str) -> UInt8[np.ndarray, "n"]:
     """
     with _opened(store, key, LARGEST_FILE) as (descriptor, size):
         stored, crc32c, done = np.empty(size, np.uint8), 0, 0
-        place = memoryview(stored)
+        place = stored.data
         while done < size and (count := os.preadv(descriptor, [place[done : done + READ_BYTES]], done)):
             crc32c = google_crc32c.extend(crc32c, stored[done : min(done + count, size - CHECKSUM_BYTES)])
             done += count

@@ -82,9 +82,9 @@ def test_little_shared_memory_is_named_before_the_first_step(
 @pytest.mark.parametrize(
     ("environment", "devices", "message"),
     [
-        ({"SLURM_NTASKS": "4"}, 1, "got 4 on 1 machines by SLURM, 1 by training.devices"),
-        ({"SLURM_NTASKS": "1"}, 2, "got 1 on 1 machines by SLURM, 2 by training.devices"),
-        ({"SLURM_NTASKS": "2", "SLURM_NNODES": "2"}, 2, "got 2 on 2 machines by SLURM, 2 by training.devices"),
+        ({"SLURM_NTASKS": "4"}, 1, "got 4 on 1 by SLURM, 1 on 1 by the configuration"),
+        ({"SLURM_NTASKS": "1"}, 2, "got 1 on 1 by SLURM, 2 on 1 by the configuration"),
+        ({"SLURM_NTASKS": "2", "SLURM_NNODES": "2"}, 2, "got 2 on 2 by SLURM, 2 on 1 by the configuration"),
     ],
 )
 def test_slurm_and_the_configuration_disagree(
@@ -110,7 +110,7 @@ def test_torchrun_and_the_configuration_disagree(student: Path, made_root: Path)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert 1 <= len(errors) <= 2
     for error in errors:
-        assert "got 2 on 1 machines by torchrun, 1 by training.devices" in error
-        assert "Set training.devices=2, or start torchrun with --nnodes 1 --nproc-per-node 1" in error
+        assert "got 2 on 1 by torchrun, 1 on 1 by the configuration" in error
+        assert "Set training.devices=2 training.nodes=1, or start torchrun with --nnodes 1 --nproc-per-node 1" in error
     assert "this is a bug" not in done.stderr
     assert not (student.parent / "run").exists()
