@@ -39,7 +39,7 @@ def test_the_documented_teacher_is_dumped(made_frames: Frames, tmp_path: Path, m
     config = make_config(layers={"head": CodecSpec()}, workers=1)
     dump(config, made_frames, teacher, tmp_path / "a.zarr")
     cache = TeacherCache(tmp_path / "a.zarr")
-    assert (cache.spec.teacher.name, cache.spec.teacher.weights) == ("own-pillars", "random")
+    assert (cache.spec.teacher.name, cache.spec.teacher.weights) == ("own", "random")
     points = load_points(made_frames[0], teacher.points)
     inside = (np.abs(points[:, :2]) < 16).all(axis=1)
     cells = np.unique(np.floor((points[inside, :2] + 16) / 0.4).astype(int), axis=0)
