@@ -24,7 +24,7 @@ from cache.teacher.mmdet3d_detector import (
     tasks_of,
 )
 from cache.teacher.mmdet3d_grids import canvas_grid, require_consistent, require_decodable, strided
-from cache.teacher.mmdet3d_points import point_pipeline
+from cache.teacher.mmdet3d_points import input_columns, point_pipeline
 from cache.teacher.mmdet3d_voxels import (
     CpuVoxels,
     Prepared,
@@ -80,7 +80,8 @@ def load_teacher(
         tasks=tasks_of(network, resolved),
         decoding=decoding_of(network),
     )
-    return Mmdet3dTeacher(network, identity, point_pipeline(resolved, hook), device)
+    columns = input_columns(resolved.model) or len(COLUMNS)
+    return Mmdet3dTeacher(network, identity, point_pipeline(resolved, hook), device, columns)
 
 
 class Mmdet3dTeacher(nn.Module):
@@ -93,14 +94,19 @@ class Mmdet3dTeacher(nn.Module):
     """
 
     def __init__(
-        self, network: Detector, identity: TeacherIdentity, points: PointPipeline, device: torch.device | str
+        self,
+        network: Detector,
+        identity: TeacherIdentity,
+        points: PointPipeline,
+        device: torch.device | str,
+        columns: int = len(COLUMNS),
     ) -> None:
         super().__init__()
         super().train(False)
         self.network: Detector = network.eval().requires_grad_(False)
         self.identity = identity
         self.points = points
-        self.prepare = Voxelise.of(network, points)
+        self.prepare = Voxelise.of(network, points, columns)
         self.canvas_grid = canvas_grid(voxel_layer_of(network), identity.name)
         self.has_heatmap = has_heatmap(network)
         self.along_x = rows_along_x(network, identity.name)
@@ -158,7 +164,8 @@ class Mmdet3dTeacher(nn.Module):
     def _try_out(self, device: torch.device | str) -> TeacherOutput:
         """Run a synthetic frame, which gives the maps' shapes and shows whether the device has all operators."""
         low, high = np.split(np.asarray(self.prepare.range_m), 2)
-        points = np.zeros((64, self._point_columns()), np.float32)
+        taken = self.points.columns
+        points = np.zeros((64, self.prepare.columns if taken is None else len(COLUMNS)), np.float32)
         points[:, :3] = np.linspace(low, high, len(points), endpoint=False)
         try:
             self.network.to(device)
@@ -170,13 +177,6 @@ class Mmdet3dTeacher(nn.Module):
                 got=f"{device}: {_first_line(error)}",
                 cure="Try another device; sparse convolutions need spconv's wheel for it",
             ) from error
-
-    def _point_columns(self) -> int:
-        """How many columns the points have; a hook's are those that the voxel encoder takes."""
-        if self.points.columns is not None:
-            return len(COLUMNS)
-        encoder = self.network.pts_voxel_encoder
-        return int(getattr(encoder, "in_channels", getattr(encoder, "num_features", len(COLUMNS))))
 
 
 def _size(maps: Tensor) -> tuple[int, int]:

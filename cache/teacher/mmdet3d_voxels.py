@@ -34,25 +34,27 @@ def voxelises_itself(detector: Detector) -> bool:
 class Voxelise:
     """Points -> what the network takes, in a loader worker: without the network's weights, and pickled cheaply.
 
+    columns: how many the network takes of the points.
     preprocessor: the detector's own, which voxelises; None for a detector that does it itself.
     """
 
     pipeline: PointPipeline
+    columns: int
     range_m: tuple[float, ...]
     preprocessor: Any
 
     @classmethod
-    def of(cls, detector: Detector, pipeline: PointPipeline) -> "Voxelise":
+    def of(cls, detector: Detector, pipeline: PointPipeline, columns: int) -> "Voxelise":
         """For a detector, of which a copy of the preprocessor is kept."""
         preprocessor = None if voxelises_itself(detector) else copy.deepcopy(detector.data_preprocessor)
         range_m = tuple(map(float, voxel_layer_of(detector).point_cloud_range))
-        return cls(pipeline=pipeline, range_m=range_m, preprocessor=preprocessor)
+        return cls(pipeline=pipeline, columns=columns, range_m=range_m, preprocessor=preprocessor)
 
     def __call__(self, frame: TeacherInput) -> Prepared:
         """One frame, prepared.
 
         Raises:
-            TeacherError: no point lies within the detector's range.
+            TeacherError: no point lies within the detector's range, or a hook made other columns than the network's.
         """
         points = torch.from_numpy(self._taken(np.ascontiguousarray(frame.points, np.float32)))
         prepared = {"points": points} if self.preprocessor is None else self.preprocessor.voxelize([points], None)
@@ -75,8 +77,17 @@ class Voxelise:
         if self.pipeline.range_m is not None:
             low, high = np.split(np.asarray(self.pipeline.range_m, np.float32), 2)
             points = points[((points[:, :3] > low) & (points[:, :3] < high)).all(axis=1)]
-        columns = self.pipeline.columns
-        return points if columns is None else np.ascontiguousarray(points[:, columns])
+        if self.pipeline.columns is not None:
+            return np.ascontiguousarray(points[:, self.pipeline.columns])
+        if points.shape[1] != self.columns:
+            raise TeacherError(
+                "the points have other columns than the network takes",
+                where=f"points hook {self.pipeline.hook}",
+                got=points.shape[1],
+                expected=self.columns,
+                cure="Let the hook make them, or take a configuration that was trained with them (in_channels)",
+            )
+        return points
 
 
 def collate(prepared: list[Prepared], device: torch.device) -> dict[str, Any]:

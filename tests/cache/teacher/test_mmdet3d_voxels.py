@@ -168,6 +168,7 @@ def test_the_projects_lidar_detector_is_a_teacher_and_its_fusion_is_refused() ->
     alone, both = (teacher([teacher.prepare(TeacherInput.of_points(p))]) for p in (points[1:], points))
     assert (both.canvas_mask ^ alone.canvas_mask)[0].nonzero().tolist() == [[436, 1121]]
     change = (both.layers["middle"] - alone.layers["middle"]).abs().sum(dim=1)[0]
-    assert np.allclose(change.nonzero().float().mean(dim=0), [436 / 8, 1121 / 8], atol=1.5)
+    largest = (change > 0.2 * change.max()).nonzero().float().mean(dim=0)
+    np.testing.assert_allclose(largest, [436 / 8, 1121 / 8], atol=1.5)
     with pytest.raises(TeacherError, match="fuses images with points"):
         load_teacher(str(configs / name.format("lidar-cam")), None)
