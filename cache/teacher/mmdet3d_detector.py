@@ -124,18 +124,10 @@ def _set_prior(head: Any) -> None:
 
 
 def _require_points_alone(config: Config) -> None:
-    """Before a detector is built: BEVFusion's downloads the weights of its image branch meanwhile."""
-    parts = {name: type_name(part) for name, part in config.model.items() if hasattr(part, "get") and "type" in part}
-    if not voxel_layer(config.model):
-        raise TeacherError(
-            "the detector takes no voxels of LiDAR points",
-            where=config.filename,
-            got=_described(type_name(config.model), parts),
-            expected="a data_preprocessor with a voxel_layer, and pts_backbone, pts_neck and pts_bbox_head",
-            cure="Choose a LiDAR detector: camera detectors and detectors on single points have no BEV voxels",
-        )
+    """Refuse fusion before a detector is built: BEVFusion's downloads the weights of its image branch meanwhile."""
+    parts = [name for name, part in config.model.items() if hasattr(part, "get")]
     images = [name for name in parts if name.startswith("img_") or name in _FUSION]
-    if images:
+    if images and voxel_layer(config.model):
         raise TeacherError(
             "the detector fuses images with points, and a dump as a LiDAR detector would leave them out",
             where=config.filename,
@@ -149,19 +141,28 @@ _FUSION = ("view_transform", "vtransform", "fusion_layer", "pts_fusion_layer")
 
 
 def _require_parts(detector: Detector, where: str) -> None:
+    if voxel_layer_of(detector) is None:
+        raise TeacherError(
+            "the detector takes no voxels of LiDAR points",
+            where=where,
+            got=_described(detector),
+            expected="a data_preprocessor with a voxel_layer, and pts_backbone, pts_neck and pts_bbox_head",
+            cure="Choose a LiDAR detector: camera detectors and detectors on single points have no BEV voxels",
+        )
     parts = [getattr(detector, name, None) for name in ("pts_middle_encoder", "pts_backbone", "pts_neck")]
-    if None in (*parts, head_of(detector), voxel_layer_of(detector)):
+    if None in (*parts, head_of(detector)):
         raise TeacherError(
             "the detector has no backbone, neck and head over a bird's-eye view of its own",
             where=where,
-            got=_described(type(detector).__name__, {n: type(part).__name__ for n, part in detector.named_children()}),
-            expected="a voxel layer, pts_middle_encoder, pts_backbone, pts_neck and pts_bbox_head (or bbox_head)",
+            got=_described(detector),
+            expected="pts_middle_encoder, pts_backbone, pts_neck and pts_bbox_head (or bbox_head)",
             cure="Choose a CenterPoint, PointPillars, SSN or LiDAR-only BEVFusion configuration of nuScenes",
         )
 
 
-def _described(detector: str, parts: dict[str, str]) -> str:
-    return f"{detector} with {', '.join(f'{name}: {kind}' for name, kind in parts.items())}"
+def _described(detector: Detector) -> str:
+    parts = ", ".join(f"{name}: {type(part).__name__}" for name, part in detector.named_children())
+    return f"{type(detector).__name__} with {parts}"
 
 
 def _require_classes(detector: Detector, config: Config) -> None:
