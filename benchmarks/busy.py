@@ -58,7 +58,17 @@ def busy(count: int) -> Iterator[None]:
 def step_seconds(demo: Path, added: dict[str, str]) -> float:
     """Median time of a step of the demo's distilled student."""
     config, store = ROOT / "configs" / "demo" / "student.yaml", demo / "teacher.zarr"
-    command = [sys.executable, "-m", "cli", "train-student", config, "--data", demo / "world", "--cache", store]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "cli",
+        "train-student",
+        config,
+        "--data",
+        demo / "world",
+        "--cache",
+        store,
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | added
     done = subprocess.run(
         [*command, "--profile", "--json"], env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE
