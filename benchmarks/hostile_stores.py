@@ -410,7 +410,7 @@ def _frames(files: dict[str, bytes], path: Path) -> None:
     for name, data in files.items():
         (path / "frames" / name).write_bytes(data)
     text, _, crc = (path / "frames" / META).read_bytes().rpartition(b"\n")
-    if crc:
+    if text:
         record = json.loads(text)
         described = {n.removesuffix(".npy"): (len(d), google_crc32c.value(d)) for n, d in files.items() if n != META}
         record["files"] |= described
