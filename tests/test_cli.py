@@ -383,7 +383,7 @@ def test_frames_are_left_out_of_a_dump_and_a_training_and_counted(
     assert run.code == 0, run.stderr
     assert "mini_train, mini_val: 2 of 4 frames are left out" in run.stderr
     assert "2 of 2 samples written" in run.stdout
-    splits = ("--set", "data.train_split=all", "--set", "data.val_split=val")
+    splits = ("--set", "data.train_split=all", "--set", "data.val_split=test")
     training = ("train-student", workshop.student, "--data", world, "--cache", store, "--out", out, *splits)
     refused(*training, saying="frames of the training split are not in the cache")
     run = cli(*training, "--set", f"data.exclude=[{excluded}]", "--set", "data.skip_missing=true")
