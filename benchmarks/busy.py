@@ -71,7 +71,7 @@ def step_seconds(demo: Path, added: dict[str, str]) -> float:
     ]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | added
     done = subprocess.run(
-        [*command, "--profile", "--json"], env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE
+        [*map(str, command), "--profile", "--json"], env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE
     )
     return json.loads(done.stdout)["step_s"]
 
