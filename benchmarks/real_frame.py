@@ -25,7 +25,7 @@ from cache.teacher.mmdet3d import load_teacher
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINI = ["version=v1.0-mini", "splits=[mini_train]", "workers=0"]
 ONE_STEP = ["--set", "data.version=v1.0-mini", "--set", "data.train_split=mini_train", "--set", "data.workers=0"]
-ONE_STEP += ["--set", "training.epochs=1", "--set", "training.batch_size=1"]
+ONE_STEP += ["--set", "training.epochs=1", "--set", "training.batch_size=1", "--set", "detector.image_weights=null"]
 
 
 def main(data: Path) -> None:

@@ -195,6 +195,12 @@ def require_disjoint_splits(data: DataConfig, frames: Frames) -> None:
         )
 
 
+def note_once(text: str) -> None:
+    """Print a line to stderr, whatever the number of processes: Lightning starts the other ranks with a number each."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print_note(text)
+
+
 def look_at_boxes(frames: Frames) -> None:
     """Show what there is to learn from in one line, and warn of what is suspicious about it.
 
@@ -202,8 +208,8 @@ def look_at_boxes(frames: Frames) -> None:
         DataError: there is no box.
     """
     where, counts = f"{frames.version}, {', '.join(frames.splits)}", count_boxes(frames)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # Lightning starts the other ranks with a number of their own
-        print_note(f"{where}: {counts}")
+    note_once(f"{where}: {counts}")
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         warn_of_boxes(counts, where)
     require_boxes(counts, where)
 

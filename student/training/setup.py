@@ -12,6 +12,7 @@ from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from student.config.student import StudentConfig
 from student.config.training import TrainingConfig
+from student.converters.image_weights import load_image_weights
 from student.data.dataset import StudentDataset
 from student.data.samplers import ClassBalanced, Order, SeededSampler, Shuffled
 from student.data.teacher_source import TeacherSource
@@ -76,7 +77,7 @@ def set_up_training(
 
     Args:
         cache_paths: the teachers' caches, in the order of their indices in `config.distill`.
-        out: the run's folder; None where nothing will be written and nothing validated.
+        out: the run's folder; None where nothing will be written, nothing validated and no image weights are fetched.
         resume: go on from the run's last checkpoint.
         frames: to train on; those of data.train_split by default.
 
@@ -112,7 +113,7 @@ def set_up_training(
     order = _order(frames, config)
     preflight.require_full_step(order, config.training)
     preflight.require_fitting_sources(sources, config, frames)
-    module = _first_module(config, sources, resume)
+    module = _first_module(config, sources, resume, fetch=out is not None)
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
@@ -153,12 +154,17 @@ def _order(frames: Frames, config: StudentConfig) -> Order:
     return ClassBalanced.of(frames.label_counts(), classes)
 
 
-def _first_module(config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool) -> StudentModule:
-    """The module as its seed, `init_from` (unless resumed) and its teacher's head make it."""
+def _first_module(config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool, fetch: bool) -> StudentModule:
+    """The module as its seed, `init_from` or `image_weights` (unless resumed) and its teacher's head make it.
+
+    fetch: torchvision's image weights, where the configuration asks for them.
+    """
     lightning.seed_everything(config.training.seed, verbose=False)
     module = StudentModule(config, [source.cache.spec for source in sources])
     if config.training.init_from is not None and not resumed:
         start_from(module.detector, config.training.init_from)
+    elif not resumed and (fetch or isinstance(config.detector.image_weights, Path)):
+        preflight.note_once(f"image backbone {config.detector.image_backbone}: {load_image_weights(module.detector)}")
     if config.distill is not None and config.distill.inherit_head:
         inherit_head(module.detector.head, sources[0].cache.head_weights())
     return module
