@@ -6,23 +6,18 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from nuscenes.eval.common import loaders
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.evaluate import DetectionEval
 
 from cache.errors import DataError
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.loader import Loader
-from student.config.student import StudentConfig
-from student.data.dataset import StudentDataset
 from student.evaluation.metrics import Metrics
 from student.evaluation.official_tables import official_tables
-from student.evaluation.submission import Sensor, write_submission
+from student.evaluation.submission import RESULTS, Sensor, write_submission
 from student.evaluation.true_positives import true_positives, write_true_positives
 from student.evaluation.truth import require_truth
 from student.models.decoding import Detections
-from student.models.detectors import BevDetector
 
 
 def evaluate(
@@ -46,56 +41,9 @@ def evaluate(
         DataError: see `require_truth`; a frame has no entry, or a detection is not finite.
     """
     require_truth(frames)
-    return _official_metrics(write_results(detections, frames, out, sensor, progress), frames, out)
-
-
-def write_results(
-    detections: Iterable[tuple[str, Detections]],
-    frames: Frames,
-    out: Path,
-    sensor: Sensor = "camera",
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Write results_nusc.json alone, which nuScenes' server takes for a split whose annotations are secret.
-
-    Raises:
-        DataError: a frame has no entry, or a detection is not finite.
-    """
-    if progress is not None:
-        detections = _with_progress(detections, len(frames), progress)
-    path = out / "results_nusc.json"
-    write_submission(detections, frames, path, sensor)
-    return path
-
-
-@torch.inference_mode()
-def student_detections(
-    detector: BevDetector, config: StudentConfig, frames: Frames
-) -> Iterator[tuple[str, Detections]]:
-    """Token and detections of each frame, on the GPU where there is one.
-
-    Raises:
-        DataError: a file of a frame cannot be read.
-    """
-    dataset = StudentDataset(frames, config, times=detector.times)
-    loader = Loader(
-        dataset,
-        batch_size=config.training.batch_size,
-        num_workers=config.data.workers,
-        collate_fn=dataset.collate,
-    )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector.to(device)
-    for batch in loader:
-        yield from zip(batch.tokens, detector.detect(detector(batch.to(device))), strict=True)
-
-
-def _with_progress(
-    detections: Iterable[tuple[str, Detections]], total: int, progress: Callable[[int, int], None]
-) -> Iterator[tuple[str, Detections]]:
-    for done, entry in enumerate(detections, start=1):
-        yield entry
-        progress(done, total)
+    results = out / RESULTS
+    write_submission(detections, frames, results, sensor, progress)
+    return _official_metrics(results, frames, out)
 
 
 def _official_metrics(results: Path, frames: Frames, out: Path) -> Metrics:

@@ -43,7 +43,7 @@ def image_backbone(name: str, finest_stride: int) -> "Backbone":
 
 
 def image_statistics(name: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of RGB values 0 .. 255 with which torchvision trained a network, mostly ImageNet's."""
+    """Mean and standard deviation of RGB values 0 .. 255 that torchvision trained a network with."""
     trained = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     return [255 * value for value in trained.mean], [255 * value for value in trained.std]
 

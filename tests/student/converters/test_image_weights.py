@@ -128,7 +128,8 @@ def test_without_a_network_the_file_and_its_place_are_named(hub: Path) -> None:
     assert str(caught.value) == (
         "torchvision's weights of the image backbone cannot be fetched (detector.image_weights); "
         f"got no network for {RESNET18}, f37072fd; expected {hub / RESNET18}. Fetch {RESNET18} where there is a "
-        f"network, from {url}, and copy it to {hub}, or give detector.image_weights a file; null trains from random weights."
+        f"network, from {url}, and copy it to {hub}, or give detector.image_weights a file; null trains from random "
+        "weights."
     )
 
 
