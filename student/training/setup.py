@@ -113,11 +113,13 @@ def set_up_training(
     order = _order(frames, config)
     preflight.require_full_step(order, config.training)
     preflight.require_fitting_sources(sources, config, frames)
-    module = _first_module(config, sources, resume, fetch=out is not None)
+    module, origin = _first_module(config, sources, resume, fetch=out is not None)
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
     preflight.look_at_boxes(frames)
+    if origin is not None:
+        preflight.note_once(f"image backbone {config.detector.image_backbone}: {origin}")
     preflight.warn_of_metric_limits(config, frames)
     detector = module.detector
     dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources)
@@ -154,20 +156,26 @@ def _order(frames: Frames, config: StudentConfig) -> Order:
     return ClassBalanced.of(frames.label_counts(), classes)
 
 
-def _first_module(config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool, fetch: bool) -> StudentModule:
+def _first_module(
+    config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool, fetch: bool
+) -> tuple[StudentModule, str | None]:
     """The module as its seed, `init_from` or `image_weights` (unless resumed) and its teacher's head make it.
 
-    fetch: torchvision's image weights, where the configuration asks for them.
+    Args:
+        fetch: torchvision's image weights, where the configuration asks for them.
+
+    Returns:
+        The module, and what its image backbone starts from where that is neither a run nor a student's checkpoint.
     """
     lightning.seed_everything(config.training.seed, verbose=False)
-    module = StudentModule(config, [source.cache.spec for source in sources])
+    module, origin = StudentModule(config, [source.cache.spec for source in sources]), None
     if config.training.init_from is not None and not resumed:
         start_from(module.detector, config.training.init_from)
     elif not resumed and (fetch or isinstance(config.detector.image_weights, Path)):
-        preflight.note_once(f"image backbone {config.detector.image_backbone}: {load_image_weights(module.detector)}")
+        origin = load_image_weights(module.detector)
     if config.distill is not None and config.distill.inherit_head:
         inherit_head(module.detector.head, sources[0].cache.head_weights())
-    return module
+    return module, origin
 
 
 def _loader(dataset: StudentDataset, config: StudentConfig, sampler: Sampler) -> Loader:
