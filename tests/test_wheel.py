@@ -16,8 +16,12 @@ from tests.factories.students import TINY
 ROOT = Path(__file__).parent.parent
 SOURCES = ("cache", "student", "demo", "cli.py", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 WORLD = {
-    **{"train_scenes": 1, "val_scenes": 1, "key_frames": 2, "past_sweeps": 1},
-    **{"image_size": [90, 160], "lidar_azimuths": 90},
+    "train_scenes": 1,
+    "val_scenes": 1,
+    "key_frames": 2,
+    "past_sweeps": 1,
+    "image_size": [90, 160],
+    "lidar_azimuths": 90,
 }
 DUMP = {"teacher": "own_teacher:make_teacher", "version": "v1.0-mini", "splits": ["mini_train"], "workers": 0}
 DISTILL = {

@@ -15,8 +15,9 @@ from cache.errors import DataError
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.index_files import FRAMES_FOLDER
 from cache.nuscenes.stored_frames import write_frames
+from tests.factories.devkit import devkit_frame, require_equal
 from tests.factories.stores import SmallTeacher, make_config
-from tests.factories.tables import devkit_frame, make_tables, require_equal, write_tables
+from tests.factories.tables import make_tables, write_tables
 
 
 def carried(store: Path, root: Path, *splits: str) -> Frames:

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nuscenes.utils.splits import mini_train
 from torch import nn
 
 from cache.errors import ConfigError, DataError, MismatchError, OfflineDistillWarning
 from cache.geometry.grid import BevGrid
 from cache.nuscenes.frames import Frames
+from cache.nuscenes.official import split_scenes
 from cache.spec import CacheSpec, DataIdentity, PointPipeline, TeacherIdentity
 from student.config.student import TASKS, DataConfig, StudentConfig
 from student.data.samplers import Shuffled
@@ -231,7 +231,7 @@ def own_world(made_root: Path, root: Path) -> Path:
         (root / name).symlink_to(made_root / name)
     folder = root / "mine"
     scenes = {row["token"]: row["name"] for row in json.loads((folder / "scene.json").read_text())}
-    (train, val) = sorted(scenes.values(), key=lambda name: name not in mini_train)
+    (train, val) = sorted(scenes.values(), key=lambda name: name not in split_scenes()["mini_train"])
     (folder / "splits.json").write_text(json.dumps({"my_train": [train], "my_val": [val]}))
     samples = json.loads((folder / "sample.json").read_text())
     of_val = {row["token"] for row in samples if scenes[row["scene_token"]] == val}
