@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,13 @@ def test_validation_needs_annotations(made_frames: Frames, made_root: Path, tmp_
     bare = Frames(root=tmp_path, version="v1.0-mini", splits=("mini_train",))
     with pytest.raises(DataError, match=r"the validation split has no annotations \(v1.0-mini, mini_val\)"):
         validation_frames(tiny_student(validate_every=1), bare)
+
+
+def test_validation_needs_the_devkit(made_frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nuscenes", None)
+    assert validation_frames(tiny_student(), made_frames) is None
+    with pytest.raises(ConfigError, match=r"need nuScenes' devkit \(training\.validate_every\); .*the extra evaluate"):
+        validation_frames(tiny_student(validate_every=1), made_frames)
 
 
 def test_a_step_must_fit_an_epoch(made_frames: Frames) -> None:
