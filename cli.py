@@ -419,7 +419,7 @@ def evaluate(
 
 
 @command(
-    "cli predict runs/distilled/checkpoints/last.ckpt --data nuscenes --split test --out results_nusc.json",
+    "cli predict student.ckpt --data nuscenes --version v1.0-test --split test --out results_nusc.json",
     "cli predict student.ckpt --data nuscenes --split scene-0103 --out scene.json --video scene.mp4",
     "cli predict student.ckpt --data nuscenes --tokens ca9a282c9e77460f8360f564131a8af5 --out frame.json",
 )

@@ -23,7 +23,13 @@ WORLD = {
     "image_size": [90, 160],
     "lidar_azimuths": 90,
 }
-DUMP = {"teacher": "own_teacher:make_teacher", "version": "v1.0-mini", "splits": ["mini_train"], "workers": 0}
+DUMP = {
+    "teacher": "own_teacher:make_teacher",
+    "layers": {"head": {}},
+    "version": "v1.0-mini",
+    "splits": ["mini_train"],
+    "workers": 0,
+}
 DISTILL = {
     "pairs": [{"student": "head", "teacher": "head", "student_adapter": "1x1conv"}],
     "terms": [{"kind": "fgd", "fg_weight": 6.0e-3, "bg_weight": 4.0e-2}],

@@ -44,6 +44,7 @@ def write_submission(
     Raises:
         DataError: a frame has no detections, or a detection is not finite.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)  # before the work, which a folder that cannot be made would waste
     results: dict[str, list[dict]] = {}
     for token, found in detections:
         results[token] = _sample_results(frames[token], found)
@@ -53,7 +54,6 @@ def write_submission(
     if missing:
         raise DataError("frames without detections", where=f"{len(missing)} of {len(frames)}", got=missing[0])
     meta = {f"use_{modality}": modality == sensor for modality in ("camera", "lidar", "radar", "map", "external")}
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"meta": meta, "results": results}), encoding="utf-8")
 
 
