@@ -34,6 +34,12 @@ DISTILL = {
     "pairs": [{"student": "head", "teacher": "head", "student_adapter": "1x1conv"}],
     "terms": [{"kind": "fgd", "fg_weight": 6.0e-3, "bg_weight": 4.0e-2}],
 }
+HEAD = TINY["detector"]["head"] | {
+    "tasks": [["car"], ["pedestrian"]],
+    "decoding": {"nms_type": "circle", "min_radius": [4.0, 0.5]},
+}
+"""Of the teacher's classes."""
+CONFIGURED = TINY | {"detector": TINY["detector"] | {"head": HEAD}, "distill": DISTILL}
 STUDENT = "run/checkpoints/last.ckpt"
 COMMANDS = (
     "make-world world --config world.yaml",
@@ -106,7 +112,7 @@ def test_an_empty_environment_dumps_trains_and_predicts(python: Path, tmp_path: 
         .replace("from cache import", "from offline_distillbev.cache import")
     )
     (tmp_path / "own_teacher.py").write_text(script)
-    for name, content in {"world": WORLD, "dump": DUMP, "student": TINY | {"distill": DISTILL}}.items():
+    for name, content in {"world": WORLD, "dump": DUMP, "student": CONFIGURED}.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
     environment = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 280}
     elsewhere = {"env": os.environ | {"COLUMNS": "400", "XDG_CACHE_HOME": str(tmp_path / "cache")}}
