@@ -10,6 +10,7 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
+from cache.terminal.console import print_note
 from student.config.student import StudentConfig
 from student.config.training import TrainingConfig
 from student.converters.image_weights import load_image_weights
@@ -20,7 +21,7 @@ from student.distill.inherit import inherit_head
 from student.models.checkpoint import start_from
 from student.training import preflight
 from student.training.checkpointing import BEST, LAST, ignore_stop_signals, remove_partial_checkpoints
-from student.training.launcher import require_agreement
+from student.training.launcher import is_first_rank, require_agreement
 from student.training.module import StudentModule
 
 
@@ -45,9 +46,8 @@ class TrainingSetup:
 
     def sampler(self, rank: int = 0) -> SeededSampler:
         """The sequence of a rank's samples, from `step` on."""
-        training, ranks = self.config.training, int(self.config.training.devices)
-        samples_per_step = training.batch_size * training.accumulate * ranks
-        sampler = SeededSampler(self.order, training.seed, samples_per_step, rank, ranks)
+        training = self.config.training
+        sampler = SeededSampler(self.order, training.seed, training.samples_per_step, rank, training.ranks)
         sampler.go_to(self.step)
         return sampler
 
@@ -61,7 +61,7 @@ class TrainingSetup:
             return None
         dataset = StudentDataset(self.val_frames, self.config, self.dataset.times)
         # As many frames for every rank: the first ones are repeated.
-        share: Sampler = DistributedSampler(dataset, int(self.config.training.devices), rank, shuffle=False)
+        share: Sampler = DistributedSampler(dataset, self.config.training.ranks, rank, shuffle=False)
         return _loader(dataset, self.config, share)
 
 
@@ -88,7 +88,7 @@ def set_up_training(
     preflight.require_sound(config)
     config = preflight.resolve_devices(config)
     if out is not None:
-        require_agreement(int(config.training.devices))
+        require_agreement(int(config.training.devices), config.training.nodes)
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
     if out is not None:
         remove_partial_checkpoints(out)
@@ -118,8 +118,8 @@ def set_up_training(
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
     preflight.look_at_boxes(frames)
-    if origin is not None:
-        preflight.note_once(f"image backbone {config.detector.image_backbone}: {origin}")
+    if origin is not None and is_first_rank():
+        print_note(f"image backbone {config.detector.image_backbone}: {origin}")
     preflight.warn_of_metric_limits(config, frames)
     detector = module.detector
     dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources)
