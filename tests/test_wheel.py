@@ -38,8 +38,9 @@ HEAD = TINY["detector"]["head"] | {
     "tasks": [["car"], ["pedestrian"]],
     "decoding": {"nms_type": "circle", "min_radius": [4.0, 0.5]},
 }
-"""Of the teacher's classes."""
-CONFIGURED = TINY | {"detector": TINY["detector"] | {"head": HEAD}, "distill": DISTILL}
+GRID = {"x_range_m": [-16.0, 16.0], "y_range_m": [-16.0, 16.0], "cell_m": [0.8, 0.8]}
+"""The teacher's classes and cells."""
+CONFIGURED = TINY | {"detector": TINY["detector"] | {"head": HEAD, "grid": GRID}, "distill": DISTILL}
 STUDENT = "run/checkpoints/last.ckpt"
 COMMANDS = (
     "make-world world --config world.yaml",
