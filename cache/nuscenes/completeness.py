@@ -51,14 +51,20 @@ def without(frames: Frames, tokens: Collection[str]) -> Frames:
     Raises:
         ConfigError: the tables hold no such key frame, or none is left.
     """
-    _require_known(frames, tokens, "excluded", "exclude")
+    _require_known(
+        frames,
+        tokens,
+        "excluded",
+        "exclude",
+        "Take these tokens out of `exclude`: they are mistyped, or of another version",
+    )
     left = frames.keeping(lambda token: token not in tokens)
     if not left.tokens:
         raise ConfigError(
             "every frame of the split is excluded",
             where=f"exclude, {', '.join(frames.splits)}",
             got=f"{len(tokens)} tokens",
-            cure="Leave some frames in",
+            cure="Take some tokens out of `exclude`, or choose another split",
         )
     return left
 
@@ -69,7 +75,7 @@ def only(frames: Frames, tokens: Collection[str]) -> Frames:
     Raises:
         ConfigError: they hold no such key frame.
     """
-    _require_known(frames, tokens, "used", "tokens")
+    _require_known(frames, tokens, "used", "tokens", "Correct them, or name the version that they belong to")
     return frames.keeping(frozenset(tokens).__contains__)
 
 
@@ -109,7 +115,7 @@ def on_disk(frames: Frames, channels: Collection[str], history: int = 0, past_sw
     return frames.keeping(left.__contains__)
 
 
-def _require_known(frames: Frames, tokens: Collection[str], purpose: str, where: str) -> None:
+def _require_known(frames: Frames, tokens: Collection[str], purpose: str, where: str, cure: str) -> None:
     rows = frames.tables.rows(list(tokens))
     unknown = [token for token, row in zip(tokens, rows.tolist(), strict=True) if row < 0]
     if unknown:
@@ -118,7 +124,7 @@ def _require_known(frames: Frames, tokens: Collection[str], purpose: str, where:
             where=f"{where}, {frames.root / frames.version}",
             got=", ".join(unknown[:5]),
             expected="tokens of sample.json",
-            cure="Correct the list",
+            cure=cure,
         )
 
 
