@@ -18,7 +18,7 @@ from benchmarks.tables import ratio, show, spread
 
 ROOT = Path(__file__).parent.parent
 CORES = str(len(os.sched_getaffinity(0)))
-ARMS = {
+ARMS: dict[str, dict[str, str]] = {
     "as chosen": {},
     "all cores, spinning": {"OMP_NUM_THREADS": CORES},
     "all cores, asleep": {"OMP_NUM_THREADS": CORES, "GOMP_SPINCOUNT": "0"},
