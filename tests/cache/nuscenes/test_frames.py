@@ -14,7 +14,8 @@ from cache.errors import ConfigError, DataError
 from cache.nuscenes.frame import Frame
 from cache.nuscenes.frames import CAMERAS, Frames
 from cache.spec import CLASSES
-from tests.factories.tables import NO_TURN, Tables, devkit_frame, make_tables, require_equal, write_tables
+from tests.factories.devkit import devkit_frame, require_equal
+from tests.factories.tables import NO_TURN, Tables, make_tables, write_tables
 
 
 @pytest.fixture
