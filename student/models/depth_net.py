@@ -148,11 +148,13 @@ def depth_loss(
     nearest, _, size = bins_m
     bins = logits.shape[2]
     target = ((depth_m - nearest) / size).floor().long()
-    known = (depth_m > 0) & (target >= 0) & (target < bins)
+    known = ((depth_m > 0) & (target >= 0) & (target < bins))[:, :, None]
     with torch.autocast(logits.device.type, enabled=False):
-        probability = logits.float().movedim(2, -1)[known].softmax(dim=-1)
-        one_hot = F.one_hot(target[known], bins).to(probability)
+        probability = logits.float().softmax(dim=2)
+        # Without selecting the known patches, whose number a device would be waited for.
+        one_hot = torch.arange(bins, device=logits.device).view(-1, 1, 1) == target[:, :, None]
         # binary_cross_entropy raises for NaN, and on a GPU takes the device with it.
         broken = probability.isnan()
-        entropy = F.binary_cross_entropy(probability.masked_fill(broken, 0.5), one_hot, reduction="sum")
-        return torch.where(broken.any(), torch.nan, entropy / known.sum().clamp(min=1))
+        entropy = F.binary_cross_entropy(probability.masked_fill(broken, 0.5), one_hot.float(), reduction="none")
+        total = torch.where(known, entropy, 0.0).sum()
+        return torch.where((broken & known).any(), torch.nan, total / known.sum().clamp(min=1))
