@@ -97,7 +97,7 @@ def _wait(process: subprocess.Popen, budget_s: float, log: Path) -> str | None:
     try:
         code = process.wait(budget_s)
     except subprocess.TimeoutExpired:
-        return f"took more than {budget_s:.0f} s"
+        return f"took more than {budget_s:g} s"
     finally:
         _end(process)
     return None if code == 0 else f"exit code {code}: {log.read_text(errors='replace')[-2000:]}"

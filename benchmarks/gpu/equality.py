@@ -13,6 +13,7 @@ from cache.spec import Decoding
 from student.data.batch import Batch
 from student.models.center_targets import head_targets
 from student.models.decoding import decode
+from student.models.depth_net import depth_loss
 from student.models.detectors import StudentOutput
 from student.models.lift_splat import Cameras, cells_of_points, frustum_points, pool
 from student.training.module import StudentModule
@@ -117,6 +118,17 @@ def _targets(module: StudentModule, batch: Batch, precision: str) -> list[Tensor
     return [targets.heatmap, targets.codes * targets.valid[:, None], targets.cell.float()]
 
 
+def _depth_loss(module: StudentModule, batch: Batch, precision: str) -> list[Tensor]:
+    """The loss and the gradient of the depth's logits."""
+    config, depth_m = module.config.detector, batch.require_depth_m()
+    generator = torch.Generator().manual_seed(0)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    shape = (*depth_m.shape[:2], config.depth_bins, *depth_m.shape[2:])
+    logits = torch.randn(shape, generator=generator).to(module.device, dtype).requires_grad_()
+    loss = depth_loss(logits, depth_m, config.depth_m)
+    return [loss, *torch.autograd.grad(loss, logits)]
+
+
 def _lift(module: StudentModule, batch: Batch, precision: str) -> list[Tensor]:
     """The map, and the gradients of context and depth."""
     config, size = module.config.detector, module.config.image.size
@@ -158,6 +170,7 @@ PIECES: dict[str, Callable[[StudentModule, Batch, str], list[Tensor]]] = {
     "objective": _objective,
     "warp": _warp,
     "targets": _targets,
+    "depth loss": _depth_loss,
     "lift": _lift,
     "decoding, circle NMS": _decoded(Decoding()),
     "decoding, rotated NMS": _decoded(Decoding(**ROTATED)),  # type: ignore[arg-type]
