@@ -15,7 +15,16 @@ PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
 BEGIN, END = "<!-- benchmarks.gpu_tables: begin -->\n", "<!-- benchmarks.gpu_tables: end -->\n"
 UNKNOWN = "not measured yet"
 CANDIDATES = ("mse_loss", "recipe, stored teacher", "recipe, float32 teacher", "plain", "plain, compiled")
-PIECES = ("objective", "warp", "targets", "depth loss", "lift", "decoding, circle NMS", "decoding, rotated NMS")
+PIECES = (
+    "objective",
+    "warp",
+    "targets",
+    "depth loss",
+    "frustum",
+    "lift",
+    "decoding, circle NMS",
+    "decoding, rotated NMS",
+)
 DUMP = {
     "teacher alone, frames/s": "the teacher alone, frames/s",
     "teacher and encoder, frames/s": "teacher and encoder, frames/s",

@@ -20,6 +20,8 @@ from student.training.module import StudentModule
 
 LIMITS = {"float32": 1e-4, "bfloat16": 3e-2}
 """Of the relative difference (length of the difference over length) to the CPU's float32."""
+OWN_LIMITS = {"objective, float32": 2e-3}
+"""A few of the adapters' millions of activations lie within rounding of 0, and ReLU switches their whole gradient."""
 ROTATED = {"nms_type": "rotate", "nms_thr": 0.2}
 
 
@@ -30,16 +32,18 @@ def measure(job: Job) -> Figures:
         AssertionError: after the last figure, if one is above its limit.
     """
     batch, modules = _prepare(job)
-    above = []
-    for precision, limit in LIMITS.items():
-        for name, run in PIECES.items():
+    on_device, above = batch.to(job.device), []
+    for piece, run in PIECES.items():
+        with _exact_float32():
+            expected = run(modules["cpu"], batch, "float32")
+        for precision, limit in LIMITS.items():
             with _exact_float32():
-                expected = run(modules["cpu"], batch, "float32")
-                found = run(modules[job.device], batch.to(job.device), precision)
+                found = run(modules[job.device], on_device, precision)
+            name = f"{piece}, {precision}"
             difference = max(relative_difference(a, b) for a, b in zip(found, expected, strict=True))
-            yield f"{name}, {precision}", difference
-            above += [f"{name}, {precision}: {difference:.1e}"] if not difference <= limit else []
-    yield "limits", dict(LIMITS)
+            yield name, difference
+            above += [] if difference <= OWN_LIMITS.get(name, limit) else [f"{name}: {difference:.1e}"]
+    yield "limits", LIMITS | OWN_LIMITS
     assert not above, f"further from the CPU's numbers than allowed: {'; '.join(above)}"
 
 
@@ -129,8 +133,8 @@ def _depth_loss(module: StudentModule, batch: Batch, precision: str) -> list[Ten
     return [loss, *torch.autograd.grad(loss, logits)]
 
 
-def _lift(module: StudentModule, batch: Batch, precision: str) -> list[Tensor]:
-    """The map, and the gradients of context and depth."""
+def _frustum(module: StudentModule, batch: Batch, precision: str) -> list[Tensor]:
+    """Where each pixel's depth bins lie, in metres."""
     config, size = module.config.detector, module.config.image.size
     cameras = Cameras(
         intrinsics=batch.intrinsics[:, 0],
@@ -138,15 +142,24 @@ def _lift(module: StudentModule, batch: Batch, precision: str) -> list[Tensor]:
         camera_to_lidar=batch.camera_to_lidar[:, 0],
         bev_matrix=batch.bev_matrix,
     )
-    cells_of_map = (size[0] // config.image_stride, size[1] // config.image_stride)
+    map_size = (size[0] // config.image_stride, size[1] // config.image_stride)
+    return [frustum_points(cameras, size, map_size, config.bin_depths_m)]
+
+
+def _lift(module: StudentModule, batch: Batch, precision: str) -> list[Tensor]:
+    """The map, and the gradients of context and depth.
+
+    The cells are the CPU's: a point within rounding of a cell's edge may be on either side.
+    """
+    config = module.config.detector
+    (points_m,) = _frustum(module, batch.to("cpu"), precision)
+    cells, valid = (part.to(module.device) for part in cells_of_points(points_m, config.grid, config.z_range_m))
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    generator, shape = torch.Generator().manual_seed(0), (len(batch), 6, *cells_of_map)
+    generator, shape = torch.Generator().manual_seed(0), points_m.shape[:4]
     context, logits = (
         torch.randn(*shape, channels, generator=generator).to(module.device, dtype).requires_grad_()
         for channels in (config.lift_channels, config.depth_bins)
     )
-    points_m = frustum_points(cameras, size, cells_of_map, config.bin_depths_m)
-    cells, valid = cells_of_points(points_m, config.grid, config.z_range_m)
     bev = pool(context.float(), logits.float().softmax(-1), cells, valid, config.grid.shape)
     weights = torch.randn(bev.shape, generator=generator).to(module.device)
     return [bev, *torch.autograd.grad((bev * weights).sum(), (context, logits))]
@@ -154,13 +167,13 @@ def _lift(module: StudentModule, batch: Batch, precision: str) -> list[Tensor]:
 
 def _decoded(decoding: Decoding) -> Callable[[StudentModule, Batch, str], list[Tensor]]:
     def run(module: StudentModule, batch: Batch, precision: str) -> list[Tensor]:
-        """Of maps that bfloat16 represents: a rounded score would change the order of boxes."""
-        output, head = _output(module, batch), module.config.detector.head
+        """Of maps that bfloat16 represents, and of scores without ties, whose order would be the device's own."""
+        output, config = _output(module, batch), module.config.detector
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        heatmap, *others = (maps.bfloat16().to(dtype) for maps in (output.heatmap, *output.head_maps.values()))
-        scores = (heatmap.double().sigmoid() * 2**20).round().float() / 2**20
-        maps = dict(zip(output.head_maps, others, strict=True))
-        found = decode(scores, maps, module.config.detector.grid, head.tasks, decoding)
+        maps = {name: values.bfloat16().to(dtype) for name, values in output.head_maps.items()}
+        count, generator = output.heatmap.numel(), torch.Generator().manual_seed(0)
+        scores = (torch.randperm(count, generator=generator).float() / count).view_as(output.heatmap)
+        found = decode(scores.to(module.device), maps, config.grid, config.head.tasks, decoding)
         return [torch.cat([one.boxes for one in found]), torch.cat([one.scores for one in found])]
 
     return run
@@ -171,6 +184,7 @@ PIECES: dict[str, Callable[[StudentModule, Batch, str], list[Tensor]]] = {
     "warp": _warp,
     "targets": _targets,
     "depth loss": _depth_loss,
+    "frustum": _frustum,
     "lift": _lift,
     "decoding, circle NMS": _decoded(Decoding()),
     "decoding, rotated NMS": _decoded(Decoding(**ROTATED)),  # type: ignore[arg-type]
