@@ -187,5 +187,5 @@ PIECES: dict[str, Callable[[StudentModule, Batch, str], list[Tensor]]] = {
     "frustum": _frustum,
     "lift": _lift,
     "decoding, circle NMS": _decoded(Decoding()),
-    "decoding, rotated NMS": _decoded(Decoding(**ROTATED)),  # type: ignore[arg-type]
+    "decoding, rotated NMS": _decoded(Decoding(**ROTATED)),
 }

@@ -79,11 +79,11 @@ class Sizes:
 class MadeUpFrames(Frames):
     """Frames of random points in ten sweeps, smooth random images and 40 boxes, without nuScenes' tables.
 
-    count: of frames, which share the files of `sizes.frames`.
+    total: number of frames, which share the files of `sizes.frames`.
     """
 
     sizes: Sizes
-    count: int
+    total: int
     version: str = "v1.0-mini"
     splits: tuple[str, ...] = ("mini_train",)
     lidar: str = LIDAR
@@ -91,7 +91,7 @@ class MadeUpFrames(Frames):
     tokens: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", tuple(f"{number:032x}" for number in range(self.count)))
+        object.__setattr__(self, "tokens", tuple(f"{number:032x}" for number in range(self.total)))
 
     def __getitem__(self, key: int | str) -> Frame:  # type: ignore[override]
         number = key if isinstance(key, int) else self.tokens.index(key)
@@ -127,7 +127,7 @@ class MadeUpFrames(Frames):
         return Camera(name=CAMERAS[index], path=path, intrinsics=intrinsics, to_lidar=pose, size=(height, width))
 
 
-def make_frames(root: Path, sizes: Sizes, count: int | None = None) -> MadeUpFrames:
+def make_frames(root: Path, sizes: Sizes, total: int | None = None) -> MadeUpFrames:
     """Frames (by default as many as have files of their own), and their files if they are not there."""
     done, rng = root / "done", np.random.default_rng(0)
     if not done.exists():
@@ -142,7 +142,7 @@ def make_frames(root: Path, sizes: Sizes, count: int | None = None) -> MadeUpFra
                 pixels = rng.integers(0, 256, (height // 9, width // 9, 3), dtype=np.uint8)
                 Image.fromarray(pixels).resize((width, height)).save(root / f"{number}-{index}.jpg", quality=90)
         done.touch()
-    return MadeUpFrames(root=root, sizes=sizes, count=count or sizes.frames)
+    return MadeUpFrames(root=root, sizes=sizes, total=total or sizes.frames)
 
 
 @dataclass(frozen=True, kw_only=True)

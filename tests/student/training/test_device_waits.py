@@ -29,7 +29,7 @@ OF_A_STEP: dict[Place, str] = {
 }
 OF_OPTIONS: dict[Place, str] = {
     ("student.distill.terms.fgd.selected_affinity", "index"): (
-        "fgd's affinity of boxes: Gram matrices of the selected cells; that of all cells would take 1 GB a sample"
+        "fgd's affinity_mode: Gram matrices of the selected cells; that of all cells would take 1 GB a sample"
     ),
     ("student.distill.regions.region_scale", "_to_copy"): "fgd's fp_scale: region: scipy finds the regions on the CPU",
     ("student.distill.terms.non_local.NonLocal.forward", "index"): (
@@ -59,13 +59,12 @@ TERMS_OF_STEP: list[dict[str, Any]] = [
     {"kind": "foreground_background"},
     {"kind": "linfengzhang", "pairs": ["head", "head@1"]},
     {"kind": "s2m2_ssd_feature"},
-    {"kind": "affinity", "split": 2},
+    {"kind": "affinity", "pairs": ["head", "head@1"], "split": 2},
     {"kind": "fgd", "spatial_attention": "teacher_student", "false_positives": "teacher", "non_empty_weight": 0.1},
     {"kind": "fgd", "name": "auto", "scale": "auto", "channel_attention": False},
     {"kind": "fgd", "name": "wide", "foreground_mask": "gauss", "scale_mask": "combine_extend"},
     {"kind": "fgd", "name": "ring", "context_cells": 2, "context_weight": 0.5},
     {"kind": "fgd", "name": "both", "false_positives": "teacher+teacher_selected_student", "fp_weight": 0.1},
-    {"kind": "fgd", "name": "attended", "affinity_mode": "attention", "affinity_weight": 0.1},
     {"kind": "s2m2_ssd_heatmap", "cache": 1},
     {"kind": "gauss_focal_heatmap"},
     {"kind": "heatmap_temperature"},
@@ -74,6 +73,7 @@ TERMS_OF_STEP: list[dict[str, Any]] = [
 ]
 TERMS_THAT_WAIT: list[dict[str, Any]] = [
     {"kind": "fgd", "affinity_mode": "foreground", "affinity_weight": 0.1},
+    {"kind": "fgd", "name": "attended", "affinity_mode": "attention", "affinity_weight": 0.1},
     {"kind": "fgd", "name": "region", "false_positives": "teacher", "fp_scale": "region"},
     {"kind": "non_local"},
 ]
