@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import torch
 
@@ -28,7 +27,8 @@ PRECISION = "bf16-mixed"
 def measure_loading(job: Job) -> Figures:
     """Samples a second from the store alone and from the whole loader, and of a training that waits for it."""
     path = make_store(job.folder, job.sizes, job.device)
-    yield "MB a sample in the store", _stored_bytes(path) / job.sizes.frames / 1e6
+    files = [file for file in (path / "features").rglob("*") if file.is_file()]
+    yield "MB of features a sample", sum(file.stat().st_size for file in files) / job.sizes.frames / 1e6
     for threads in (1, 4):
         yield f"store alone, {threads} threads, samples/s", _store_rate(job, TeacherCache(path), threads)
     training = Training(job, "store", PRECISION)
@@ -40,10 +40,6 @@ def measure_loading(job: Job) -> Figures:
     for workers in sorted({1, min(4, cores), min(16, cores)}):
         yield f"{workers} workers, samples/s", _loader_rate(job, dataset, workers, None)
         yield f"{workers} workers and the step, samples/s", _loader_rate(job, dataset, workers, training)
-
-
-def _stored_bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _store_rate(job: Job, cache: TeacherCache, threads: int) -> float:

@@ -243,8 +243,10 @@ def dump_config(sizes: Sizes, workers: int) -> DumpConfig:
 def make_store(folder: Path, sizes: Sizes, device: str) -> Path:
     """The store of all frames, dumped if it is not there."""
     path, frames = folder / "teacher.zarr", make_frames(folder / "frames", sizes)
-    if not path.exists():
-        dump(dump_config(sizes, workers=0), frames, PillarTeacher(sizes, device), path)
+    if not path.exists():  # nor does it before it is complete, where a part has been ended
+        unfinished = folder / "unfinished.zarr"
+        dump(dump_config(sizes, workers=0), frames, PillarTeacher(sizes, device), unfinished)
+        unfinished.rename(path)
     return path
 
 
