@@ -14,7 +14,7 @@ from cache.errors import ConfigError, DataError, MismatchError, NotCachedError, 
 from cache.nuscenes.completeness import largest_width, on_disk, require_listed, without
 from cache.nuscenes.counts import count_boxes, require_boxes, warn_of_boxes
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.loader import require_open_files, require_shared_memory
+from cache.nuscenes.loader import require_open_files, require_shared_memory, shared_bytes
 from cache.spec import CacheSpec
 from cache.store.reader import TeacherCache
 from cache.terminal.console import print_note
@@ -27,7 +27,7 @@ from student.evaluation.limits import metric_limits
 from student.evaluation.truth import require_truth
 from student.models.checkpoint import step_to_resume
 from student.training.launcher import is_first_rank
-from student.training.memory import bytes_of, checkpoint_bytes, tensors_of
+from student.training.memory import checkpoint_bytes, tensors_of
 
 
 def require_sound(config: StudentConfig) -> None:
@@ -153,7 +153,7 @@ def require_loader_resources(dataset: StudentDataset, config: StudentConfig) -> 
     tensors = list(tensors_of(dataset.collate([dataset[0]])))
     # One batch is in use, and one on its way. Boxes and labels are a tensor for each sample.
     batches = PREFETCHED * workers + 2
-    require_shared_memory(training.batch_size * bytes_of(tensors), batches, int(training.devices))
+    require_shared_memory(training.batch_size * shared_bytes(tensors), batches, int(training.devices))
     require_open_files(len(tensors) + 2 * (training.batch_size - 1), batches)
 
 
@@ -324,7 +324,8 @@ def require_fitting(spec: CacheSpec, path: Path, config: StudentConfig, inherits
     """Raise unless a cache is of the student's data set and, where its head is inherited, has the student's tasks.
 
     Raises:
-        MismatchError: it is of another version, or its tasks are others or in another order.
+        MismatchError: it is of another version, its teacher has no CenterHead to inherit, or its tasks are others or in
+            another order.
     """
     version, tasks = spec.data.version, config.detector.head.tasks
     if version != config.data.version:
@@ -334,6 +335,14 @@ def require_fitting(spec: CacheSpec, path: Path, config: StudentConfig, inherits
             got=version,
             expected=f"{config.data.version}, as data.version says",
             cure="Dump the teacher on this version, or change data.version",
+        )
+    if inherits and spec.heatmap == "none":
+        raise MismatchError(
+            "the teacher has no head that the student could inherit",
+            where=path,
+            got=f"{spec.teacher.name}, heatmap: none",
+            expected="a teacher with a CenterHead",
+            cure="Set distill.inherit_head to false",
         )
     if inherits and spec.teacher.tasks != tasks:
         got, expected = ("; ".join(", ".join(task) for task in each) for each in (spec.teacher.tasks, tasks))
@@ -359,7 +368,8 @@ def _require_tokens(cache: TeacherCache, frames: Frames) -> None:
             where=cache.path,
             got=f"{len(missing)} of {len(frames)} missing, the first is {missing[0]}",
             expected=f"all of {frames.version} {', '.join(frames.splits)}",
-            cure="Dump the teacher on this split, or train on the one that was dumped",
+            cure="Dump the teacher on this split, or train on the one that was dumped; what the dump left out goes "
+            "into data.exclude",
         )
 
 

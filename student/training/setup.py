@@ -10,6 +10,7 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
+from cache.store.stored_frames import StoredFrames
 from student.config.student import StudentConfig
 from student.config.training import TrainingConfig
 from student.data.dataset import StudentDataset
@@ -91,7 +92,7 @@ def set_up_training(
     if out is not None:
         remove_partial_checkpoints(out)
     if frames is None:
-        data, store = config.data, cache_paths[0] if cache_paths else None
+        data, store = config.data, StoredFrames(path=Path(cache_paths[0])) if cache_paths else None
         frames = Frames(
             root=root,
             version=data.version,

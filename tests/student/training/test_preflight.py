@@ -201,6 +201,14 @@ def test_a_head_of_another_order_is_not_inherited() -> None:
     require_fitting(spec(tasks=swapped), STORE, MINE, inherits=False)
 
 
+def test_a_head_without_heatmaps_is_not_inherited() -> None:
+    anchors = spec().model_copy(update={"heatmap": "none"})
+    said = r"no head that the student could inherit \(teacher\.zarr\); got .*heatmap: none; .*inherit_head to false"
+    with pytest.raises(MismatchError, match=said):
+        require_fitting(anchors, STORE, MINE, inherits=True)
+    require_fitting(anchors, STORE, MINE, inherits=False)
+
+
 def test_random_weights_are_warned_of() -> None:
     with pytest.warns(OfflineDistillWarning, match=r"teacher\.zarr holds .* random weights: a rehearsal"):
         warn_of_random_weights(spec(weights="random"), STORE)
@@ -254,7 +262,8 @@ def test_a_plan_says_what_the_metrics_cannot_do(made_root: Path, tmp_path: Path)
         plan_training(own_student(), root, [])
     about = "official metrics on mine, my_val (data.val_split): "
     said = [str(w.message).removeprefix(about) for w in caught if str(w.message).startswith(about)]
-    assert said[0] == "1 boxes have several attributes, and `evaluate` will refuse them: leave at most one"
+    assert said[0].startswith("`evaluate` will refuse it: a box has several attributes, and the official metrics take")
+    assert "got several, and 0 more such boxes" in said[0]
     assert said[1].startswith("the detector does not predict truck, construction_vehicle, bus, trailer, motorcycle, b")
     assert said[2] == "boxes that none of CAM_BACK, CAM_FRONT sees are evaluated too, and count as missed"
 
