@@ -192,6 +192,12 @@ def test_a_camera_without_intrinsics_is_named(tmp_path: Path, tables: Tables) ->
         mini_train(write_tables(tmp_path, tables))[0]
 
 
+def test_intrinsics_without_an_inverse_are_named(tmp_path: Path, tables: Tables) -> None:
+    tables["calibrated_sensor"][2]["camera_intrinsic"] = [[0.0, 0, 800], [0, 1200, 450], [0, 0, 1]]
+    with pytest.raises(DataError, match=r"no inverse \(token first, CAM_FRONT\); got .*0\.0.*; expected focal lengths"):
+        mini_train(write_tables(tmp_path, tables))[0]
+
+
 def test_missing_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tables are missing .*got no such folder; expected v1\.0-mini/"):
         mini_train(tmp_path / "nowhere")
