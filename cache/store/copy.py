@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cache.errors import MismatchError, NotCachedError, StoreError, UnsealedError
+from cache.errors import MismatchError, NotCachedError
 from cache.store.documents import (
     ShardFile,
     ShardRecord,
@@ -26,7 +26,7 @@ from cache.store.documents import (
     sign,
 )
 from cache.store.layout import ROOT, SampleArray, record_key, sample_arrays
-from cache.store.places import Source, Target, source_at, target_at
+from cache.store.places import Source, Target, read_root, source_at, target_at
 from cache.store.preconditions import require_free_folder
 from cache.store.remote import local_path
 from cache.store.shard_reader import require_committed
@@ -119,13 +119,8 @@ class CopyPlan:
     def of(cls, source: Source, name: str, layers: Sequence[str] | None) -> "CopyPlan":
         """Read the source's root and choose the layers; raises as `copy_store` does."""
         where = f"{name}/{ROOT}"
-        data = source.find(ROOT, partial(parse_attributes, where=where))
-        if data is None:
-            raise StoreError("there is no store here", where=name, cure="Name a folder or a URL that holds zarr.json")
+        data = read_root(source, name)
         original = parse_attributes(data, where)
-        if not original.sealed:
-            cure = "Run `cli dump-teacher` or `cli copy` again to finish it"
-            raise UnsealedError("the store to copy is not complete", where=name, cure=cure)
         attributes = original if layers is None else _of_layers(original, layers, name)
         return cls(
             source=source, name=name, original=original, attributes=attributes, document=read_signed(data, where)

@@ -15,12 +15,13 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from cache.errors import ConfigError, CorruptStoreError, OfflineDistillError, UnsealedError
+from cache.errors import ConfigError, CorruptStoreError, OfflineDistillError
 from cache.store.atomic import store_errors, write_durably
 from cache.store.bounded_folder import BoundedFolder
 from cache.store.documents import ShardFile, parse_attributes, parse_record
 from cache.store.files import read_file
 from cache.store.layout import ROOT, SampleArray, record_key
+from cache.store.places import read_root
 from cache.store.remote import RemoteFolder
 from cache.store.shard_reader import Chunk, ShardReader, require_committed
 from cache.store.whole_files import (
@@ -53,11 +54,8 @@ class Mirror:
     def __init__(self, url: str, local_cache: str | Path | None, limit_gb: float | None = None) -> None:
         _require_folder(url, local_cache, limit_gb)
         self.url, self._remote = url, RemoteFolder(url=url)
-        root = self._remote.read(ROOT, partial(parse_attributes, where=f"{url}/{ROOT}"))
+        root = read_root(self._remote, url)
         self.attributes = parse_attributes(root, f"{url}/{ROOT}")
-        if not self.attributes.sealed:
-            cure = "Finish its dump or its copy; what is committed can be read where it is"
-            raise UnsealedError("the store is not complete", where=url, cure=cure)
         self._name = hashlib.sha256(root).hexdigest()[:32]
         limit = None if limit_gb is None else int(limit_gb * 1e9)
         self._folder = BoundedFolder(path=Path(str(local_cache)), limit=limit)

@@ -3,14 +3,16 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from cache.errors import CorruptStoreError
+from cache.errors import CorruptStoreError, StoreError, UnsealedError
 from cache.store.atomic import Leases, store_errors
+from cache.store.documents import parse_attributes
 from cache.store.files import open_file, read_file, regular_size, require_no_links, unreadable
 from cache.store.folder import StoreFolder
-from cache.store.layout import MANIFEST
+from cache.store.layout import MANIFEST, ROOT
 from cache.store.remote import BLOCK, RemoteFolder, local_path
 from cache.store.whole_files import Check
 
@@ -45,6 +47,24 @@ def source_at(path: str | Path) -> Source:
     """A store to be copied."""
     local = local_path(path)
     return RemoteFolder(url=str(path)) if local is None else LocalSource(local)
+
+
+def read_root(source: Source, name: str) -> bytes:
+    """The root document of a sealed store.
+
+    Raises:
+        StoreError: there is no store.
+        UnsealedError: it is not complete.
+        CorruptStoreError, MismatchError: see `parse_attributes`.
+    """
+    parse = partial(parse_attributes, where=f"{name}/{ROOT}")
+    data = source.find(ROOT, parse)
+    if data is None:
+        raise StoreError("there is no store here", where=name, cure="Name a folder or a URL that holds zarr.json")
+    if not parse(data).sealed:
+        cure = "Run `cli dump-teacher` or `cli copy` again to finish it"
+        raise UnsealedError("the store is not complete", where=name, cure=cure)
+    return data
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cache.errors import CorruptStoreError, MismatchError, NotCachedError, UnsealedError
@@ -253,6 +253,14 @@ class TeacherCache:
         """The tokens of a shard's samples, in its order."""
         positions = self.attributes.layout.positions(shard, len(self.all_tokens))
         return self.all_tokens[positions.start : positions.stop]
+
+    def shards_of(self, tokens: Sequence[str]) -> Int[np.ndarray, "B"]:
+        """The shard of each token.
+
+        Raises:
+            NotCachedError: a token was not dumped.
+        """
+        return np.array([self._position(token) // self.shards.size for token in tokens], dtype=np.int64)
 
     def chunks_of(self, shard: int) -> list[Chunk]:
         """All samples and views of a shard, in its order."""
