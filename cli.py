@@ -300,10 +300,10 @@ def derive(
     json: Json = False,
 ) -> None:
     """Write a store with other codecs without running the teacher; the spec names the store that it was made of."""
-    from cache.store.derive import derive
+    from cache.store.reencode import reencode
 
     with report_writer(json) as write_report, progress("shards") as advance:
-        write_report(derive(store, out, overrides or (), advance))
+        write_report(reencode(store, out, overrides or (), advance))
 
 
 @command(

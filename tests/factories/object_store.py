@@ -16,10 +16,10 @@ import pytest
 
 Fault = Literal["500", "cut", "wrong", "slow", "stall"]
 
-STALL_S = 1.5
+STALL_S = 10.0
 """Longer than the client waits for a byte."""
 
-CLIENT = {"read_timeout": 1, "connect_timeout": 5, "retries": {"total_max_attempts": 1}}
+CLIENT = {"read_timeout": 8, "connect_timeout": 5, "retries": {"total_max_attempts": 1}}
 """Of botocore, whose own retries would hide a fault."""
 
 

@@ -41,7 +41,7 @@ def test_paths_and_urls() -> None:
     assert local_path("s3://bucket/store") is None
 
 
-@pytest.mark.parametrize("fault", ["500", "cut", "wrong", "slow", "stall"])
+@pytest.mark.parametrize("fault", ["500", "cut", "wrong", "slow"])
 def test_bytes_arrive_whole_whatever_the_server_does(
     bucket: ObjectStore, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,6 +58,13 @@ def test_bytes_arrive_whole_whatever_the_server_does(
     assert fetched(folder, "large") == DATA
     attempts = {"slow": 3, "wrong": 6}.get(fault, 4)  # of a cut block, its block alone is fetched again
     assert bucket.count("GET .*/large") == attempts
+
+
+def test_a_server_that_is_silent_is_asked_again(bucket: ObjectStore) -> None:
+    folder = RemoteFolder(url="s3://bucket/silent")
+    folder.write("key", DATA)
+    bucket.fail("GET .*/key", "stall")
+    assert folder.read("key", partial(require, DATA)) == DATA
 
 
 def test_what_does_not_pass_is_reported(bucket: ObjectStore) -> None:
