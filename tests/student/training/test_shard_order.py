@@ -19,7 +19,7 @@ from tests.factories.students import TINY, make_teacher
 
 URL = "s3://bucket/trained"
 DISTILL = {
-    "pairs": [{"student": "head", "teacher": "head"}],
+    "pairs": [{"student": "head", "teacher": "head", "student_adapter": "1x1conv"}],
     "terms": [{"kind": "all", "weight": 1.0}],
     "inherit_head": False,
 }
@@ -36,8 +36,9 @@ def two_shards(tmp_path_factory: pytest.TempPathFactory, made_frames: Frames) ->
 
 def student(local_cache: Path | None = None, local_cache_gb: float | None = None, **training: object) -> StudentConfig:
     data = {"local_cache": local_cache, "local_cache_gb": local_cache_gb, "workers": 2}
+    grid = TINY["detector"]["grid"] | {"cell_m": [0.8, 0.8]}  # the teacher's
     values = {"data": TINY["data"] | data, "training": TINY["training"] | training, "distill": DISTILL}
-    return StudentConfig.model_validate(TINY | values)
+    return StudentConfig.model_validate(TINY | values | {"detector": TINY["detector"] | {"grid": grid}})
 
 
 def tokens(setup: TrainingSetup) -> list[tuple[str, ...]]:
