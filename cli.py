@@ -419,6 +419,7 @@ def evaluate(
 ) -> None:
     """Compute the official nuScenes detection metrics of a student, or of the teacher from its store."""
     from cache import Frames, TeacherCache
+    from cache.store.stored_frames import StoredFrames
     from student.evaluation.evaluate import evaluate, student_detections, write_results
     from student.evaluation.teacher_boxes import teacher_detections
     from student.evaluation.truth import is_secret
@@ -435,7 +436,7 @@ def evaluate(
             max_sweeps=0,
             cameras=cameras,
             lidar=lidar,
-            store=frames_of or cache,
+            store=StoredFrames(path=store) if (store := frames_of or cache) else None,
         )
 
     with report_writer(json) as write_report, progress("samples") as advance:

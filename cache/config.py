@@ -82,7 +82,7 @@ def load_yaml(path: str | Path | None, model: type[Model], overrides: Iterable[s
             "invalid configuration: not a mapping of keys to values",
             where=path,
             got=type(values).__name__,
-            cure="Correct it",
+            cure="Write `key: value` lines, as the files in configs/ have them",
         )
     return model.parse(override(values, overrides), where=path or model.__name__)
 
@@ -99,7 +99,13 @@ def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
     for each in overrides:
         key, equals, value = each.partition("=")
         if not equals:
-            raise ConfigError("not an override", where="--set", got=each, expected="dotted.key=value")
+            raise ConfigError(
+                "not an override",
+                where="--set",
+                got=each,
+                expected="dotted.key=value",
+                cure="Write a key of the file with its parents, and a value: --set training.epochs=2",
+            )
         _set_at(values, key.split("."), parse_yaml(value, where=f"--set {key}"))
     return values
 

@@ -302,7 +302,10 @@ class CacheSpec(Strict):
                 return layer
         known = ", ".join(layer.name for layer in self.layers)
         raise MismatchError(
-            "the cache lacks a layer", got=known, expected=name, cure="Dump it, or distil another layer"
+            "the cache lacks a layer",
+            got=known,
+            expected=name,
+            cure="Dump it with `layers`, or name another in distill.pairs",
         )
 
     def differences(self, expected: "CacheSpec | dict[str, Any]") -> list[str]:

@@ -345,6 +345,55 @@ def test_student_and_cached_teacher_are_evaluated(workshop: Workshop, trained: P
         assert "mAP" in run.stdout
 
 
+def test_the_split_without_annotations_gets_its_results(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    root = tmp_path / "world"
+    shutil.copytree(workshop.world / "v1.0-mini", root / "v1.0-test")
+    (root / "samples").symlink_to(workshop.world / "samples")
+    scenes = json.loads((root / "v1.0-test" / "scene.json").read_text())
+    scenes[0]["name"] = "scene-0077"  # of nuScenes' test split
+    (root / "v1.0-test" / "scene.json").write_text(json.dumps(scenes))
+    (root / "v1.0-test" / "sample_annotation.json").write_text("[]")
+    what = ("evaluate", "--data", root, "--version", "v1.0-test", "--split", "test", "--out", tmp_path / "evaluation")
+    run = cli(*what, "--checkpoint", trained / "checkpoints" / "last.ckpt")
+    assert run.code == 0, run.stderr
+    results = tmp_path / "evaluation" / "results_nusc.json"
+    assert f"results: {results}" in run.stdout
+    assert "no metrics: nuScenes keeps the annotations of test, and its server evaluates this file" in run.stdout
+    assert "mAP" not in run.stdout
+    found = json.loads(results.read_text())
+    samples = json.loads((root / "v1.0-test" / "sample.json").read_text())
+    assert found["results"].keys() == {row["token"] for row in samples if row["scene_token"] == scenes[0]["token"]}
+    assert found["meta"]["use_camera"]
+
+
+def test_frames_are_left_out_of_a_dump_and_a_training_and_counted(
+    workshop: Workshop, copy_world: Callable[[], Path], tmp_path: Path
+) -> None:
+    """Of four frames one is excluded, and one lacks its LiDAR file and an image."""
+    world = copy_world()
+    samples = json.loads((world / "v1.0-mini" / "sample.json").read_text())
+    excluded = samples[0]["token"]
+    files = json.loads((world / "v1.0-mini" / "sample_data.json").read_text())
+    for row in files:
+        if row["sample_token"] == samples[-1]["token"] and row["is_key_frame"]:
+            (world / row["filename"]).unlink()
+    store, out = tmp_path / "teacher.zarr", tmp_path / "run"
+    dump = ("dump-teacher", workshop.dump, "--data", world, "--random-weights", "--out", store)
+    run = cli(*dump, "--set", f"exclude=[{excluded}]", "--set", "skip_missing=true")
+    assert run.code == 0, run.stderr
+    assert "mini_train, mini_val: 2 of 4 frames are left out" in run.stderr
+    assert "2 of 2 samples written" in run.stdout
+    splits = ("--set", "data.train_split=all", "--set", "data.val_split=val")
+    training = ("train-student", workshop.student, "--data", world, "--cache", store, "--out", out, *splits)
+    refused(*training, saying="frames of the training split are not in the cache")
+    run = cli(*training, "--set", f"data.exclude=[{excluded}]", "--set", "data.skip_missing=true")
+    assert run.code == 0, run.stderr
+    assert "1 of 3 frames lack a file and are left out (data.skip_missing)" in " ".join(run.stderr.split())
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["frames"], summary["frames_left_out"]) == (2, 2)
+    assert "2 frames of 4 left out" in run.stdout
+
+
 def test_images_and_a_store_suffice_to_evaluate(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
     """The root has no tables; the store was dumped on both splits."""
     images = tmp_path / "images"

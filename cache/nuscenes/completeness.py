@@ -59,7 +59,7 @@ def without(frames: Frames, tokens: Collection[str]) -> Frames:
             where=f"exclude, {frames.root / frames.version}",
             got=", ".join(unknown[:5]),
             expected="tokens of sample.json",
-            cure="Correct the list",
+            cure="Take these tokens out of `exclude`: they are mistyped, or of another version",
         )
     left = frames.keeping(lambda token: token not in tokens)
     if not left.tokens:
@@ -67,7 +67,7 @@ def without(frames: Frames, tokens: Collection[str]) -> Frames:
             "every frame of the split is excluded",
             where=f"exclude, {', '.join(frames.splits)}",
             got=f"{len(tokens)} tokens",
-            cure="Leave some frames in",
+            cure="Take some tokens out of `exclude`, or choose another split",
         )
     return left
 

@@ -5,6 +5,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -13,7 +14,7 @@ from cache.errors import DataError
 from cache.nuscenes.columns import NO_ROW
 from cache.nuscenes.frame import Camera, Frame, Sweep
 from cache.nuscenes.index import open_index
-from cache.nuscenes.index_files import FRAMES_FOLDER, TableIndex, read_index
+from cache.nuscenes.index_files import TableIndex
 from cache.nuscenes.plausibility import require_boxes, require_older, require_poses
 from cache.nuscenes.poses import Matrix, boxes_in_lidar, pose_matrices
 from cache.nuscenes.splits import scenes_of_splits
@@ -21,6 +22,18 @@ from cache.nuscenes.tables import UNPACK
 from cache.spec import CLASSES, LIDAR
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+
+
+@runtime_checkable
+class IndexSource(Protocol):
+    """Where an index comes from, if not from tables."""
+
+    @property
+    def path(self) -> Path:
+        """Of the file or folder."""
+
+    def read(self) -> tuple[TableIndex, str] | None:
+        """The index and the version of its tables; None where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +57,8 @@ class Frames(Sequence[Frame]):
     its cameras where it lists none of the six."""
     lidar: str = ""
     """The channel whose frame all geometry is in: by default LIDAR_TOP, or the only LiDAR that sensor.json lists."""
-    store: Path | None = None
-    """A store that carries its frames (`cache.dump` writes them): read where the root has no tables."""
+    store: IndexSource | None = None
+    """A store that carries its frames (`cache.store.stored_frames.StoredFrames`): read where the root has no tables."""
     tables: TableIndex = field(init=False, repr=False, compare=False)
     tokens: tuple[str, ...] = field(init=False, repr=False)
 
@@ -150,17 +163,13 @@ class Frames(Sequence[Frame]):
     def _index(self) -> TableIndex:
         if self.store is None or (self.root / self.version).is_dir():
             return open_index(self.root, self.version)
-        found = read_index(self.store / FRAMES_FOLDER)
-        if isinstance(found, tuple) and found[1] == self.version:
+        found = self.store.read()
+        if found is not None and found[1] == self.version:
             return found[0]
-        if isinstance(found, tuple):
-            got = f"frames of {found[1]}"
-        else:
-            got = f"damaged ones ({_listed(found)})" if (self.store / FRAMES_FOLDER).is_dir() else "none"
         raise DataError(
             "the nuScenes tables are missing, and the store does not carry their frames",
-            where=f"{self.root / self.version}, {self.store}",
-            got=got,
+            where=f"{self.root / self.version}, {self.store.path}",
+            got="none" if found is None else f"frames of {found[1]}",
             expected=f"frames of {self.version}",
             cure="Name a store of this version, run its `dump-teacher` again to add the frames, or unpack the tables",
         )
@@ -175,7 +184,8 @@ class Frames(Sequence[Frame]):
                 "the split holds no key frame",
                 where=f"{self.root / self.version}, {', '.join(self.splits) or 'no split named'}",
                 got=f"scenes {_listed(names.scenes)}",
-                cure="Choose a split of this version (mini_train and mini_val belong to v1.0-mini), or `all`",
+                cure="Choose a split of this version (mini_train and mini_val belong to v1.0-mini), `all`, or "
+                "name scenes of your own in splits.json beside the tables",
             )
         return tuple(token.decode() for token in tokens.tolist())
 

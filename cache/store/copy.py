@@ -170,7 +170,7 @@ class CopyPlan:
         yield from nodes.items()
         for key, check in small_file_checks(self.original, self.name).items():
             yield key, self.source.read(key, check)
-        yield from frame_files(self.source, self.name)
+        yield from frame_files(self.source, self.original, self.name)
 
     def copy_shard(self, target: Target, shard: int) -> int:
         """Copy a shard unless its record is there; returns its bytes."""
@@ -197,13 +197,14 @@ class CopyPlan:
         target.receive(key, lambda descriptor: self.source.fetch(key, file.bytes, descriptor, check), check)
 
 
-def frame_files(source: Source, store: str) -> Iterator[tuple[str, bytes]]:
+def frame_files(source: Source, attributes: StoreAttributes, store: str) -> Iterator[tuple[str, bytes]]:
     """The files of the frames that a store carries, by key, their record last; none where it carries none.
 
     Raises:
-        CorruptStoreError: one is missing or damaged.
+        CorruptStoreError: one is missing, damaged or another store's.
     """
-    record = source.find(FRAMES_RECORD, partial(require_frames_record, store))
+    bound = attributes.frames_sha256 is not None
+    record = (source.read if bound else source.find)(FRAMES_RECORD, partial(require_frames_record, attributes, store))
     if record is not None:
         for key, check in frame_file_checks(record, store).items():
             yield key, source.read(key, check)

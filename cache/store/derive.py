@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from cache.spec import CacheSpec, CodecSpec, LineageSource
-from cache.store.atomic import write_durably
 from cache.store.codec import Encoded
 from cache.store.copy import frame_files
-from cache.store.layout import Layout, StoredSample, feature_array, scale_array
+from cache.store.layout import FRAMES, Layout, StoredSample, feature_array, scale_array
 from cache.store.metadata import view_matrix
 from cache.store.places import LocalSource
 from cache.store.preconditions import require_same_matrices
@@ -37,7 +36,7 @@ def write_derived(
         spec: of the new store.
         samples_of: makes the samples of a shard.
     """
-    tokens = first.all_tokens[:]
+    tokens, frames = first.all_tokens[:], frame_files(LocalSource(first.path), first.attributes, str(first.path))
     require_same_matrices(first.path, first.attributes, view_matrix(spec, tokens))
     with StoreWriter(
         out,
@@ -47,10 +46,8 @@ def write_derived(
         software=first.attributes.software,
         layout=layout,
         teacher_file=first.attributes.teacher_file,
+        frames={key.removeprefix(f"{FRAMES}/"): data for key, data in frames},
     ) as writer:
-        for key, data in frame_files(LocalSource(first.path), str(first.path)):
-            (out / key).parent.mkdir(exist_ok=True)
-            write_durably(out / key, data)
         missing = writer.missing_shards()
         for done, shard in enumerate(missing, start=1):
             opened = writer.shard(shard)

@@ -13,7 +13,8 @@ from numcodecs import zstd
 from cache.errors import CorruptStoreError
 
 CHECKSUM_BYTES = 4
-REPAIR = "Run `cli verify` on the store, then repair it or restore it from a copy"
+REPAIR = "Repair the store with `cli verify STORE --repair CONFIG` and the dump's other options, or copy it again"
+DISTRUST = "Do not use this store unless you know who made it"
 
 HEADER_BYTES = 18
 """Of a zstd frame, at most."""

@@ -96,10 +96,11 @@ class Mirror:
         write_durably(self.path / ROOT, root)
         for key, check in small_file_checks(self.attributes, self.url).items():
             self.keep(key, check)
-        record = self._remote.find(FRAMES_RECORD, partial(require_frames_record, self.url))
+        bound, check = self.attributes.frames_sha256, partial(require_frames_record, self.attributes, self.url)
+        record = (self._remote.find if bound is None else self._remote.read)(FRAMES_RECORD, check)
         if record is not None:
-            for key, check in frame_file_checks(record, self.url).items():
-                self.keep(key, check)
+            for key, check_column in frame_file_checks(record, self.url).items():
+                self.keep(key, check_column)
             write_durably(self.path / FRAMES_RECORD, record)
 
 

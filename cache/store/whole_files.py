@@ -10,11 +10,12 @@ import numpy as np
 
 from cache.errors import CorruptStoreError
 from cache.nuscenes.columns import Columns
-from cache.nuscenes.index_files import FRAMES_FOLDER, META, parse_meta
+from cache.nuscenes.index_files import META, parse_meta
 from cache.store.documents import LARGEST_DOCUMENT, ArrayFile, StoreAttributes
 from cache.store.files import LARGEST_FILE
 from cache.store.format import REPAIR, checked
 from cache.store.layout import (
+    FRAMES,
     HEAD_WEIGHTS,
     MANIFEST,
     ROOT,
@@ -31,14 +32,14 @@ Check = Callable[[bytes], object]
 LARGEST_COLUMN = 2**30
 """Bytes, of the frames that a store carries."""
 
-FRAMES_RECORD = f"{FRAMES_FOLDER}/{META}"
+FRAMES_RECORD = f"{FRAMES}/{META}"
 
 
 def most_bytes(key: str) -> int:
     """The size that a file which is read whole may have."""
     if key == ROOT or key.startswith(f"{MANIFEST}/"):
         return LARGEST_DOCUMENT
-    return LARGEST_COLUMN if key.startswith(f"{FRAMES_FOLDER}/") else LARGEST_FILE
+    return LARGEST_COLUMN if key.startswith(f"{FRAMES}/") else LARGEST_FILE
 
 
 def small_file_checks(attributes: StoreAttributes, store: str) -> dict[str, Check]:
@@ -55,17 +56,20 @@ def small_file_checks(attributes: StoreAttributes, store: str) -> dict[str, Chec
     return checks
 
 
-def require_frames_record(store: str, data: bytes) -> None:
-    """Raise CorruptStoreError unless the bytes are a record of a store's frames."""
+def require_frames_record(attributes: StoreAttributes, store: str, data: bytes) -> None:
+    """Raise CorruptStoreError unless the bytes are the record of a store's frames, which its root may name."""
+    where = f"{store}/{FRAMES_RECORD}"
+    if attributes.frames_sha256 is not None:
+        _require_sha256(attributes.frames_sha256, where, data)
     if parse_meta(data) is None:
-        raise _damaged(f"{store}/{FRAMES_RECORD}")
+        raise _damaged(where)
 
 
 def frame_file_checks(record: bytes, store: str) -> dict[str, Check]:
     """The check of each column of the frames that a store carries, by key."""
     meta = parse_meta(record)
     files = {} if meta is None else meta.files
-    keys = {field.name: f"{FRAMES_FOLDER}/{field.name}.npy" for field in fields(Columns)}
+    keys = {field.name: f"{FRAMES}/{field.name}.npy" for field in fields(Columns)}
     return {key: partial(_require_column, files.get(name), f"{store}/{key}") for name, key in keys.items()}
 
 

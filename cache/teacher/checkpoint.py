@@ -116,7 +116,12 @@ def load_weights(detector: nn.Module, path: Path, options: LoadOptions | None = 
         )
     broken = not_finite(detector.state_dict())
     if broken:
-        raise TeacherError("the checkpoint holds weights that are not finite", where=path, got=abridged(broken))
+        raise TeacherError(
+            "the checkpoint holds weights that are not finite",
+            where=path,
+            got=abridged(broken),
+            cure="Take another checkpoint of that training, or copy this one again",
+        )
     return checkpoint
 
 

@@ -100,6 +100,7 @@ class Voxelise:
                 "no point of the frame lies within the teacher's range",
                 got=f"{len(frame.points)} points",
                 expected=f"some with x, y, z in {range_m[:3]} .. {range_m[3:]}",
+                cure="Leave the frame out with exclude; where it is every frame, write the points in metres",
             )
         return voxels
 
@@ -189,7 +190,7 @@ class Mmdet3dTeacher(nn.Module):
                 "the teacher cannot run on this device",
                 where=self.identity.name,
                 got=f"{device}: {_first_line(error)}",
-                cure="Try another device; sparse convolutions need spconv's wheel for it",
+                cure="Choose another with --device; sparse convolutions need spconv's wheel for it",
             ) from error
 
     def _point_columns(self) -> int:

@@ -72,7 +72,8 @@ def _require_current(config: Config, path: Path) -> None:
     if "MODEL" in config and "DATA_CONFIG" in config:
         raise TeacherError("the configuration is OpenPCDet's", where=path, got="MODEL, DATA_CONFIG", cure=OWN_TEACHER)
     if "model" not in config:
-        raise TeacherError("the mmdet3d configuration describes no model", where=path, got=", ".join(config))
+        cure = "Name a detector's whole configuration: this one is a part that others take over"
+        raise TeacherError("the mmdet3d configuration describes no model", where=path, got=", ".join(config), cure=cure)
     if "reader" in config.model:
         what = "the configuration is of det3d (tianweiy/CenterPoint)"
         raise TeacherError(what, where=path, got="model.reader", cure=OWN_TEACHER)

@@ -2,10 +2,9 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 from jaxtyping import Shaped
@@ -91,11 +90,18 @@ def training_on_cpu() -> Iterator[None]:
 
     Its CPU branch (2.3.8, `indice_conv_backward`) does not use the stream, but asks for it first, which raises.
     """
-    with ExitStack() as stack:
-        stack.enter_context(one_thread())
-        if importlib.util.find_spec("spconv") is not None:
-            stack.enter_context(patch("spconv.pytorch.ops.get_current_stream", return_value=0))
+    with one_thread(), nullcontext() if importlib.util.find_spec("spconv") is None else _without_stream():
         yield
+
+
+@contextmanager
+def _without_stream() -> Iterator[None]:
+    ops: Any = importlib.import_module("spconv.pytorch.ops")
+    of_gpu, ops.get_current_stream = ops.get_current_stream, lambda: 0
+    try:
+        yield
+    finally:
+        ops.get_current_stream = of_gpu
 
 
 _CUDA_WHEELS = (118, 120, 121, 124, 126)

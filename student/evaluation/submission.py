@@ -13,7 +13,7 @@ from cache.errors import DataError
 from cache.nuscenes.frame import Frame
 from cache.nuscenes.frames import Frames
 from cache.spec import CLASSES
-from student.models.decoding import Detections
+from student.models.decoding import DIVERGED, Detections
 
 MOVING_MPS = 0.2
 """Above this speed an object gets the attribute of a moving one, as in mmdet3d."""
@@ -35,7 +35,12 @@ def write_submission(
     results = {token: _sample_results(frames[token], found) for token, found in detections}
     missing = [token for token in frames.tokens if token not in results]
     if missing:
-        raise DataError("frames without detections", where=f"{len(missing)} of {len(frames)}", got=missing[0])
+        raise DataError(
+            "frames have no detections",
+            where=f"{len(missing)} of {len(frames)}",
+            got=f"none for {missing[0]}",
+            cure="Give every frame an entry, one of no boxes where nothing was found",
+        )
     meta = {f"use_{modality}": modality == sensor for modality in ("camera", "lidar", "radar", "map", "external")}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"meta": meta, "results": results}), encoding="utf-8")
@@ -44,7 +49,7 @@ def write_submission(
 def _sample_results(frame: Frame, found: Detections) -> list[dict]:
     boxes = found.boxes.double().cpu().numpy()
     if not np.isfinite(boxes).all():
-        raise DataError("a detection is not finite", where=f"token {frame.token}", cure="Check the training for NaN")
+        raise DataError("a detection is not finite", where=f"token {frame.token}", cure=DIVERGED)
     best = np.argsort(-found.scores.cpu().numpy(), kind="stable")[:MAX_BOXES]
     return [_box_to_nuscenes(frame, boxes[i], CLASSES[int(found.labels[i])], float(found.scores[i])) for i in best]
 

@@ -33,6 +33,7 @@ class TeacherHead:
                 where=cache.path,
                 got=match,
                 expected="a CenterHead of 3 x 3 convolutions, two for each map",
+                cure="Compare a teacher whose head is mmdet3d's CenterHead with its defaults",
             )
         self.network.eval().requires_grad_(False)
 

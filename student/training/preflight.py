@@ -14,7 +14,7 @@ from cache.errors import ConfigError, DataError, MismatchError, NotCachedError, 
 from cache.nuscenes.completeness import largest_width, on_disk, require_listed, without
 from cache.nuscenes.counts import count_boxes, require_boxes, warn_of_boxes
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.loader import require_open_files, require_shared_memory
+from cache.nuscenes.loader import require_open_files, require_shared_memory, shared_bytes
 from cache.spec import CacheSpec
 from cache.store.reader import TeacherCache
 from cache.terminal.console import print_note
@@ -27,7 +27,7 @@ from student.evaluation.limits import metric_limits
 from student.evaluation.truth import require_truth
 from student.models.checkpoint import step_to_resume
 from student.training.launcher import is_first_rank
-from student.training.memory import bytes_of, checkpoint_bytes, tensors_of
+from student.training.memory import checkpoint_bytes, tensors_of
 
 
 def require_sound(config: StudentConfig) -> None:
@@ -153,7 +153,7 @@ def require_loader_resources(dataset: StudentDataset, config: StudentConfig) -> 
     tensors = list(tensors_of(dataset.collate([dataset[0]])))
     # One batch is in use, and one on its way. Boxes and labels are a tensor for each sample.
     batches = PREFETCHED * workers + 2
-    require_shared_memory(training.batch_size * bytes_of(tensors), batches, int(training.devices))
+    require_shared_memory(training.batch_size * shared_bytes(tensors), batches, int(training.devices))
     require_open_files(len(tensors) + 2 * (training.batch_size - 1), batches)
 
 
@@ -359,7 +359,8 @@ def _require_tokens(cache: TeacherCache, frames: Frames) -> None:
             where=cache.path,
             got=f"{len(missing)} of {len(frames)} missing, the first is {missing[0]}",
             expected=f"all of {frames.version} {', '.join(frames.splits)}",
-            cure="Dump the teacher on this split, or train on the one that was dumped",
+            cure="Dump the teacher on this split, or train on the one that was dumped; what the dump left out goes "
+            "into data.exclude",
         )
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DistributedSampler, Sampler
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from cache.store.remote import local_path
+from cache.store.stored_frames import StoredFrames
 from student.config.student import StudentConfig
 from student.config.training import TrainingConfig
 from student.data.dataset import StudentDataset
@@ -148,12 +149,12 @@ def make_trainer(training: TrainingConfig, **options: Any) -> lightning.Trainer:
     )
 
 
-def _frames_store(cache_paths: Sequence[str | Path], config: StudentConfig) -> Path | None:
-    """The folder of the first cache, whose frames stand in for tables."""
+def _frames_store(cache_paths: Sequence[str | Path], config: StudentConfig) -> StoredFrames | None:
+    """The frames of the first cache, which stand in for tables."""
     if not cache_paths:
         return None
     local = local_path(cache_paths[0])
-    return open_cache(cache_paths[0], config.data).path if local is None else local
+    return StoredFrames(path=open_cache(cache_paths[0], config.data).path if local is None else local)
 
 
 def _order(frames: Frames, config: StudentConfig) -> Shuffled | ClassBalanced:
