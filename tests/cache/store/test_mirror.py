@@ -131,7 +131,7 @@ def read_all(cache: TeacherCache) -> None:
 
 
 def test_what_a_killed_process_left_is_not_trusted(remote: ObjectStore, small_store: Path, tmp_path: Path) -> None:
-    remote.fail("GET .*features/head/c.1", "slow")
+    remote.fail("GET .*features/head/c.1", "stall")
     cache = TeacherCache(URL, local_cache=tmp_path, limit_gb=1)
     process = multiprocessing.get_context("fork").Process(target=read_all, args=(cache,))
     process.start()
