@@ -156,7 +156,7 @@ def test_refusals(sealed_store: Path, tmp_path: Path) -> None:
 def hold(path: Path, ready: object, done: object) -> None:
     with target_at(path, range(3)):
         ready.set()
-        done.wait(30)
+        done.wait(200)
 
 
 def test_another_writer_of_the_target_is_refused(sealed_store: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_another_writer_of_the_target_is_refused(sealed_store: Path, tmp_path: P
     ready, done = context.Event(), context.Event()
     process = context.Process(target=hold, args=(tmp_path / "copy", ready, done))
     process.start()
-    assert ready.wait(30)
+    assert ready.wait(200)
     with pytest.raises(StoreBusyError, match="another process is writing there"):
         copy_store(sealed_store, tmp_path / "copy")
     done.set()
