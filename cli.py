@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -123,12 +122,15 @@ def train_teacher(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and mmengine's logs.")],
     version: Annotated[str, typer.Option(help="nuScenes version.")] = "v1.0-trainval",
     split: Annotated[str, typer.Option(help="nuScenes split.")] = "train",
+    lidar: Annotated[
+        str, typer.Option(help="Channel of the LiDAR, by default LIDAR_TOP, or the only one.", show_default=False)
+    ] = "",
 ) -> None:
     """Train a LiDAR teacher with mmdet3d."""
     from cache import Frames
     from cache.teacher.training import train_teacher
 
-    frames = Frames(root=data, version=version, splits=(split,))
+    frames = Frames(root=data, version=version, splits=(split,), lidar=lidar)
     print_report(f"checkpoint: {train_teacher(config, frames, out)}")
 
 
@@ -498,7 +500,7 @@ def fidelity(
         frames = Frames(root=data, version=identity.version, splits=splits, lidar=identity.lidar)
         study = FidelityStudy(cache, live, draws, seed)
         with progress("frames") as advance:
-            report = study.run(_with_sweeps(frames, live), out, advance)
+            report = study.run(frames.with_sweeps(live.points.past_sweeps), out, advance)
         paths = write(report, out)
         write_report({"tables": tables(report), "files": paths}, *tables(report), *paths)
 
@@ -534,13 +536,7 @@ def _dump_inputs(
     counts = count_boxes(frames)
     print_note(f"{where}: {counts}")
     warn_of_boxes(counts, where)
-    return settings, _with_sweeps(frames, live), live
-
-
-def _with_sweeps(frames: "Frames", teacher: "Teacher") -> "Frames":
-    """The frames with as many past sweeps as the teacher was trained with."""
-    past = teacher.points.past_sweeps
-    return frames if past <= frames.max_sweeps else replace(frames, max_sweeps=past)
+    return settings, frames.with_sweeps(live.points.past_sweeps), live
 
 
 def _live_teacher(name: str, weights: Weights, hook: str | None) -> "Teacher":

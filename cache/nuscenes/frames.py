@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -74,6 +74,10 @@ class Frames(Sequence[Frame]):
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def with_sweeps(self, past: int) -> "Frames":
+        """The same frames, which list at least so many past rotations."""
+        return self if past <= self.max_sweeps else replace(self, max_sweeps=past)
 
     def __getitem__(self, key: int | str) -> Frame:  # type: ignore[override]
         token = self.tokens[key] if isinstance(key, int) else key

@@ -16,6 +16,7 @@ from typing import Any
 
 from cache.errors import TeacherError
 from cache.teacher.foreign import OWN_TEACHER
+from cache.teacher.plugins import look_in_working_directory
 
 Config = Any
 """mmengine's Config."""
@@ -57,14 +58,30 @@ def read_config(name: str) -> Config:
         from mmengine.config import Config
 
         path = _find_config(name)
+        look_in_working_directory()
         try:
             config = Config.fromfile(path)
+        except ImportError as error:
+            raise TeacherError(
+                "a module that the mmdet3d configuration imports cannot be imported",
+                where=path,
+                got=_first_cause(error),
+                cure="Run the command where the module lies, or name that folder in PYTHONPATH: for mmdet3d's projects "
+                "a clone of mmdetection3d, with the project's operators built",
+            ) from error
         except Exception as error:  # A configuration is a Python program: it can fail in any way.
             raise TeacherError(
                 "the mmdet3d configuration cannot be read", where=path, got=f"{type(error).__name__}: {error}"
             ) from error
     _require_current(config, path)
     return config
+
+
+def _first_cause(error: BaseException) -> str:
+    """The exception that began it: mmengine's own lists the whole of sys.path."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return f"{type(error).__name__}: {error}"
 
 
 def _require_current(config: Config, path: Path) -> None:

@@ -324,7 +324,8 @@ def require_fitting(spec: CacheSpec, path: Path, config: StudentConfig, inherits
     """Raise unless a cache is of the student's data set and, where its head is inherited, has the student's tasks.
 
     Raises:
-        MismatchError: it is of another version, or its tasks are others or in another order.
+        MismatchError: it is of another version, its teacher has no CenterHead to inherit, or its tasks are others or in
+            another order.
     """
     version, tasks = spec.data.version, config.detector.head.tasks
     if version != config.data.version:
@@ -334,6 +335,14 @@ def require_fitting(spec: CacheSpec, path: Path, config: StudentConfig, inherits
             got=version,
             expected=f"{config.data.version}, as data.version says",
             cure="Dump the teacher on this version, or change data.version",
+        )
+    if inherits and spec.heatmap == "none":
+        raise MismatchError(
+            "the teacher has no head that the student could inherit",
+            where=path,
+            got=f"{spec.teacher.name}, heatmap: none",
+            expected="a teacher with a CenterHead",
+            cure="Set distill.inherit_head to false",
         )
     if inherits and spec.teacher.tasks != tasks:
         got, expected = ("; ".join(", ".join(task) for task in each) for each in (spec.teacher.tasks, tasks))

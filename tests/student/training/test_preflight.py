@@ -201,6 +201,14 @@ def test_a_head_of_another_order_is_not_inherited() -> None:
     require_fitting(spec(tasks=swapped), STORE, MINE, inherits=False)
 
 
+def test_a_head_without_heatmaps_is_not_inherited() -> None:
+    anchors = spec().model_copy(update={"heatmap": "none"})
+    said = r"no head that the student could inherit \(teacher\.zarr\); got .*heatmap: none; .*inherit_head to false"
+    with pytest.raises(MismatchError, match=said):
+        require_fitting(anchors, STORE, MINE, inherits=True)
+    require_fitting(anchors, STORE, MINE, inherits=False)
+
+
 def test_random_weights_are_warned_of() -> None:
     with pytest.warns(OfflineDistillWarning, match=r"teacher\.zarr holds .* random weights: a rehearsal"):
         warn_of_random_weights(spec(weights="random"), STORE)
