@@ -60,7 +60,7 @@ class TrainingPlan:
     epoch_bytes: float
 
 
-def plan_training(config: StudentConfig, root: Path, cache_paths: Sequence[Path]) -> TrainingPlan:
+def plan_training(config: StudentConfig, root: Path, cache_paths: Sequence[str | Path]) -> TrainingPlan:
     """Run a forward and a backward pass of one sample and of two, and count.
 
     Raises:
@@ -100,5 +100,5 @@ def measure_memory(setup: TrainingSetup) -> TrainingMemory:
 def bytes_per_sample(source: TeacherSource) -> float:
     """Bytes that a training reads of a cache for each sample: one view of its layers, heatmap and canvas mask."""
     cache = source.cache
-    names = batch_arrays(source.layers)
-    return sum(size for name, size in cache.bytes_per_sample().items() if name in names) / len(cache.spec.views)
+    names, shards = batch_arrays(source.layers), [0] if cache.url else None  # a request for each shard's record
+    return sum(size for name, size in cache.bytes_per_sample(shards).items() if name in names) / len(cache.spec.views)
