@@ -259,6 +259,18 @@ class StudentConfig(Strict):
         return tuple(sorted({pair.teacher for pair in pairs if pair.cache == cache}))
 
     @model_validator(mode="after")
+    def _depth_to_compare(self) -> "StudentConfig":
+        if self.distill is not None and self.distill.compares_depth and not self.detector.name.startswith("bevdepth"):
+            raise ConfigError(
+                "a term compares the student's depth with the LiDAR's, and the student learns none",
+                where="distill.terms, detector.name",
+                got=self.detector.name,
+                expected="bevdepth or bevdepth4d",
+                cure="Leave tigbev_depth out, or use one of these detectors",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _something_to_replay(self) -> "StudentConfig":
         if self.bev_augment.replay and self.distill is None:
             raise ConfigError(

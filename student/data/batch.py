@@ -40,6 +40,7 @@ class Batch:
     bev_matrix: current LiDAR -> augmented BEV, the realised augmentation (identity without one).
     depth_m: nearest LiDAR point in each image_stride x image_stride patch of the current images, 0 without a point;
         None for detectors that do not learn depth.
+    points_m: x, y, z of these points in the augmented BEV frame; None unless a term of the objective compares depths.
     boxes: x, y, z (bottom), dx, dy, dz, yaw_rad, vx, vy in the augmented BEV frame, one tensor a sample.
     labels: index into cache.spec.CLASSES, one tensor a sample.
     teachers: the cached sample of each teacher, in the view nearest to bev_matrix; empty without distillation.
@@ -62,6 +63,7 @@ class Batch:
     teachers: tuple[TeacherBatch, ...] = ()
     to_teachers: tuple[Float[Tensor, "B 4 4"] | None, ...] = ()
     load_seconds: LoadSeconds = LoadSeconds()
+    points_m: Float[Tensor, "B N hs ws 3"] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on another device; `to_teachers` stays on the CPU."""

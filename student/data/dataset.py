@@ -17,7 +17,7 @@ from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import camera_points
 from student.config.student import StudentConfig
 from student.data.batch import Batch, LoadSeconds, join
-from student.data.depth_map import depth_map
+from student.data.depth_map import depth_map, in_bev, nearest_points
 from student.data.image_augment import image_matrix, warp_image
 from student.data.images import read_image
 from student.data.samplers import SampleDraw
@@ -59,7 +59,8 @@ class StudentDataset(Dataset[Batch]):
         began = time.perf_counter()
         views = [[self._image(camera, rng) for camera in frame.cameras] for frame in history]
         read = time.perf_counter()
-        depth_m = self._depth(current, [image_matrix for _, image_matrix in views[0]]) if self.with_depth else None
+        image_matrices = [image_matrix for _, image_matrix in views[0]]
+        depth_m, points_m = self._depth(current, image_matrices, matrix) if self.with_depth else (None, None)
         seconds = LoadSeconds(images=read - began, depth=time.perf_counter() - read)
         global_to_current = np.linalg.inv(current.lidar_to_global)
         return Batch(
@@ -72,6 +73,7 @@ class StudentDataset(Dataset[Batch]):
             lidar_to_ego=_float([current.lidar_to_ego]),
             bev_matrix=_float([matrix]),
             depth_m=depth_m,
+            points_m=points_m,
             boxes=(_float(transform_boxes(current.boxes, matrix)),),
             labels=(torch.from_numpy(current.labels),),
             load_seconds=seconds,
@@ -103,10 +105,16 @@ class StudentDataset(Dataset[Batch]):
         drawn = self.sources[0].drawn_matrices(token)
         return drawn[rng.integers(len(drawn))]
 
-    def _depth(self, frame: Frame, image_matrices: list[Float[np.ndarray, "3 3"]]) -> Float[Tensor, "1 N hs ws"]:
+    def _depth(
+        self, frame: Frame, image_matrices: list[Float[np.ndarray, "3 3"]], bev_matrix: Float[np.ndarray, "4 4"]
+    ) -> tuple[Float[Tensor, "1 N hs ws"], Float[Tensor, "1 N hs ws 3"] | None]:
+        """`Batch.depth_m` and `Batch.points_m`."""
         nearest_m, source = self.config.detector.depth_m[0], self._depth_source
         points = source.camera_points(frame.token, nearest_m) if source else camera_points(frame, nearest_m)
-        return _float([depth_map(points, image_matrices, self.config)])
+        depth_m = _float([depth_map(points, image_matrices, self.config)])
+        if self.config.distill is None or not self.config.distill.compares_depth:
+            return depth_m, None
+        return depth_m, _float([in_bev(nearest_points(points, image_matrices, self.config), frame.cameras, bev_matrix)])
 
     def _image(
         self, camera: Camera, rng: np.random.Generator | None

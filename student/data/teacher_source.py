@@ -16,10 +16,11 @@ from student.config.student import StudentConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSource:
-    """A teacher's cache, and the layers of it that the objective compares."""
+    """A teacher's cache, and the layers of it that the objective compares; with the head's maps where it reads boxes."""
 
     cache: TeacherCache
     layers: tuple[str, ...]
+    head_maps: bool = False
 
     @classmethod
     def open(cls, path: Path, config: StudentConfig, index: int = 0) -> "TeacherSource":
@@ -28,12 +29,13 @@ class TeacherSource:
         Raises:
             StoreError: the store cannot be opened.
         """
-        return cls(cache=TeacherCache(path), layers=config.teacher_layers(index))
+        boxed = config.distill is not None and index in config.distill.boxed_caches
+        return cls(cache=TeacherCache(path), layers=config.teacher_layers(index), head_maps=boxed)
 
     def read(self, tokens: Sequence[str], bev_matrix: Float[Tensor, "B 4 4"]) -> TeacherBatch:
         """The samples of these tokens, still encoded, each in the view nearest to its realised BEV augmentation."""
         views = nearest_view(bev_matrix.numpy(), self.cache.view_matrices(tokens))
-        return self.cache.read(tokens, layers=self.layers, views=views.tolist())
+        return self.cache.read(tokens, layers=self.layers, views=views.tolist(), head_maps=self.head_maps)
 
     def drawn_matrices(self, token: str) -> Float[np.ndarray, "K 4 4"]:
         """LiDAR -> BEV of the K drawn views of a sample, to be replayed as its augmentation."""

@@ -17,6 +17,7 @@ from student.data.samplers import ClassBalanced, Order, SeededSampler, Shuffled
 from student.data.teacher_source import TeacherSource
 from student.distill.inherit import inherit_head
 from student.models.checkpoint import start_from
+from student.models.teacher_head import build_teacher_head
 from student.training import preflight
 from student.training.checkpointing import BEST, LAST, ignore_stop_signals, remove_partial_checkpoints
 from student.training.launcher import require_agreement
@@ -156,7 +157,9 @@ def _order(frames: Frames, config: StudentConfig) -> Order:
 def _first_module(config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool) -> StudentModule:
     """The module as its seed, `init_from` (unless resumed) and its teacher's head make it."""
     lightning.seed_everything(config.training.seed, verbose=False)
-    module = StudentModule(config, [source.cache.spec for source in sources])
+    crossed = config.distill.crossed_caches if config.distill is not None else ()
+    heads = {cache: build_teacher_head(sources[cache].cache) for cache in crossed}
+    module = StudentModule(config, [source.cache.spec for source in sources], heads)
     if config.training.init_from is not None and not resumed:
         start_from(module.detector, config.training.init_from)
     if config.distill is not None and config.distill.inherit_head:

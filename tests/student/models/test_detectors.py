@@ -9,7 +9,7 @@ from cache.errors import ConfigError
 from cache.geometry.grid import BevGrid
 from student.config.student import DetectorConfig, HeadConfig
 from student.data.batch import Batch
-from student.models.center_head import HEAD_MAPS
+from student.distill.head_maps import HEAD_MAPS
 from student.models.detectors import BevDetector, StudentOutput, build_detector
 
 NAMES = ("bevdet", "bevdet4d", "bevdepth", "bevdepth4d")
