@@ -1,7 +1,7 @@
 """Images, boxes, depth and the teachers' cached samples -> Batch."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ class StudentDataset(Dataset[Batch]):
         with_depth: Load the current frame's depth, for a detector that learns it.
         sources: The teachers' caches. With `bev_augment.replay` the BEV augmentation is one of the drawn views of the
             first. Depth comes from the first that keeps it, or else from the LiDAR files.
+        unlabelled: Tokens of frames whose boxes are not used.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class StudentDataset(Dataset[Batch]):
         times: int = 1,
         with_depth: bool = False,
         sources: Sequence[TeacherSource] = (),
+        unlabelled: Collection[str] = (),
     ) -> None:
+        self.unlabelled = frozenset(unlabelled)
         self.frames, self.config, self.times, self.with_depth = frames, config, times, with_depth
         self.sources = tuple(sources)
         self._depth_source = next((source for source in self.sources if source.cache.spec.depth), None)
@@ -62,6 +65,8 @@ class StudentDataset(Dataset[Batch]):
         image_matrices = [image_matrix for _, image_matrix in views[0]]
         depth_m, points_m = self._depth(current, image_matrices, matrix) if self.with_depth else (None, None)
         seconds = LoadSeconds(images=read - began, depth=time.perf_counter() - read)
+        labelled = current.token not in self.unlabelled
+        kept = slice(None) if labelled else slice(0)
         global_to_current = np.linalg.inv(current.lidar_to_global)
         return Batch(
             tokens=(current.token,),
@@ -74,8 +79,9 @@ class StudentDataset(Dataset[Batch]):
             bev_matrix=_float([matrix]),
             depth_m=depth_m,
             points_m=points_m,
-            boxes=(_float(transform_boxes(current.boxes, matrix)),),
-            labels=(torch.from_numpy(current.labels),),
+            boxes=(_float(transform_boxes(current.boxes[kept], matrix)),),
+            labels=(torch.from_numpy(current.labels[kept]),),
+            labelled=(labelled,),
             load_seconds=seconds,
         )
 

@@ -104,6 +104,7 @@ class StudentModule(lightning.LightningModule):
             batch.to_teachers,
             student_maps=output.head_maps,
             depth=self._depth(output, batch),
+            labelled=batch.labelled,
         )
 
     def _depth(self, output: StudentOutput, batch: Batch) -> StudentDepth | None:

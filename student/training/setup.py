@@ -104,6 +104,10 @@ def set_up_training(
             store=store,
         )
     preflight.require_disjoint_splits(config.data, frames)
+    unlabelled: frozenset[str] = frozenset()
+    if config.data.unlabelled_split:
+        unlabelled = frozenset(frames.of_splits(config.data.unlabelled_split).tokens)
+        frames = frames.of_splits(config.data.train_split, config.data.unlabelled_split)
     paths = cache_paths if config.distill else ()
     sources = [TeacherSource.open(path, config, index) for index, path in enumerate(paths)]
     all_frames, lidar = len(frames), not any(source.cache.spec.depth for source in sources)
@@ -117,10 +121,10 @@ def set_up_training(
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
-    preflight.look_at_boxes(frames)
+    preflight.look_at_boxes(frames.keeping(lambda token: token not in unlabelled) if unlabelled else frames)
     preflight.warn_of_metric_limits(config, frames)
     detector = module.detector
-    dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources)
+    dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources, unlabelled)
     if out is not None:
         preflight.require_loader_resources(dataset, config)
     return TrainingSetup(

@@ -16,8 +16,8 @@ from student.distill.terms.base import Losses, PairLoss, PairTerm, Scalar, Weigh
 Features = Float[Tensor, "B M Q C"]
 Inside = Bool[Tensor, "B M Q"]
 
-EPS = 1e-12
-"""Added to squared lengths of rows, whose roots have no slope at 0."""
+EPS = 1e-24
+"""Squared lengths of rows of similarities up to it are 0: features of 1e-6."""
 
 
 class TigbevFeaturesTerm(PairTerm):
@@ -78,5 +78,6 @@ def channel_distance(
     theirs = (teacher * (teacher_grams @ teacher)).sum(dim=-2)
     products = (student * (student @ teacher.mT @ teacher)).sum(dim=-2)
     known = (ours > EPS) & (theirs > EPS)
-    lengths = torch.where(known, ours, 1.0) * torch.where(known, theirs, 1.0)
-    return ((2 - 2 * products * lengths.rsqrt()) * known).sum() / known.sum().clamp(min=1)
+    shares = (torch.where(known, lengths, 1.0).rsqrt() for lengths in (ours, theirs))
+    cosines = products * next(shares) * next(shares)
+    return ((2 - 2 * cosines) * known).sum() / known.sum().clamp(min=1)
