@@ -16,7 +16,7 @@ from student.config.student import StudentConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSource:
-    """A teacher's cache, and the layers of it that the objective compares; with the head's maps where it reads boxes."""
+    """A teacher's cache, and the layers that the objective compares; with the head's maps where it reads boxes."""
 
     cache: TeacherCache
     layers: tuple[str, ...]

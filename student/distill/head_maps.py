@@ -1,7 +1,7 @@
 """Head maps of a centre head at single cells, and a teacher's boxes in the student's BEV frame.
 
-Only cells with objects are read, so a warped teacher needs no warped head maps: a point is moved to the teacher's frame,
-its box is read there, and the box is moved back.
+Only cells with objects are read, so a warped teacher needs no warped head maps: a point is moved to the teacher's
+frame, its box is read there, and the box is moved back.
 """
 
 from collections.abc import Mapping

@@ -55,8 +55,8 @@ class DistillObjective(nn.Module):
         heatmap_grid: grid of the student's heatmaps.
         tasks: the classes of each of the student's tasks, in the order of its heatmap's channels.
         teachers: the spec of each cache; a pair's or term's `cache` is an index into it.
-        teacher_heads: for `cross_head`, a teacher's head by its cache's index: features -> heatmap logits of its classes,
-            and its other maps by name, (B, T, D, H, W). Their weights are frozen.
+        teacher_heads: for `cross_head`, a teacher's head by its cache's index: features -> heatmap logits of its
+            classes, and its other maps by name, (B, T, D, H, W). Their weights are frozen.
 
     Raises:
         ConfigError: the student has no such layer, there is no such cache, or channels differ without an adapter; or a

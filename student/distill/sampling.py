@@ -1,4 +1,4 @@
-"""Features at points of boxes, bilinear: few cells of a map are read, and of a stored teacher only these are decoded."""
+"""Features at points of boxes, bilinear: few cells are read, and of a stored teacher only these are decoded."""
 
 from dataclasses import dataclass, replace
 

@@ -16,7 +16,7 @@ from student.distill.head_maps import Cells, codes_at
 from student.distill.pairs import LayerPair, PairFeatures
 from student.distill.predictions import BatchPredictions, clipped_sigmoid, in_order
 from student.distill.terms.base import Losses, PairLoss, PairTerm, Scalar, Weights
-from student.distill.terms.box_response import CODE_WEIGHTS, CodeWeights, code_distance, mean_by_task, object_weights
+from student.distill.terms.box_response import CODE_WEIGHTS, code_distance, mean_by_task, object_weights
 
 
 class CrossHeadTerm(PairTerm):
@@ -32,7 +32,6 @@ class CrossHeadTerm(PairTerm):
     """The teacher's peaks are boxes where their sharpened probability is above it."""
     peaks: PositiveInt = 100
     """Of the teacher's heatmap in a sample, at most."""
-    code_weights: CodeWeights = CODE_WEIGHTS
     heatmap_weight: Weights = 1.0
     box_weight: Weights = 0.25
 
@@ -50,7 +49,7 @@ class CrossHeadLoss(PairLoss[CrossHeadTerm]):
     def __init__(self, config: CrossHeadTerm, index: int, pair: LayerPair) -> None:
         super().__init__(config, index, pair)
         self.cache = pair.config.cache
-        self.register_buffer("code_weights", torch.tensor(config.code_weights), persistent=False)
+        self.register_buffer("code_weights", torch.tensor(CODE_WEIGHTS), persistent=False)
         if (pair.config.teacher, pair.config.teacher_adapter) != ("head", AdapterConfig()):
             raise ConfigError(
                 "cross_head needs the features that the teacher's head reads",

@@ -54,9 +54,7 @@ class TigbevFeaturesLoss(PairLoss[TigbevFeaturesTerm]):
         return losses
 
 
-def keypoint_distance(
-    student: Float[Tensor, "B M Q Q"], teacher: Float[Tensor, "B M Q Q"], inside: Inside
-) -> Scalar:
+def keypoint_distance(student: Float[Tensor, "B M Q Q"], teacher: Float[Tensor, "B M Q Q"], inside: Inside) -> Scalar:
     """Squared distance of the rows of Q x Q similarities F F^T, scaled to length 1, over all keypoints inside."""
     ours, theirs = (F.normalize(grams, dim=-1, eps=EPS**0.5) for grams in (student, teacher))
     return (ours - theirs).square().sum() / inside.sum().clamp(min=1)

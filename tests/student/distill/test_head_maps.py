@@ -57,8 +57,10 @@ def test_a_head_of_plain_dimensions() -> None:
 def test_a_moved_teachers_boxes_are_moved_back(flip: float) -> None:
     """The student sees the world turned by 30 degrees, 1.05 times as large, and flipped."""
     angle, scale = math.radians(30), 1.05
-    linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]) @ np.diag(
-        [1.0, flip]
+    linear = (
+        scale
+        * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        @ np.diag([1.0, flip])
     )
     to_student = np.eye(4)
     to_student[:2, :2], to_student[2, 2] = linear, scale

@@ -16,7 +16,9 @@ def test_the_mean_of_the_cells_by_weight() -> None:
         for row in range(4):
             for column in range(5):
                 w = weight[b, row, column].item()
-                total += w * sum((student[b, c, row, column] - teacher[b, c, row, column]).item() ** 2 for c in range(3))
+                total += w * sum(
+                    (student[b, c, row, column] - teacher[b, c, row, column]).item() ** 2 for c in range(3)
+                )
                 norm += w
     assert weighted_mean(feature_stats(student, teacher), weight).item() == pytest.approx(total / norm, rel=1e-6)
 

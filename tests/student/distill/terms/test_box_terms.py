@@ -110,7 +110,9 @@ def test_the_boxes_at_the_teachers_peaks_by_loops() -> None:
     errors: dict[int, list[float]] = {}
     for sample in range(2):
         for channel in range(10):
-            task = next(t for t, slot in enumerate(build({"kind": "all"}).task_slices) if slot.start <= channel < slot.stop)
+            task = next(
+                t for t, slot in enumerate(build({"kind": "all"}).task_slices) if slot.start <= channel < slot.stop
+            )
             heat = one.teacher.heatmap[sample, channel]
             for row in range(GRID.shape[0]):
                 for column in range(GRID.shape[1]):
@@ -156,7 +158,9 @@ def test_a_world_turned_half_round_has_the_same_response(at: str) -> None:
 
 def test_gradients_of_the_response_are_those_of_finite_differences() -> None:
     one = Batch()
-    objective = build({"kind": "box_response", "heatmap_weight": 1.0}, {"kind": "box_response", "name": "at", "at": "teacher"})
+    objective = build(
+        {"kind": "box_response", "heatmap_weight": 1.0}, {"kind": "box_response", "name": "at", "at": "teacher"}
+    )
     names = list(HEAD_MAPS)
 
     def total(logits: Tensor, *maps: Tensor) -> Tensor:
@@ -178,7 +182,7 @@ def test_the_crossed_head_by_its_definition() -> None:
     assert term.least_probability == pytest.approx(0.4453, abs=1e-4)
     teacher = objective._teacher_boxes(0, one.teacher, None)
     objects, theirs = teacher.peaks(100, term.least_probability)
-    logits, maps = head(objective.pairs[0].student_adapter(one.features))
+    _, maps = head(objective.pairs[0].student_adapter(one.features))
     errors: dict[int, list[float]] = {}
     for sample, channel, target, box in (
         (b, objects.channels[b, p].item(), theirs[b, p], objects.boxes[b, p].tolist())
@@ -205,7 +209,11 @@ def test_the_teachers_boxes_instead_of_labels() -> None:
     one = Batch()
     of_labels, of_teacher = one.terms(build(*terms)), one.terms(build(*terms, foreground="teacher"))
     assert of_labels.keys() == of_teacher.keys()
-    assert all(of_labels[name].item() != of_teacher[name].item() for name in of_labels if "spatial" not in name and "channel" not in name)
+    assert all(
+        of_labels[name].item() != of_teacher[name].item()
+        for name in of_labels
+        if "spatial" not in name and "channel" not in name
+    )
     # Labels say nothing then.
     nowhere = tuple(box[:0] for box in BOXES), tuple(label[:0] for label in LABELS)
     objective = build(*terms, foreground="teacher")
@@ -239,7 +247,9 @@ def test_what_is_refused() -> None:
             DistillObjective(parsed, layers, GRID, TASKS, [spec])
     with pytest.raises(ConfigError, match="cross_head runs the teacher's head, and the objective has none"):
         build({"kind": "cross_head"})
-    with pytest.raises(MismatchError, match=r"its head's maps are missing \(distill.terms, box_response\); got no maps"):
+    with pytest.raises(
+        MismatchError, match=r"its head's maps are missing \(distill.terms, box_response\); got no maps"
+    ):
         one.terms(build({"kind": "box_response"}), student_maps=None)
     one.teacher = replace(one.teacher, head_maps={})
     with pytest.raises(MismatchError, match=r"its batch lacks head maps \(cache 0\); got no maps.*head_maps=True"):
