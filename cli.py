@@ -54,7 +54,9 @@ Device = Annotated[str | None, typer.Option(help="Device of the teacher, by defa
 TeacherName = Annotated[
     str | None, typer.Option("--teacher", help="mmdet3d configuration or module:factory, instead of CONFIG's teacher.")
 ]
-Caches = Annotated[list[Path] | None, typer.Option("--cache", help="A teacher's store; repeat for several teachers.")]
+Caches = Annotated[
+    list[str] | None, typer.Option("--cache", help="A teacher's store, or its URL; repeat for several teachers.")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: dotted.key=value.")]
 Depth = Annotated[bool, typer.Option("--depth", help="Store LiDAR depth in the cameras; short for --set depth=true.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.")]
@@ -270,6 +272,38 @@ def verify(
         write_report(report)
     if report.damage:
         raise typer.Exit(1)
+
+
+@command(
+    "cli copy teacher.zarr s3://bucket/teacher.zarr",
+    "cli copy s3://bucket/teacher.zarr /local/teacher.zarr --layers head",
+)
+def copy(
+    source: Annotated[str, typer.Argument(help="A complete store, or its URL: s3://, gs://, hf://datasets/, ...")],
+    target: Annotated[str, typer.Argument(help="The copy's folder or URL; an interrupted copy goes on.")],
+    layers: Annotated[list[str] | None, typer.Option(help="Copy this layer only; repeat for several.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Shards to copy at a time.")] = 8,
+    json: Json = False,
+) -> None:
+    """Copy a store, or some layers of it, and compare every byte that arrives with its checksum."""
+    from cache.store.copy import copy_store
+
+    with report_writer(json) as write_report, progress("shards") as advance:
+        write_report(copy_store(source, target, layers, workers, advance))
+
+
+@command("cli derive teacher.zarr small.zarr --set layers.head.target_sqnr_db=26")
+def derive(
+    store: Annotated[Path, typer.Argument(help="A complete store.")],
+    out: Annotated[Path, typer.Argument(help="The store to create or resume.")],
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Write a store with other codecs without running the teacher; the spec names the store that it was made of."""
+    from cache.store.derive import derive
+
+    with report_writer(json) as write_report, progress("shards") as advance:
+        write_report(derive(store, out, overrides or (), advance))
 
 
 @command(

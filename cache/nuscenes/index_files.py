@@ -120,11 +120,19 @@ def _intact(path: Path, name: str, size_and_crc: tuple[int, int]) -> bool:
         return False
 
 
+def parse_meta(data: bytes) -> Meta | None:
+    """What the bytes of an index.json hold; None where they are damaged."""
+    try:
+        text, _, crc = data.rpartition(b"\n")
+        return msgspec.json.decode(text, type=Meta) if google_crc32c.value(text) == int(crc) else None
+    except (ValueError, RecursionError, msgspec.DecodeError):
+        return None
+
+
 def _meta(path: Path) -> Meta | None:
     try:
-        text, _, crc = (path / META).read_bytes().rpartition(b"\n")
-        return msgspec.json.decode(text, type=Meta) if google_crc32c.value(text) == int(crc) else None
-    except (OSError, ValueError, msgspec.DecodeError):
+        return parse_meta((path / META).read_bytes())
+    except OSError:
         return None
 
 

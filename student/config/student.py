@@ -58,6 +58,10 @@ class DataConfig(Strict):
     """Leave out frames of which an image, or a LiDAR file that is needed, is not on the disk; otherwise that is an
     error. Frames of a 4D detector's history count too."""
     workers: int = Field(4, ge=0, le=256)
+    local_cache: Path | None = None
+    """Folder for the shards of stores at URLs; processes may share it."""
+    local_cache_gb: float | None = Field(None, gt=0)
+    """Limit of that folder."""
 
 
 class ImageConfig(Strict):

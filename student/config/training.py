@@ -28,6 +28,11 @@ class TrainingConfig(Strict):
     """Batches whose gradients are added up for one step."""
     class_balanced: bool = False
     """Sample frames so that every class occurs equally often (CBGS, Zhu et al. 2019)."""
+    shuffle: Literal["samples", "shards"] = "samples"
+    """Order of an epoch: all samples among each other; or those of a window of the store's shards, then of the next, so
+    that of a store at a URL each shard is fetched once an epoch."""
+    shuffle_window: int = Field(8, ge=1, le=2**20)
+    """Shards whose samples are shuffled among each other."""
     learning_rate: float = Field(2e-4, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     gradient_clip: float = Field(5.0, gt=0)

@@ -55,6 +55,7 @@ class StudentDataset(Dataset[Batch]):
 
     def __getitem__(self, draw: SampleDraw | int) -> Batch:
         draw = SampleDraw(index=draw) if isinstance(draw, int) else draw
+        self._fetch_ahead(draw)
         rng = None if draw.seed is None else np.random.default_rng(draw.seed)
         history = list(self._history(self.frames[draw.index]))
         current = history[0]
@@ -97,6 +98,11 @@ class StudentDataset(Dataset[Batch]):
         )
         seconds = joined.load_seconds + LoadSeconds(features=time.perf_counter() - began)
         return replace(joined, teachers=teachers, to_teachers=to_teachers, load_seconds=seconds)
+
+    def _fetch_ahead(self, draw: SampleDraw) -> None:
+        tokens = [self.frames.tokens[index] for index in draw.ahead]
+        for source in self.sources if tokens else ():
+            source.fetch_ahead(tokens, depth=self.with_depth and source is self._depth_source)
 
     def _history(self, frame: Frame) -> Iterator[Frame]:
         """The frame and those before it; at a scene's start, the first one again."""

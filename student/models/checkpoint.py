@@ -24,7 +24,7 @@ WEIGHTS_KEY = "student_weights"
 """Key of which weights `state_dict` holds: "average" (training.ema) or "trained"."""
 
 MAY_CHANGE: dict[str, Any] = {
-    "data": {"val_split", "workers"},
+    "data": {"val_split", "workers", "local_cache", "local_cache_gb"},
     "detector": {"image_weights"},
     "training": {
         *("epochs", "init_from", "precision", "compile", "activation_checkpointing", "channels_last"),

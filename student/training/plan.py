@@ -60,7 +60,7 @@ class TrainingPlan:
     epoch_bytes: float
 
 
-def plan_training(config: StudentConfig, root: Path, cache_paths: Sequence[Path]) -> TrainingPlan:
+def plan_training(config: StudentConfig, root: Path, cache_paths: Sequence[str | Path]) -> TrainingPlan:
     """Run a forward and a backward pass of one sample and of two, and count.
 
     Raises:

@@ -10,11 +10,12 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
+from cache.store.remote import local_path
 from student.config.student import StudentConfig
 from student.config.training import TrainingConfig
 from student.data.dataset import StudentDataset
 from student.data.samplers import ClassBalanced, Order, SeededSampler, Shuffled
-from student.data.teacher_source import TeacherSource
+from student.data.teacher_source import TeacherSource, open_cache
 from student.distill.inherit import inherit_head
 from student.models.checkpoint import start_from
 from student.models.teacher_head import build_teacher_head
@@ -22,6 +23,7 @@ from student.training import preflight
 from student.training.checkpointing import BEST, LAST, ignore_stop_signals, remove_partial_checkpoints
 from student.training.launcher import require_agreement
 from student.training.module import StudentModule
+from student.training.shard_order import in_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class TrainingSetup:
 def set_up_training(
     config: StudentConfig,
     root: Path,
-    cache_paths: Sequence[Path],
+    cache_paths: Sequence[str | Path],
     out: Path | None = None,
     resume: bool = False,
     frames: Frames | None = None,
@@ -76,7 +78,7 @@ def set_up_training(
     """Check and build all that a training begins with.
 
     Args:
-        cache_paths: the teachers' caches, in the order of their indices in `config.distill`.
+        cache_paths: the teachers' caches, or their URLs, in the order of their indices in `config.distill`.
         out: the run's folder; None where nothing will be written and nothing validated.
         resume: go on from the run's last checkpoint.
         frames: to train on; those of data.train_split by default.
@@ -93,7 +95,7 @@ def set_up_training(
     if out is not None:
         remove_partial_checkpoints(out)
     if frames is None:
-        data, store = config.data, cache_paths[0] if cache_paths else None
+        data, store = config.data, _frames_store(cache_paths, config)
         frames = Frames(
             root=root,
             version=data.version,
@@ -114,9 +116,10 @@ def set_up_training(
     val_frames = None if out is None else preflight.validation_frames(config, frames)
     frames = preflight.chosen_frames(frames, config, lidar)
     preflight.require_images(frames, config)
-    order = _order(frames, config)
-    preflight.require_full_step(order, config.training)
+    frames_order = _order(frames, config)
+    preflight.require_full_step(frames_order, config.training)
     preflight.require_fitting_sources(sources, config, frames)
+    order = in_shards(frames_order, sources, config, frames)
     module = _first_module(config, sources, resume)
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
@@ -151,7 +154,15 @@ def make_trainer(training: TrainingConfig, **options: Any) -> lightning.Trainer:
     )
 
 
-def _order(frames: Frames, config: StudentConfig) -> Order:
+def _frames_store(cache_paths: Sequence[str | Path], config: StudentConfig) -> Path | None:
+    """The folder of the first cache, whose frames stand in for tables."""
+    if not cache_paths:
+        return None
+    local = local_path(cache_paths[0])
+    return open_cache(cache_paths[0], config.data).path if local is None else local
+
+
+def _order(frames: Frames, config: StudentConfig) -> Shuffled | ClassBalanced:
     if not config.training.class_balanced:
         return Shuffled(frames=len(frames))
     classes = [name for task in config.detector.head.tasks for name in task]

@@ -41,7 +41,7 @@ for untrue in (
 def train_student(
     config: StudentConfig,
     root: Path,
-    cache_paths: Sequence[Path],
+    cache_paths: Sequence[str | Path],
     out: Path,
     resume: bool = False,
     progress: Callable[[int, int, str], None] = lambda *_: None,

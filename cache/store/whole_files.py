@@ -1,0 +1,69 @@
+"""The files of a store that are read whole, beside its root and records, and how each is checked."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+
+import google_crc32c
+import numpy as np
+
+from cache.errors import CorruptStoreError
+from cache.nuscenes.columns import Columns
+from cache.nuscenes.index_files import FRAMES_FOLDER, META, parse_meta
+from cache.store.documents import ArrayFile, StoreAttributes
+from cache.store.format import REPAIR, checked
+from cache.store.layout import HEAD_WEIGHTS, TOKEN, TOKEN_ORDER, VIEW_MATRIX, view_matrix_shape, whole_key
+
+Check = Callable[[bytes], object]
+"""Raises CorruptStoreError where a file has other bytes than it should have."""
+
+FRAMES_RECORD = f"{FRAMES_FOLDER}/{META}"
+
+
+def small_file_checks(attributes: StoreAttributes, store: str) -> dict[str, Check]:
+    """The check of each array in one chunk and of the head's weights, by key.
+
+    Args:
+        store: named in errors.
+    """
+    checks: dict[str, Check] = {}
+    for name, dimensions in {TOKEN: 2, TOKEN_ORDER: 1, VIEW_MATRIX: len(view_matrix_shape(attributes.spec))}.items():
+        key = whole_key(name, dimensions)
+        checks[key] = partial(_require_array, attributes.small_arrays.get(name), f"{store}/{key}")
+    checks[HEAD_WEIGHTS] = partial(_require_sha256, attributes.head_weights_sha256, f"{store}/{HEAD_WEIGHTS}")
+    return checks
+
+
+def require_frames_record(store: str, data: bytes) -> None:
+    """Raise CorruptStoreError unless the bytes are a record of a store's frames."""
+    if parse_meta(data) is None:
+        raise _damaged(f"{store}/{FRAMES_RECORD}")
+
+
+def frame_file_checks(record: bytes, store: str) -> dict[str, Check]:
+    """The check of each column of the frames that a store carries, by key."""
+    meta = parse_meta(record)
+    files = {} if meta is None else meta.files
+    keys = {field.name: f"{FRAMES_FOLDER}/{field.name}.npy" for field in fields(Columns)}
+    return {key: partial(_require_column, files.get(name), f"{store}/{key}") for name, key in keys.items()}
+
+
+def _require_array(expected: ArrayFile | None, where: str, data: bytes) -> None:
+    checked(np.frombuffer(data, np.uint8), where)
+    if expected is not None and ArrayFile.of(data) != expected:
+        raise CorruptStoreError("a small array is whole, but not this store's", where=where, cure=REPAIR)
+
+
+def _require_sha256(expected: str, where: str, data: bytes) -> None:
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise _damaged(where)
+
+
+def _require_column(expected: tuple[int, int] | None, where: str, data: bytes) -> None:
+    if expected is None or (len(data), google_crc32c.value(data)) != tuple(expected):
+        raise _damaged(where)
+
+
+def _damaged(where: str) -> CorruptStoreError:
+    return CorruptStoreError("a file of the store does not match its checksum", where=where, cure=REPAIR)
