@@ -263,7 +263,7 @@ class StudentConfig(Strict):
     def teacher_layers(self, cache: int = 0) -> tuple[str, ...]:
         """The layers of a teacher that the pairs compare; none without distill."""
         pairs = self.distill.pairs if self.distill else ()
-        return tuple(sorted({pair.teacher for pair in pairs if pair.cache == cache}))
+        return tuple(sorted({layer for pair in pairs if pair.cache == cache for layer in pair.layers}))
 
     @model_validator(mode="after")
     def _teachers_for_frames_without_labels(self) -> "StudentConfig":

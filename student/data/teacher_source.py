@@ -45,7 +45,7 @@ class TeacherSource:
         Args:
             depth: the points in the cameras will be read as well.
         """
-        self.cache.fetch_ahead(tokens, self.layers, depth=depth)
+        self.cache.fetch_ahead(tokens, self.layers, head_maps=self.head_maps, depth=depth)
 
     def drawn_matrices(self, token: str) -> Float[np.ndarray, "K 4 4"]:
         """LiDAR -> BEV of the K drawn views of a sample, to be replayed as its augmentation."""

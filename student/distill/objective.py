@@ -34,6 +34,7 @@ from student.distill.requirements import (
     require_crossed_grids,
     require_head_maps,
     require_labels,
+    require_variance,
 )
 from student.distill.terms import TERMS
 from student.distill.terms.base import HeatmapTerm, PairTerm, TermConfig
@@ -340,4 +341,6 @@ def _build_pair(pair: PairConfig, student: Mapping[str, FeatureLayer], teachers:
             cure="Correct the pair's `student`",
         )
     layer = teachers[pair.cache].layer(pair.teacher)
+    if pair.weight_by == "variance":
+        require_variance(pair, teachers[pair.cache])
     return LayerPair(pair, student[pair.student], FeatureLayer(channels=layer.channels, grid=layer.grid))

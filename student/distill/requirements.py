@@ -6,9 +6,10 @@ from torch import Tensor
 
 from cache.errors import ConfigError, MismatchError
 from cache.geometry.grid import BevGrid
-from cache.spec import CacheSpec
+from cache.spec import CacheSpec, variance_layer
 from student.distill.config import DistillConfig, ForegroundConfig
 from student.distill.head_maps import HEAD_MAPS
+from student.distill.pairs import PairConfig
 from student.distill.terms.cross_head import CrossHeadTerm
 
 
@@ -86,4 +87,17 @@ def require_labels(config: ForegroundConfig, labelled: Sequence[bool]) -> None:
             got=f"boxes, with {sum(not known for known in labelled)} of {len(labelled)} samples without labels",
             expected="teacher or boxes_or_teacher",
             cure="Change distill.foreground, or train on labelled frames alone",
+        )
+
+
+def require_variance(pair: PairConfig, spec: CacheSpec) -> None:
+    """Raise ConfigError unless a committee's store keeps the variance of a pair's layer."""
+    name = variance_layer(pair.teacher)
+    if name not in {layer.name for layer in spec.layers}:
+        raise ConfigError(
+            "cells are weighted by the teachers' variance, and the store keeps none",
+            where=f"distill.pairs, {pair.label}",
+            got=", ".join(layer.name for layer in spec.layers),
+            expected=name,
+            cure="Average several teachers' stores with `cli derive A B OUT --mean`, or leave weight_by out",
         )
