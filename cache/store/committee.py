@@ -216,7 +216,7 @@ def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
 def mean_and_variance(
     features: Sequence[Float[Tensor, "V C H W"]], rotations: Sequence[Float[Tensor, "C C"]] | None, positive: bool
 ) -> tuple[Float[Tensor, "V C H W"], Float[Tensor, "V 1 H W"]]:
-    """The members' mean, and their variance in each cell: mean over channels, over the mean squared feature of the view.
+    """The members' mean, and their variance in each cell: mean over channels, over the view's mean squared feature.
 
     Args:
         positive: features of after a ReLU: a rotation's negative values become 0.
