@@ -61,11 +61,10 @@ def main(
 
 def shortened(epochs: int) -> str:
     """The study's teacher with another number of epochs."""
-    schedule = (
-        'dict(type="LinearLR", start_factor=0.1, begin=0, end=1, by_epoch=True, convert_to_iter_based=True)',
-        f'dict(type="CosineAnnealingLR", eta_min=2e-5, begin=1, end={epochs}, by_epoch=True, convert_to_iter_based=True)',
-    )
-    return f"_base_ = ['{TEACHER}']\ntrain_cfg = dict(max_epochs={epochs})\nparam_scheduler = [{', '.join(schedule)}]\n"
+    linear = 'dict(type="LinearLR", start_factor=0.1, begin=0, end=1, by_epoch=True, convert_to_iter_based=True)'
+    cosine = f'dict(type="CosineAnnealingLR", eta_min=2e-5, begin=1, end={epochs}, by_epoch=True'
+    schedule = f"param_scheduler = [{linear}, {cosine}, convert_to_iter_based=True)]"
+    return "\n".join((f"_base_ = ['{TEACHER}']", f"train_cfg = dict(max_epochs={epochs})", schedule, ""))
 
 
 def teacher_store(out: Path, root: Path, model: Path, seed: int) -> Path:
@@ -93,7 +92,7 @@ def metrics(store: Path, root: Path) -> tuple[str, str]:
 
 
 def cells(stores: list[Path], committee: Path, frames: Frames) -> Iterator[np.ndarray]:
-    """For each frame, its cells' error, mean and label's heatmap, and the variances of heatmap and features; (cells, 5)."""
+    """Of each frame, cell by cell: error, mean and label's heatmap, variances of heatmap and features; (cells, 5)."""
     members, mean = [TeacherCache(store) for store in stores], TeacherCache(committee)
     spec, name = mean.spec, variance_layer("head")
     for frame in frames:
