@@ -220,10 +220,10 @@ class DistillObjective(nn.Module):
         """The objects of all terms, by `foreground`."""
         config, known = self.config.foreground, tuple(labelled or (True,) * len(boxes))
         require_labels(config, known)
-        if config.source != "boxes":
+        if config.source == "teacher" or not all(known):
             of_teacher, _ = teacher_boxes[config.cache].peaks(config.peaks, config.threshold)
-            if config.source == "teacher":
-                return of_teacher
+        if config.source == "teacher":
+            return of_teacher
         padded = self.channel_of_label[pad_sequence(list(labels), batch_first=True).long()]
         of_labels = Objects(boxes=pad_boxes(boxes), channels=padded, scores=torch.ones_like(padded).float())
         if all(known):

@@ -49,7 +49,7 @@ class Corners:
         # One gather for all corners: its gradient is one tensor of the features' size.
         read = flat.gather(2, self.index.view(batch, 1, -1).expand(-1, flat.shape[1], -1))
         if isinstance(features, Encoded):
-            read = replace(features, values=read[..., None]).decode(self.weight.dtype)[..., 0]
+            read = replace(features, values=read[..., None]).decode()[..., 0]
         read = full_precision(read)
         weighted = read * self.weight.to(read.dtype).view(batch, 1, -1)
         return weighted.unflatten(2, (points, 4)).sum(dim=-1).mT
