@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cache.errors import CorruptStoreError, StoreError, UnsealedError
 from cache.store.atomic import Leases, store_errors
@@ -17,6 +17,7 @@ from cache.store.remote import BLOCK, RemoteFolder, local_path
 from cache.store.whole_files import Check
 
 
+@runtime_checkable
 class Source(Protocol):
     """Files of a store to be read."""
 
@@ -30,6 +31,7 @@ class Source(Protocol):
         """Write a file's bytes to a descriptor, and check them there."""
 
 
+@runtime_checkable
 class Target(Protocol):
     """Files of a store to be written."""
 
