@@ -83,6 +83,6 @@ def test_what_is_refused(stores: list[Path], tmp_path: Path) -> None:
             average(wrong, out)
     frames = SmallFrames(root=tmp_path / "points", count=3)
     dump(make_config(), frames, SmallTeacher(seed=5), tmp_path / "other.zarr")
-    with pytest.raises(MismatchError, match=r"not alike:\n  data.samples: 5, here 3\n.*same frames, layers and views"):
+    with pytest.raises(MismatchError, match=r"(?s)not alike:\n  data.samples: 5, here 3\n.*same frames, layers and views"):
         average([stores[0], tmp_path / "other.zarr"], out)
     assert not out.exists()

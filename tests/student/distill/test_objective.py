@@ -405,5 +405,6 @@ def test_a_variance_that_the_store_lacks_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"store keeps none .*head.; got backbone1, .*expected head_variance.*--mean"):
         build([{"kind": "all"}], [{**PAIRS[2], "weight_by": "variance"}])
     pooled = {**PAIRS[2], "weight_by": "variance", "teacher_adapter": {"kind": "maxpool", "factor": 2}}
+    spec = make_spec({"head": (7, GRID), "head_variance": (1, GRID)}, heatmap_grid=GRID)
     with pytest.raises(ConfigError, match=r"before an adapter .*got weight_by variance, teacher_adapter maxpool"):
-        build([{"kind": "all"}], [{**pooled, "student_adapter": {"kind": "maxpool_1x1conv", "factor": 2}}])
+        build([{"kind": "all"}], [{**pooled, "student_adapter": {"kind": "maxpool_1x1conv", "factor": 2}}], [spec])
