@@ -3,7 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import cli
 from cache.dumping.run import dump
 from cache.dumping.verify import verify
 from cache.errors import ConfigError, MismatchError
@@ -83,6 +85,20 @@ def test_what_is_refused(stores: list[Path], tmp_path: Path) -> None:
             average(wrong, out)
     frames = SmallFrames(root=tmp_path / "points", count=3)
     dump(make_config(), frames, SmallTeacher(seed=5), tmp_path / "other.zarr")
-    with pytest.raises(MismatchError, match=r"(?s)not alike:\n  data.samples: 5, here 3\n.*same frames, layers and views"):
+    with pytest.raises(
+        MismatchError, match=r"(?s)not alike:\n  data.samples: 5, here 3\n.*same frames, layers and views"
+    ):
         average([stores[0], tmp_path / "other.zarr"], out)
     assert not out.exists()
+
+
+def test_the_command(stores: list[Path], tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    made = run(
+        cli.app, ["derive", *map(str, stores[:2]), str(tmp_path / "mean.zarr"), "--mean", "--no-align", "--json"]
+    )
+    assert made.exit_code == 0
+    assert TeacherCache(tmp_path / "mean.zarr").spec.lineage.operation == "mean"
+    for arguments in ([*stores[:2], "out"], [stores[0], "out", "--mean"]):
+        refused = run(cli.app, ["derive", *map(str, arguments)])
+        assert refused.exit_code == 1
