@@ -12,7 +12,6 @@ from cache.errors import ConfigError, MismatchError
 from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec
 from student.distill.adapters import FeatureLayer
-from student.distill.alignment import require_overlap, same_extent
 from student.distill.boxes import pad_boxes
 from student.distill.config import DistillConfig
 from student.distill.head_maps import Maps, Objects, TeacherBoxes
@@ -27,19 +26,18 @@ from student.distill.predictions import (
     class_order,
     in_order,
 )
-from student.distill.regions import require_multiple
 from student.distill.requirements import (
     check_boxes,
+    check_caches,
+    check_cells,
     check_heads,
-    require_crossed_grids,
+    check_heatmaps,
     require_head_maps,
     require_labels,
     require_variance,
 )
 from student.distill.terms import TERMS
-from student.distill.terms.base import HeatmapTerm, PairTerm, TermConfig
-from student.distill.terms.cross_head import CrossHeadTerm
-from student.distill.terms.fgd import FgdTerm
+from student.distill.terms.base import PairTerm, TermConfig
 
 Tasks = tuple[tuple[str, ...], ...]
 
@@ -88,17 +86,17 @@ class DistillObjective(nn.Module):
         channel_of = [classes.index(name) if name in classes else -1 for name in CLASSES]
         self.register_buffer("channel_of_label", torch.tensor(channel_of), persistent=False)
         self.register_buffer("task_of_channel", _tasks_of(classes, tasks), persistent=False)
-        _check_caches(config, teachers)
+        check_caches(config, teachers)
         of_teachers = [_tasks_of(classes, spec.teacher.tasks) for spec in teachers]
         self.register_buffer("teacher_tasks", torch.stack(of_teachers), persistent=False)
-        _check_heatmaps(config, teachers)
+        check_heatmaps(config, teachers)
         check_boxes(config, teachers)
         check_heads(config, teacher_heads or {})
         # Each batch norm of a frozen head keeps the teacher's statistics: see `train`.
         heads = {str(cache): (teacher_heads or {})[cache].requires_grad_(False) for cache in config.crossed_caches}
         self.teacher_heads = nn.ModuleDict(heads)
         pairs = [_build_pair(pair, student, teachers) for pair in config.pairs]
-        _check_cells(config, heatmap_grid, pairs, teachers)
+        check_cells(config, heatmap_grid, pairs, teachers)
         self.pairs = nn.ModuleList(pairs)
         self.terms = nn.ModuleList(nn.ModuleList(self._build_term(term)) for term in config.terms)
         self.train(self.training)
@@ -262,73 +260,6 @@ class DistillObjective(nn.Module):
 def _tasks_of(classes: tuple[str, ...], tasks: Tasks) -> Int[Tensor, "K"]:
     """The task of each class."""
     return torch.tensor([next(i for i, task in enumerate(tasks) if name in task) for name in classes], dtype=torch.long)
-
-
-def _check_caches(config: DistillConfig, teachers: Sequence[CacheSpec]) -> None:
-    caches = {pair.cache for pair in config.pairs}
-    caches |= {term.cache for term in config.terms if isinstance(term, HeatmapTerm)} | config.boxed_caches
-    if (largest := max(caches, default=0)) >= len(teachers):
-        raise ConfigError(
-            "a pair or term refers to a cache that does not exist",
-            where="distill",
-            got=f"cache {largest}",
-            expected=f"below {len(teachers)}: that many caches were given, counted from 0",
-            cure="Give the training one more cache, or correct `cache`",
-        )
-
-
-def _check_heatmaps(config: DistillConfig, teachers: Sequence[CacheSpec]) -> None:
-    """Raise unless every term that compares with a teacher's heatmap has a teacher with heatmaps."""
-    for term in config.terms:
-        pairs = config.pairs_of(term) if isinstance(term, PairTerm) else ()
-        caches = {term.cache} if isinstance(term, HeatmapTerm) else {pair.cache for pair in pairs}
-        without = [cache for cache in sorted(caches) if teachers[cache].heatmap == "none"]
-        if without and _needs_heatmap(term):
-            raise ConfigError(
-                "the teacher has no heatmaps, and a term compares with them",
-                where=f"distill.terms, {term.label}, cache {without[0]}",
-                got=f"{teachers[without[0]].teacher.name}, heatmap: none",
-                expected=f"terms on features: {', '.join(_ON_FEATURES)}, and fgd without false_positives",
-                cure="Change the term, or dump a teacher with a CenterHead",
-            )
-
-
-def _needs_heatmap(term: TermConfig) -> bool:
-    crosses = isinstance(term, CrossHeadTerm)
-    return isinstance(term, HeatmapTerm) or crosses or (isinstance(term, FgdTerm) and term.finds_false_positives)
-
-
-_ON_FEATURES = [
-    kind
-    for kind, (config, _) in TERMS.items()
-    if issubclass(config, PairTerm) and not issubclass(config, FgdTerm | CrossHeadTerm)
-]
-
-
-def _check_cells(
-    config: DistillConfig, heatmap_grid: BevGrid, pairs: list[LayerPair], teachers: Sequence[CacheSpec]
-) -> None:
-    """Raise unless the cells of heatmaps and canvas masks merge or split into those of the student and the pairs."""
-    grids = [_aligned_grids(heatmap_grid, spec, f"cache {index}") for index, spec in enumerate(teachers)]
-    for heatmap, _ in grids:
-        require_multiple(heatmap.shape, heatmap_grid.shape, "heatmaps of teacher and student")
-    uses_canvas = any(isinstance(term, FgdTerm) and term.non_empty_weight for term in config.terms)
-    for pair in pairs:
-        (heatmap, canvas), where = grids[pair.config.cache], f"distill.pairs, {pair.config.label}"
-        require_multiple(heatmap.shape, pair.grid.shape, f"{where}: heatmaps")
-        if uses_canvas:
-            require_multiple(canvas.shape, pair.grid.shape, f"{where}: canvas mask")
-    require_crossed_grids(config, heatmap_grid, {pair.config.label: pair.grid for pair in pairs})
-
-
-def _aligned_grids(heatmap_grid: BevGrid, spec: CacheSpec, where: str) -> tuple[BevGrid, BevGrid]:
-    """The grids of heatmap and canvas mask in `TeacherPredictions`, without augmentation."""
-    grids = spec.heatmap_grid, spec.canvas_grid
-    if all(same_extent(heatmap_grid, grid) for grid in grids):
-        return grids
-    for grid, what in zip(grids, ("heatmaps", "canvas mask"), strict=True):
-        require_overlap(heatmap_grid, grid, f"{what} of {where}")
-    return heatmap_grid, heatmap_grid
 
 
 def _build_pair(pair: PairConfig, student: Mapping[str, FeatureLayer], teachers: Sequence[CacheSpec]) -> LayerPair:

@@ -1,4 +1,4 @@
-"""What terms on boxes need of teachers and batches: head maps, heads, matching cells, labels."""
+"""What an objective needs of its teachers and batches: caches, heatmaps, matching cells, head maps, heads, labels."""
 
 from collections.abc import Container, Mapping, Sequence
 
@@ -7,10 +7,83 @@ from torch import Tensor
 from cache.errors import ConfigError, MismatchError
 from cache.geometry.grid import BevGrid
 from cache.spec import CacheSpec, variance_layer
+from student.distill.alignment import require_overlap, same_extent
 from student.distill.config import DistillConfig, ForegroundConfig
 from student.distill.head_maps import HEAD_MAPS
-from student.distill.pairs import PairConfig
+from student.distill.pairs import LayerPair, PairConfig
+from student.distill.regions import require_multiple
+from student.distill.terms import TERMS
+from student.distill.terms.base import HeatmapTerm, PairTerm, TermConfig
 from student.distill.terms.cross_head import CrossHeadTerm
+from student.distill.terms.fgd import FgdTerm
+
+
+def check_caches(config: DistillConfig, teachers: Sequence[CacheSpec]) -> None:
+    """Raise ConfigError unless every pair and term refers to a cache that there is."""
+    caches = {pair.cache for pair in config.pairs}
+    caches |= {term.cache for term in config.terms if isinstance(term, HeatmapTerm)} | config.boxed_caches
+    if (largest := max(caches, default=0)) >= len(teachers):
+        raise ConfigError(
+            "a pair or term refers to a cache that does not exist",
+            where="distill",
+            got=f"cache {largest}",
+            expected=f"below {len(teachers)}: that many caches were given, counted from 0",
+            cure="Give the training one more cache, or correct `cache`",
+        )
+
+
+def check_heatmaps(config: DistillConfig, teachers: Sequence[CacheSpec]) -> None:
+    """Raise unless every term that compares with a teacher's heatmap has a teacher with heatmaps."""
+    for term in config.terms:
+        pairs = config.pairs_of(term) if isinstance(term, PairTerm) else ()
+        caches = {term.cache} if isinstance(term, HeatmapTerm) else {pair.cache for pair in pairs}
+        without = [cache for cache in sorted(caches) if teachers[cache].heatmap == "none"]
+        if without and _needs_heatmap(term):
+            raise ConfigError(
+                "the teacher has no heatmaps, and a term compares with them",
+                where=f"distill.terms, {term.label}, cache {without[0]}",
+                got=f"{teachers[without[0]].teacher.name}, heatmap: none",
+                expected=f"terms on features: {', '.join(_ON_FEATURES)}, and fgd without false_positives",
+                cure="Change the term, or dump a teacher with a CenterHead",
+            )
+
+
+def _needs_heatmap(term: TermConfig) -> bool:
+    crosses = isinstance(term, CrossHeadTerm)
+    return isinstance(term, HeatmapTerm) or crosses or (isinstance(term, FgdTerm) and term.finds_false_positives)
+
+
+_ON_FEATURES = [
+    kind
+    for kind, (config, _) in TERMS.items()
+    if issubclass(config, PairTerm) and not issubclass(config, FgdTerm | CrossHeadTerm)
+]
+
+
+def check_cells(
+    config: DistillConfig, heatmap_grid: BevGrid, pairs: list[LayerPair], teachers: Sequence[CacheSpec]
+) -> None:
+    """Raise unless the cells of heatmaps and canvas masks merge or split into those of the student and the pairs."""
+    grids = [_aligned_grids(heatmap_grid, spec, f"cache {index}") for index, spec in enumerate(teachers)]
+    for heatmap, _ in grids:
+        require_multiple(heatmap.shape, heatmap_grid.shape, "heatmaps of teacher and student")
+    uses_canvas = any(isinstance(term, FgdTerm) and term.non_empty_weight for term in config.terms)
+    for pair in pairs:
+        (heatmap, canvas), where = grids[pair.config.cache], f"distill.pairs, {pair.config.label}"
+        require_multiple(heatmap.shape, pair.grid.shape, f"{where}: heatmaps")
+        if uses_canvas:
+            require_multiple(canvas.shape, pair.grid.shape, f"{where}: canvas mask")
+    require_crossed_grids(config, heatmap_grid, {pair.config.label: pair.grid for pair in pairs})
+
+
+def _aligned_grids(heatmap_grid: BevGrid, spec: CacheSpec, where: str) -> tuple[BevGrid, BevGrid]:
+    """The grids of heatmap and canvas mask in `TeacherPredictions`, without augmentation."""
+    grids = spec.heatmap_grid, spec.canvas_grid
+    if all(same_extent(heatmap_grid, grid) for grid in grids):
+        return grids
+    for grid, what in zip(grids, ("heatmaps", "canvas mask"), strict=True):
+        require_overlap(heatmap_grid, grid, f"{what} of {where}")
+    return heatmap_grid, heatmap_grid
 
 
 def check_boxes(config: DistillConfig, teachers: Sequence[CacheSpec]) -> None:
