@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -107,7 +107,7 @@ class OrthogonalConv(nn.Module):
         self.scale, self.bias = nn.Parameter(torch.ones(out)), nn.Parameter(torch.zeros(out))
 
     def forward(self, maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _ H W"]:
-        weight = self.projection.weight * self.scale[:, None]
+        weight = cast(Tensor, self.projection.weight) * self.scale[:, None]
         return F.conv2d(maps, weight[..., None, None], self.bias)
 
 
