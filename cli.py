@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -62,9 +63,21 @@ Depth = Annotated[bool, typer.Option("--depth", help="Store LiDAR depth in the c
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.")]
 
 
-def command(*lines: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command, with examples at the end of its help."""
-    return app.command(epilog=examples(*lines))
+def command(*lines: str, computes: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command, with examples at the end of its help; one that computes leaves cores in use to others."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def run(**arguments: Any) -> None:
+            if computes:
+                from cache.threads import use_free_cores
+
+                use_free_cores()
+            function(**arguments)
+
+        return app.command(epilog=examples(*lines))(run)
+
+    return register
 
 
 def _print_versions(wanted: bool) -> None:
@@ -101,7 +114,8 @@ def make_world(
 
 
 @command(
-    "cli train-teacher configs/demo/teacher_model.py --data world --version v1.0-mini --split mini_train --out run"
+    "cli train-teacher configs/demo/teacher_model.py --data world --version v1.0-mini --split mini_train --out run",
+    computes=True,
 )
 def train_teacher(
     config: Annotated[str, typer.Argument(help="mmdet3d configuration: a file, or a name in its model zoo.")],
@@ -181,6 +195,7 @@ def plan(
 @command(
     f"cli dump-teacher {TEACHER} --out teacher.zarr",
     "cli dump-teacher configs/demo/dump.yaml --data world --random-weights --out teacher.zarr --part 0/4",
+    computes=True,
 )
 def dump_teacher(
     config: DumpFile,
@@ -306,7 +321,7 @@ def derive(
 ) -> None:
     """Write a store without running the teacher: with other codecs, or the mean of several teachers' stores."""
     from cache.store.committee import average
-    from cache.store.derive import derive
+    from cache.store.reencode import reencode
 
     if (len(stores) > 1) != mean or (mean and overrides):
         raise ConfigError(
@@ -318,7 +333,7 @@ def derive(
         if mean:
             write_report(average(stores, out, align, advance))
         else:
-            write_report(derive(stores[0], out, overrides or (), advance))
+            write_report(reencode(stores[0], out, overrides or (), advance))
 
 
 @command(
@@ -326,6 +341,7 @@ def derive(
     "cli train-student configs/bevdepth_r50.yaml --data nuscenes --set distill=null --out runs/alone",
     "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --resume",
     "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --profile",
+    computes=True,
 )
 def train_student(
     config: StudentFile,
@@ -339,13 +355,13 @@ def train_student(
 ) -> None:
     """Train a camera student, distilling from the store (without distillation: --set distill=null)."""
     from student.config.student import StudentConfig
+    from student.training.launcher import is_first_rank
     from student.training.profile import profile_student
     from student.training.trainer import train_student
     from student.visualization.training import profile_advice, profile_table
 
     settings = load_yaml(config, StudentConfig, overrides or ())
-    # With training.devices=N, Lightning starts this command N times; only the first process shows progress.
-    bar = progress("steps") if os.environ.get("LOCAL_RANK", "0") == "0" else nullcontext(lambda *_: None)
+    bar = progress("steps") if is_first_rank() else nullcontext(lambda *_: None)
     with report_writer(json) as write_report, bar as advance:
         if profile:
             times = profile_student(settings, data, cache or [], progress=advance)
@@ -401,6 +417,7 @@ def import_checkpoint(
     "cli evaluate --data nuscenes --checkpoint runs/distilled/checkpoints/last.ckpt",
     "cli evaluate --data images --frames teacher.zarr --checkpoint runs/distilled/checkpoints/last.ckpt",
     "cli evaluate --data nuscenes --cache teacher.zarr --json",
+    computes=True,
 )
 def evaluate(
     data: Data,
@@ -463,7 +480,10 @@ def evaluate(
         warnings.warn(remark, OfflineDistillWarning, stacklevel=1)
 
 
-@command("cli fidelity teacher.zarr --teacher configs/demo/teacher_model.py --checkpoint teacher.pth --data world")
+@command(
+    "cli fidelity teacher.zarr --teacher configs/demo/teacher_model.py --checkpoint teacher.pth --data world",
+    computes=True,
+)
 def fidelity(
     store: Annotated[Path, typer.Argument(help="A store; its views determine which sets of views are compared.")],
     teacher: Annotated[str, typer.Option(help="The teacher's mmdet3d configuration, as in its DumpConfig.")],

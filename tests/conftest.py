@@ -21,6 +21,7 @@ install_import_hook(["cache", "student", "demo"], "beartype.beartype(conf=bearty
 from cache.nuscenes.frames import Frames  # noqa: E402
 from demo.world.config import WorldConfig  # noqa: E402
 from demo.world.make import make_world  # noqa: E402
+from tests.factories.object_store import ObjectStore, object_store  # noqa: E402
 
 ONE_FRAME = Path(__file__).parent.parent.parent / "shared" / "nuscenes-one-frame"
 
@@ -32,6 +33,21 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def running_object_store() -> Iterator[ObjectStore]:
+    """An S3 server, for the whole session."""
+    with object_store() as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(running_object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """The S3 server without faults, s3://bucket; attempts follow each other at once."""
+    monkeypatch.setattr("cache.store.remote.WAITS_S", (0.01,) * 4)
+    running_object_store.heal()
+    return running_object_store
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -68,7 +68,7 @@ class BoundedFolder:
         """A locked file that takes the room of one to be fetched; None where that is not to be done, or not now."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = _partial(path)
-        with self._lock():
+        with self.lock():
             if path.exists():
                 return None
             file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -90,11 +90,11 @@ class BoundedFolder:
     def _fetch(self, path: Path, file: int, fetch: Callable[[int], None]) -> None:
         try:
             fetch(file)
-            with self._lock():
+            with self.lock():
                 _partial(path).rename(path)
                 fcntl.flock(file, fcntl.LOCK_UN)  # not by closing: a forked process may hold it as well
         except BaseException:
-            with self._lock():
+            with self.lock():
                 _give_up(file, _partial(path))
             raise
 
@@ -136,7 +136,7 @@ class BoundedFolder:
                             yield file, file.lstat()
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """The right to give files their names and to remove them."""
         file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:

@@ -21,10 +21,11 @@ from cache.config import differing
 from cache.errors import ConfigError, MismatchError
 from cache.spec import CacheSpec, CodecSpec, LayerSpec, Lineage, variance_layer
 from cache.store.codec import encode
-from cache.store.derive import DeriveReport, decoded, encoded_arrays, lineage_source, stored_arrays, write_derived
+from cache.store.derive import decoded, encoded_arrays, lineage_source, stored_arrays, write_derived
 from cache.store.distortion import Distortion, measure
-from cache.store.layout import HEATMAP, StoredSample, head_map_array
+from cache.store.layout import HEATMAP, StoredSample, head_map_array, scale_array
 from cache.store.reader import TeacherCache
+from cache.store.reencode import ReencodeReport
 
 FIT_SAMPLES = 64
 """That alignments are fitted over, spread evenly over the store."""
@@ -43,7 +44,7 @@ def average(
     out: str | Path,
     align: bool = True,
     progress: Callable[[int, int], None] = lambda *_: None,
-) -> DeriveReport:
+) -> ReencodeReport:
     """Write the mean of several teachers' stores of the same samples, with a layer `<layer>_variance` for each layer.
 
     Features, heatmaps and the head's maps are means; the canvas mask, depth and the head's weights are the first's. The
@@ -58,7 +59,7 @@ def average(
     Raises:
         ConfigError: fewer than two stores, or one twice.
         MismatchError: the stores are not of the same samples, grids, layers and tasks; or another store is at `out`.
-        UnsealedError, CorruptStoreError, StoreError: as for `derive`.
+        UnsealedError, CorruptStoreError, StoreError: as for `reencode`.
     """
     began, members = time.monotonic(), [TeacherCache(path) for path in stores]
     require_alike(members)
@@ -67,7 +68,7 @@ def average(
     samples = partial(mean_samples, members, spec, rotations)
     written = write_derived(members[0], spec, layout, Path(out), samples, progress)
     made = TeacherCache(out)
-    return DeriveReport(
+    return ReencodeReport(
         path=Path(out),
         samples=len(made),
         written=written,
@@ -193,7 +194,7 @@ def mean_samples(
             codecs = [member.spec.layer(layer.name).codec for member in members]
             features = [decoded(each, layer.name, codec) for each, codec in zip(stored, codecs, strict=True)]
             mean, variance = mean_and_variance(features, rotations.get(layer.name), layer.codec.kind == "unsigned")
-            arrays.pop(f"features/{layer.name}_scale", None)
+            arrays.pop(scale_array(layer.name), None)
             for name, values in ((layer.name, mean), (variance_layer(layer.name), variance)):
                 codec = spec.layer(name).codec
                 encoded = encode(values, codec, layer=name, tokens=(token,) * len(values))

@@ -86,7 +86,7 @@ class Mirror:
             check(data)
             return data
         data = self._remote.read(key, check)
-        with store_errors(self.path):
+        with store_errors(self.path), self._folder.lock():  # threads of a process would write to the same partial file
             (self.path / key).parent.mkdir(parents=True, exist_ok=True)
             write_durably(self.path / key, data)
         return data

@@ -75,13 +75,14 @@ class TeacherCache:
         self._reopen = partial(TeacherCache, path, allow_partial=allow_partial)
         local = local_path(path)
         self.shards: ShardReader
+        self.url: str | None = None
         if local is None:
             mirror = Mirror(str(path), local_cache, limit_gb)
             self._reopen = partial(self._reopen, local_cache=local_cache, limit_gb=limit_gb)
             self.path, self.url, self.attributes = mirror.path, mirror.url, mirror.attributes
             self.shards = MirroredShards(mirror)
         else:
-            self.path, self.url, self.attributes = local, None, read_attributes(local)
+            self.path, self.attributes = local, read_attributes(local)
             self.shards = ShardReader(self.path, self.attributes)
         self.spec = self.attributes.spec
         if expect is not None:

@@ -68,20 +68,7 @@ class RemoteFolder:
         Args:
             check: raises CorruptStoreError where they are not those expected; they are then read again.
         """
-
-        def find() -> bytes | None:
-            system, path = self._at(key)
-            try:
-                data = system.cat_file(path, start=0, end=LARGEST_FILE + 1)
-            except FileNotFoundError:
-                return None
-            if len(data) > LARGEST_FILE:
-                expected = f"at most {LARGEST_FILE} bytes"
-                raise StoreError("a file of the store is too large", where=self.place(key), expected=expected)
-            check(data)
-            return data
-
-        return patiently(find, self.place(key))
+        return patiently(lambda: self._find(key, check), self.place(key))
 
     def read(self, key: str, check: Check = bytes) -> bytes:
         """The bytes of a small file, as `find` finds them."""
@@ -97,16 +84,12 @@ class RemoteFolder:
             size: of the file.
             check: of the descriptor, as in `find`.
         """
-
-        def fetch() -> None:
-            for start in range(0, size, BLOCK):
-                end = min(start + BLOCK, size)
-                os.pwrite(file, patiently(lambda start=start, end=end: self._block(key, start, end), where), start)
-            check(file)
-
         where = self.place(key)
-        os.ftruncate(file, size)
-        patiently(fetch, where)
+
+        def block(key: str, start: int, end: int) -> bytes:
+            return patiently(lambda: self._block(key, start, end), where)
+
+        patiently(lambda: _fetch(key, size, file, block, check), where)
 
     def write(self, key: str, data: bytes) -> None:
         """Write a small file, and read it back."""
@@ -115,7 +98,7 @@ class RemoteFolder:
             system, path = self._at(key)
             _make_folder(system, path)
             system.pipe_file(path, data)
-            if self.find(key) != data:
+            if self._find(key) != data:
                 raise CorruptStoreError("a file arrived with other bytes", where=self.place(key))
 
         patiently(write, self.place(key))
@@ -135,12 +118,24 @@ class RemoteFolder:
                 for start in range(0, size, BLOCK):
                     out.write(os.pread(file.fileno(), BLOCK, start))
             with TemporaryFile() as back:
-                self.fetch(key, size, back.fileno(), check)
+                _fetch(key, size, back.fileno(), self._block, check)
 
         with TemporaryFile() as file:
             fill(file.fileno())
             size = os.fstat(file.fileno()).st_size
             patiently(send, self.place(key))
+
+    def _find(self, key: str, check: Check = bytes) -> bytes | None:
+        system, path = self._at(key)
+        try:
+            data = system.cat_file(path, start=0, end=LARGEST_FILE + 1)
+        except FileNotFoundError:
+            return None
+        if len(data) > LARGEST_FILE:
+            expected = f"at most {LARGEST_FILE} bytes"
+            raise StoreError("a file of the store is too large", where=self.place(key), expected=expected)
+        check(data)
+        return data
 
     def _block(self, key: str, start: int, end: int) -> bytes:
         system, path = self._at(key)
@@ -158,6 +153,15 @@ class RemoteFolder:
 
             found = _file_systems[os.getpid(), self.url] = url_to_fs(self.url.rstrip("/"))
         return found[0], f"{found[1]}/{key}"
+
+
+def _fetch(
+    key: str, size: int, file: int, block: Callable[[str, int, int], bytes], check: Callable[[int], None]
+) -> None:
+    os.ftruncate(file, size)
+    for start in range(0, size, BLOCK):
+        os.pwrite(file, block(key, start, min(start + BLOCK, size)), start)
+    check(file)
 
 
 def _make_folder(system: Any, path: str) -> None:

@@ -103,7 +103,7 @@ def bytes_per_sample(source: TeacherSource) -> float:
     With the head's other maps where the objective compares boxes.
     """
     cache = source.cache
-    names = batch_arrays(source.layers)
+    names, shards = batch_arrays(source.layers), [0] if cache.url else None  # a request for each shard's record
     if source.head_maps:
         names |= {head_map_array(name) for name in cache.spec.head_maps}
-    return sum(size for name, size in cache.bytes_per_sample().items() if name in names) / len(cache.spec.views)
+    return sum(size for name, size in cache.bytes_per_sample(shards).items() if name in names) / len(cache.spec.views)

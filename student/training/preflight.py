@@ -27,6 +27,7 @@ from student.data.teacher_source import TeacherSource
 from student.evaluation.limits import metric_limits
 from student.evaluation.truth import require_truth
 from student.models.checkpoint import step_to_resume
+from student.training.launcher import is_first_rank
 from student.training.memory import bytes_of, checkpoint_bytes, tensors_of
 
 
@@ -159,7 +160,6 @@ def require_loader_resources(dataset: StudentDataset, config: StudentConfig) -> 
 
 def require_full_step(order: Order, training: TrainingConfig) -> None:
     """Raise ConfigError unless the frames of an epoch fill one step."""
-    devices = int(training.devices)
     if not len(order):
         raise DataError(
             "an epoch has no frame",
@@ -167,11 +167,11 @@ def require_full_step(order: Order, training: TrainingConfig) -> None:
             got="no box of a class of detector.head.tasks",
             cure="Set training.class_balanced to false, or change the tasks or the split",
         )
-    if len(order) < training.batch_size * training.accumulate * devices:
+    if len(order) < training.samples_per_step:
         raise ConfigError(
             "one step needs more samples than an epoch has",
             where="training.batch_size",
-            got=f"{training.batch_size} x {training.accumulate} batches x {devices} devices",
+            got=f"{training.batch_size} x {training.accumulate} batches x {training.ranks} devices of all nodes",
             expected=f"at most {len(order)} samples",
             cure="Lower batch_size, accumulate or devices",
         )
@@ -206,7 +206,7 @@ def look_at_boxes(frames: Frames) -> None:
         DataError: there is no box.
     """
     where, counts = f"{frames.version}, {', '.join(frames.splits)}", count_boxes(frames)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # Lightning starts the other ranks with a number of their own
+    if is_first_rank():
         print_note(f"{where}: {counts}")
         warn_of_boxes(counts, where)
     require_boxes(counts, where)
@@ -230,7 +230,7 @@ def chosen_frames(frames: Frames, config: StudentConfig, lidar: bool) -> Frames:
     depth = lidar and detector.name.startswith("bevdepth")
     channels = (*frames.cameras, *([frames.lidar] if depth else ()))
     found = on_disk(frames, channels, history=(detector.times - 1) * detector.history_step)
-    if len(found) < len(frames) and os.environ.get("LOCAL_RANK", "0") == "0":
+    if len(found) < len(frames) and is_first_rank():
         warnings.warn(
             f"{frames.version}, {', '.join(frames.splits)}: {len(frames) - len(found):,} of {len(frames):,} frames "
             "lack a file and are left out (data.skip_missing)",
@@ -263,7 +263,7 @@ def require_images(frames: Frames, config: StudentConfig) -> None:
 
 def warn_of_metric_limits(config: StudentConfig, train: Frames) -> None:
     """Warn of what the official metrics cannot measure of data.val_split, whether the run validates or not."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not is_first_rank():
         return
     split = config.data.val_split
     try:

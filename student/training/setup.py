@@ -47,9 +47,8 @@ class TrainingSetup:
 
     def sampler(self, rank: int = 0) -> SeededSampler:
         """The sequence of a rank's samples, from `step` on."""
-        training, ranks = self.config.training, int(self.config.training.devices)
-        samples_per_step = training.batch_size * training.accumulate * ranks
-        sampler = SeededSampler(self.order, training.seed, samples_per_step, rank, ranks)
+        training = self.config.training
+        sampler = SeededSampler(self.order, training.seed, training.samples_per_step, rank, training.ranks)
         sampler.go_to(self.step)
         return sampler
 
@@ -63,7 +62,7 @@ class TrainingSetup:
             return None
         dataset = StudentDataset(self.val_frames, self.config, self.dataset.times)
         # As many frames for every rank: the first ones are repeated.
-        share: Sampler = DistributedSampler(dataset, int(self.config.training.devices), rank, shuffle=False)
+        share: Sampler = DistributedSampler(dataset, self.config.training.ranks, rank, shuffle=False)
         return _loader(dataset, self.config, share)
 
 
@@ -90,7 +89,7 @@ def set_up_training(
     preflight.require_sound(config)
     config = preflight.resolve_devices(config)
     if out is not None:
-        require_agreement(int(config.training.devices))
+        require_agreement(int(config.training.devices), config.training.nodes)
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
     if out is not None:
         remove_partial_checkpoints(out)

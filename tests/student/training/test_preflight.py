@@ -110,8 +110,8 @@ def test_a_step_must_fit_an_epoch(made_frames: Frames) -> None:
             Shuffled(frames=len(made_frames)), tiny_student(batch_size=1, accumulate=2, devices=2).training
         )
     assert str(caught.value) == (
-        "one step needs more samples than an epoch has (training.batch_size); got 1 x 2 batches x 2 devices; "
-        "expected at most 2 samples. Lower batch_size, accumulate or devices."
+        "one step needs more samples than an epoch has (training.batch_size); got 1 x 2 batches x 2 devices of all "
+        "nodes; expected at most 2 samples. Lower batch_size, accumulate or devices."
     )
 
 
