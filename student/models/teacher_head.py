@@ -26,6 +26,7 @@ def build_teacher_head(cache: TeacherCache) -> CenterHead:
             where=cache.path,
             got=match,
             expected="a CenterHead of 3 x 3 convolutions, two for each map",
+            cure="Use a teacher whose head is mmdet3d's CenterHead with its defaults",
         )
     head.eval().requires_grad_(False)
     return head
