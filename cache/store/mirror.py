@@ -28,6 +28,7 @@ from cache.store.whole_files import (
     FRAMES_RECORD,
     Check,
     frame_file_checks,
+    most_bytes,
     require_frames_record,
     small_file_checks,
 )
@@ -82,7 +83,7 @@ class Mirror:
     def keep(self, key: str, check: Check) -> bytes:
         """The bytes of a small file, fetched unless the local one passes its check."""
         with suppress(CorruptStoreError):
-            data = read_file(self.path, key)
+            data = read_file(self.path, key, most_bytes(key))
             check(data)
             return data
         data = self._remote.read(key, check)

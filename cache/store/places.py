@@ -14,7 +14,7 @@ from cache.store.files import open_file, read_file, regular_size, require_no_lin
 from cache.store.folder import StoreFolder
 from cache.store.layout import MANIFEST, ROOT
 from cache.store.remote import BLOCK, RemoteFolder, local_path
-from cache.store.whole_files import Check
+from cache.store.whole_files import Check, most_bytes
 
 
 @runtime_checkable
@@ -105,7 +105,7 @@ class LocalSource:
         return self.read(key, check) if os.path.lexists(self._path / key) else None
 
     def read(self, key: str, check: Check = bytes) -> bytes:
-        data = read_file(self._path, key)
+        data = read_file(self._path, key, most_bytes(key))
         check(data)
         return data
 

@@ -13,9 +13,8 @@ from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 from cache.errors import ConfigError, CorruptStoreError, OfflineDistillError, StoreError
-from cache.store.files import LARGEST_FILE
 from cache.store.format import REPAIR
-from cache.store.whole_files import Check
+from cache.store.whole_files import Check, most_bytes
 
 Result = TypeVar("Result")
 
@@ -128,11 +127,11 @@ class RemoteFolder:
     def _find(self, key: str, check: Check = bytes) -> bytes | None:
         system, path = self._at(key)
         try:
-            data = system.cat_file(path, start=0, end=LARGEST_FILE + 1)
+            data = system.cat_file(path, start=0, end=most_bytes(key) + 1)
         except FileNotFoundError:
             return None
-        if len(data) > LARGEST_FILE:
-            expected = f"at most {LARGEST_FILE} bytes"
+        if len(data) > most_bytes(key):
+            expected = f"at most {most_bytes(key)} bytes"
             raise StoreError("a file of the store is too large", where=self.place(key), expected=expected)
         check(data)
         return data

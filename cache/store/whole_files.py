@@ -11,14 +11,34 @@ import numpy as np
 from cache.errors import CorruptStoreError
 from cache.nuscenes.columns import Columns
 from cache.nuscenes.index_files import FRAMES_FOLDER, META, parse_meta
-from cache.store.documents import ArrayFile, StoreAttributes
+from cache.store.documents import LARGEST_DOCUMENT, ArrayFile, StoreAttributes
+from cache.store.files import LARGEST_FILE
 from cache.store.format import REPAIR, checked
-from cache.store.layout import HEAD_WEIGHTS, TOKEN, TOKEN_ORDER, VIEW_MATRIX, view_matrix_shape, whole_key
+from cache.store.layout import (
+    HEAD_WEIGHTS,
+    MANIFEST,
+    ROOT,
+    TOKEN,
+    TOKEN_ORDER,
+    VIEW_MATRIX,
+    view_matrix_shape,
+    whole_key,
+)
 
 Check = Callable[[bytes], object]
 """Raises CorruptStoreError where a file has other bytes than it should have."""
 
+LARGEST_COLUMN = 2**30
+"""Bytes, of the frames that a store carries."""
+
 FRAMES_RECORD = f"{FRAMES_FOLDER}/{META}"
+
+
+def most_bytes(key: str) -> int:
+    """The size that a file which is read whole may have."""
+    if key == ROOT or key.startswith(f"{MANIFEST}/"):
+        return LARGEST_DOCUMENT
+    return LARGEST_COLUMN if key.startswith(f"{FRAMES_FOLDER}/") else LARGEST_FILE
 
 
 def small_file_checks(attributes: StoreAttributes, store: str) -> dict[str, Check]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import zarr
 
+from cache.dumping.run import dump
 from cache.dumping.verify import verify
 from cache.errors import (
     CorruptStoreError,
@@ -17,12 +18,14 @@ from cache.errors import (
     StoreError,
     UnsealedError,
 )
+from cache.nuscenes.frames import Frames
 from cache.store import copy as copying
 from cache.store.copy import CopyPlan, copy_store
 from cache.store.places import target_at
 from cache.store.reader import TeacherCache
+from cache.store.reencode import reencode
 from tests.factories.object_store import ObjectStore
-from tests.factories.stores import fill, make_store, make_tokens, open_writer
+from tests.factories.stores import SmallTeacher, fill, make_config, make_store, make_tokens, open_writer
 
 GOLDEN = Path(__file__).parent.parent.parent / "data"
 
@@ -153,7 +156,7 @@ def test_refusals(sealed_store: Path, tmp_path: Path) -> None:
 def hold(path: Path, ready: object, done: object) -> None:
     with target_at(path, range(3)):
         ready.set()
-        done.wait(30)
+        done.wait(200)
 
 
 def test_another_writer_of_the_target_is_refused(sealed_store: Path, tmp_path: Path) -> None:
@@ -161,7 +164,7 @@ def test_another_writer_of_the_target_is_refused(sealed_store: Path, tmp_path: P
     ready, done = context.Event(), context.Event()
     process = context.Process(target=hold, args=(tmp_path / "copy", ready, done))
     process.start()
-    assert ready.wait(30)
+    assert ready.wait(200)
     with pytest.raises(StoreBusyError, match="another process is writing there"):
         copy_store(sealed_store, tmp_path / "copy")
     done.set()
@@ -178,3 +181,21 @@ def test_bytes_that_change_on_their_way_are_found(
     arrays = len(TeacherCache(tmp_path / "copy").shards.arrays)
     assert len(checks) == 2 * 3 * arrays  # where it is read, and where it arrived
     assert make_tokens(10) == TeacherCache(tmp_path / "copy").tokens[:]
+
+
+def test_frames_are_carried_along(made_frames: Frames, tmp_path: Path) -> None:
+    dump(make_config(), made_frames, SmallTeacher(), tmp_path / "store")
+    copy_store(tmp_path / "store", "memory://framed", ["head"])
+    copy_store("memory://framed", tmp_path / "copy")
+    reencode(tmp_path / "store", tmp_path / "derived", ["layers.head.bits=7"])
+    frames = contents(tmp_path / "store" / "frames")
+    assert "index.json" in frames
+    for name in ("copy", "derived"):
+        assert contents(tmp_path / name / "frames") == frames
+        assert verify(tmp_path / name).damage == ()
+    mirror = TeacherCache("memory://framed", local_cache=tmp_path / "cache")
+    assert contents(mirror.path / "frames") == frames
+    column = tmp_path / "store" / "frames" / "sample_scene.npy"
+    column.write_bytes(column.read_bytes()[:-1] + b"\7")
+    with pytest.raises(CorruptStoreError, match=r"does not match its checksum \(.*sample_scene\.npy"):
+        copy_store(tmp_path / "store", tmp_path / "again")
