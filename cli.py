@@ -312,18 +312,33 @@ def copy(
         write_report(copy_store(source, target, layers, workers, advance))
 
 
-@command("cli derive teacher.zarr small.zarr --set layers.head.target_sqnr_db=26")
+@command(
+    "cli derive teacher.zarr small.zarr --set layers.head.target_sqnr_db=26",
+    "cli derive a.zarr b.zarr c.zarr committee.zarr --mean",
+)
 def derive(
-    store: Annotated[Path, typer.Argument(help="A complete store.")],
+    stores: Annotated[list[Path], typer.Argument(help="A complete store; with --mean, those of several teachers.")],
     out: Annotated[Path, typer.Argument(help="The store to create or resume.")],
     overrides: Overrides = None,
+    mean: Annotated[bool, typer.Option("--mean", help="Average several teachers, and keep their variance.")] = False,
+    align: Annotated[bool, typer.Option(help="With --mean: rotate each teacher's features to the first's.")] = True,
     json: Json = False,
 ) -> None:
-    """Write a store with other codecs without running the teacher; the spec names the store that it was made of."""
+    """Write a store without running the teacher: with other codecs, or the mean of several teachers' stores."""
+    from cache.store.committee import average
     from cache.store.reencode import reencode
 
+    if (len(stores) > 1) != mean or (mean and overrides):
+        raise ConfigError(
+            "derive takes one store and --set, or several stores and --mean",
+            got=f"{len(stores)} stores{', --mean' if mean else ''}{', --set' if overrides else ''}",
+            cure="Add or leave out --mean; codecs of a mean are the first store's",
+        )
     with report_writer(json) as write_report, progress("shards") as advance:
-        write_report(reencode(store, out, overrides or (), advance))
+        if mean:
+            write_report(average(stores, out, align, advance))
+        else:
+            write_report(reencode(stores[0], out, overrides or (), advance))
 
 
 @command(

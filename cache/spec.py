@@ -160,6 +160,11 @@ class Decoding(Strict):
     """The head's `dim` map holds logarithms of metres (`norm_bbox`)."""
 
 
+def variance_layer(layer: str) -> str:
+    """The name of the layer that holds the variance of a committee's members, of one of their layers."""
+    return f"{layer}_variance"
+
+
 class TeacherIdentity(Strict):
     """The detector that made the features, as far as it decides their values."""
 
@@ -212,8 +217,9 @@ class LineageSource(Strict):
 class Lineage(Strict):
     """How a store was made from others, without the teacher."""
 
-    operation: Literal["encode"]
-    """encode: the decoded features of one store, encoded again by the codecs of this one."""
+    operation: Literal["encode", "mean", "aligned mean"]
+    """encode: the decoded features of one store, encoded again by the codecs of this one. mean: of several teachers'
+    maps; aligned mean: with the features of each rotated to those of the first."""
     sources: tuple[LineageSource, ...] = Field(min_length=1)
 
     def __str__(self) -> str:

@@ -45,6 +45,9 @@ class DataConfig(Strict):
     version: str = "v1.0-trainval"
     train_split: str = "train"
     val_split: str = "val"
+    unlabelled_split: str = ""
+    """Frames of another split that are trained on beside train_split's, without their boxes: distill.foreground finds
+    the objects in them, and only the objective and the depth loss see them."""
     cameras: tuple[str, ...] = ()
     """Channels of the images, in their order. By default those of nuScenes' six that sensor.json lists, or all of its
     cameras where it lists none of the six."""
@@ -264,7 +267,39 @@ class StudentConfig(Strict):
     def teacher_layers(self, cache: int = 0) -> tuple[str, ...]:
         """The layers of a teacher that the pairs compare; none without distill."""
         pairs = self.distill.pairs if self.distill else ()
-        return tuple(sorted({pair.teacher for pair in pairs if pair.cache == cache}))
+        return tuple(sorted({layer for pair in pairs if pair.cache == cache for layer in pair.layers}))
+
+    @model_validator(mode="after")
+    def _teachers_for_frames_without_labels(self) -> "StudentConfig":
+        if not self.data.unlabelled_split:
+            return self
+        problems = {
+            "distill, foreground: teacher or boxes_or_teacher": self.distill is None
+            or self.distill.foreground.source == "boxes",
+            "training.class_balanced: false, since it draws frames by their labels": self.training.class_balanced,
+        }
+        for expected, holds in problems.items():
+            if holds:
+                raise ConfigError(
+                    "frames without labels are trained on, and a setting needs labels",
+                    where="data.unlabelled_split",
+                    got=self.data.unlabelled_split,
+                    expected=expected,
+                    cure="Change it, or leave data.unlabelled_split out",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _depth_to_compare(self) -> "StudentConfig":
+        if self.distill is not None and self.distill.compares_depth and not self.detector.name.startswith("bevdepth"):
+            raise ConfigError(
+                "a term compares the student's depth with the LiDAR's, and the student learns none",
+                where="distill.terms, detector.name",
+                got=self.detector.name,
+                expected="bevdepth or bevdepth4d",
+                cure="Leave tigbev_depth out, or use one of these detectors",
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_to_replay(self) -> "StudentConfig":

@@ -1,7 +1,7 @@
 """Images, boxes, depth and the teachers' cached samples -> Batch."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import camera_points
 from student.config.student import StudentConfig
 from student.data.batch import Batch, LoadSeconds, join
-from student.data.depth_map import depth_map
+from student.data.depth_map import depth_map, in_bev, nearest_points
 from student.data.image_augment import image_matrix, warp_image
 from student.data.images import read_image
 from student.data.samplers import SampleDraw
@@ -33,6 +33,7 @@ class StudentDataset(Dataset[Batch]):
         with_depth: Load the current frame's depth, for a detector that learns it.
         sources: The teachers' caches. With `bev_augment.replay` the BEV augmentation is one of the drawn views of the
             first. Depth comes from the first that keeps it, or else from the LiDAR files.
+        unlabelled: Tokens of frames whose boxes are not used.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class StudentDataset(Dataset[Batch]):
         times: int = 1,
         with_depth: bool = False,
         sources: Sequence[TeacherSource] = (),
+        unlabelled: Collection[str] = (),
     ) -> None:
+        self.unlabelled = frozenset(unlabelled)
         self.frames, self.config, self.times, self.with_depth = frames, config, times, with_depth
         self.sources = tuple(sources)
         self._depth_source = next((source for source in self.sources if source.cache.spec.depth), None)
@@ -60,8 +63,11 @@ class StudentDataset(Dataset[Batch]):
         began = time.perf_counter()
         views = [[self._image(camera, rng) for camera in frame.cameras] for frame in history]
         read = time.perf_counter()
-        depth_m = self._depth(current, [image_matrix for _, image_matrix in views[0]]) if self.with_depth else None
+        image_matrices = [image_matrix for _, image_matrix in views[0]]
+        depth_m, points_m = self._depth(current, image_matrices, matrix) if self.with_depth else (None, None)
         seconds = LoadSeconds(images=read - began, depth=time.perf_counter() - read)
+        labelled = current.token not in self.unlabelled
+        kept = slice(None) if labelled else slice(0)
         global_to_current = np.linalg.inv(current.lidar_to_global)
         return Batch(
             tokens=(current.token,),
@@ -73,8 +79,10 @@ class StudentDataset(Dataset[Batch]):
             lidar_to_ego=_float([current.lidar_to_ego]),
             bev_matrix=_float([matrix]),
             depth_m=depth_m,
-            boxes=(_float(transform_boxes(current.boxes, matrix)),),
-            labels=(torch.from_numpy(current.labels),),
+            points_m=points_m,
+            boxes=(_float(transform_boxes(current.boxes[kept], matrix)),),
+            labels=(torch.from_numpy(current.labels[kept]),),
+            labelled=(labelled,),
             load_seconds=seconds,
         )
 
@@ -109,10 +117,16 @@ class StudentDataset(Dataset[Batch]):
         drawn = self.sources[0].drawn_matrices(token)
         return drawn[rng.integers(len(drawn))]
 
-    def _depth(self, frame: Frame, image_matrices: list[Float[np.ndarray, "3 3"]]) -> Float[Tensor, "1 N hs ws"]:
+    def _depth(
+        self, frame: Frame, image_matrices: list[Float[np.ndarray, "3 3"]], bev_matrix: Float[np.ndarray, "4 4"]
+    ) -> tuple[Float[Tensor, "1 N hs ws"], Float[Tensor, "1 N hs ws 3"] | None]:
+        """`Batch.depth_m` and `Batch.points_m`."""
         nearest_m, source = self.config.detector.depth_m[0], self._depth_source
         points = source.camera_points(frame.token, nearest_m) if source else camera_points(frame, nearest_m)
-        return _float([depth_map(points, image_matrices, self.config)])
+        depth_m = _float([depth_map(points, image_matrices, self.config)])
+        if self.config.distill is None or not self.config.distill.compares_depth:
+            return depth_m, None
+        return depth_m, _float([in_bev(nearest_points(points, image_matrices, self.config), frame.cameras, bev_matrix)])
 
     def _image(
         self, camera: Camera, rng: np.random.Generator | None

@@ -10,8 +10,9 @@ from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES
 from student.config.student import HeadConfig
 from student.distill.device import on_device
-from student.distill.gaussians import draw_patches, gaussian, gaussian_radius
-from student.models.center_head import HEAD_MAPS, Tasks, labels_of_channels
+from student.distill.gaussians import draw_patches, focal_loss, gaussian, gaussian_radius
+from student.distill.head_maps import HEAD_MAPS
+from student.models.center_head import Tasks, labels_of_channels
 from student.models.lift_splat import cell_matrix
 
 
@@ -78,12 +79,9 @@ def _channel_and_task(tasks: Tasks) -> tuple[list[int], list[int]]:
 def heatmap_loss(logits: Float[Tensor, "B K H W"], target: Float[Tensor, "B K H W"], tasks: Tasks) -> Float[Tensor, ""]:
     """Gaussian focal loss (CornerNet, equation 1; alpha = 2, beta = 4), each task divided by its number of peaks."""
     probability = logits.float().sigmoid().clamp(1e-4, 1 - 1e-4)
-    peak = target == 1
-    found = -probability.log() * (1 - probability) ** 2
-    spared = -(1 - probability).log() * probability**2 * (1 - target) ** 4
-    by_class = torch.where(peak, found, spared).sum(dim=(0, 2, 3))
+    by_class = focal_loss(probability, target).sum(dim=(0, 2, 3))
     sizes = [len(task) for task in tasks]
-    by_task = zip(by_class.split(sizes), peak.sum(dim=(0, 2, 3)).split(sizes), strict=True)
+    by_task = zip(by_class.split(sizes), (target == 1).sum(dim=(0, 2, 3)).split(sizes), strict=True)
     return torch.stack([loss.sum() / peaks.sum().clamp(min=1) for loss, peaks in by_task]).sum()
 
 

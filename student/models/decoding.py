@@ -11,7 +11,8 @@ from torch import Tensor
 from cache.errors import ConfigError, DataError, MismatchError
 from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES, Decoding, NmsType
-from student.models.center_head import HEAD_MAPS, Tasks, labels_of_channels
+from student.distill.head_maps import HEAD_MAPS
+from student.models.center_head import Tasks, labels_of_channels
 from student.models.lift_splat import cell_matrix
 from student.models.nms import circle_nms, rotated_nms
 

@@ -66,11 +66,18 @@ class BevDetector(nn.Module):
         )
 
     def losses(self, output: StudentOutput, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """The weighted terms of the detection loss; a student without a teacher minimises their sum."""
+        """The weighted terms of the detection loss; a student without a teacher minimises their sum.
+
+        Heatmap and boxes are those of samples with labels.
+        """
         config, head = self.config, self.config.head
         targets = head_targets(batch.boxes, batch.labels, config.grid, head)
+        heatmaps, chosen = (output.heatmap, targets.heatmap), batch.labelled_samples()
+        if chosen is not None:
+            index = torch.tensor(chosen, dtype=torch.long).to(output.heatmap.device, non_blocking=True)
+            heatmaps = (output.heatmap[index], targets.heatmap[index])
         terms = {
-            "heatmap": head.heatmap_weight * heatmap_loss(output.heatmap, targets.heatmap, head.tasks),
+            "heatmap": head.heatmap_weight * heatmap_loss(*heatmaps, head.tasks),
             "boxes": head.boxes_weight * boxes_loss(output.head_maps, targets, head.code_weights),
         }
         if output.depth is not None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -178,22 +179,25 @@ def require_full_step(order: Order, training: TrainingConfig) -> None:
 
 
 def require_disjoint_splits(data: DataConfig, frames: Frames) -> None:
-    """Raise unless training and validation share no scene.
+    """Raise unless the splits of training, validation, and frames without labels share no scene.
 
     Raises:
         ConfigError: they do, or a split is unknown.
         DataError: splits.json beside the tables is broken.
     """
-    train, val = data.train_split, data.val_split
-    shared = sorted(frames.scenes_of(train) & frames.scenes_of(val))
-    if shared:
-        raise ConfigError(
-            "training and validation share frames",
-            where="data.train_split, data.val_split",
-            got=f"{train} and {val}, with {len(shared)} scenes in both, the first is {shared[0]}",
-            expected="splits without a common scene, such as train and val, or mini_train and mini_val",
-            cure="Change one of them; a student can be evaluated on any split with `evaluate --split`",
-        )
+    splits = {"train_split": data.train_split, "val_split": data.val_split, "unlabelled_split": data.unlabelled_split}
+    for (one, first), (other, second) in combinations(splits.items(), 2):
+        shared = sorted(frames.scenes_of(first) & frames.scenes_of(second)) if first and second else []
+        if shared:
+            raise ConfigError(
+                "training and validation share frames"
+                if other == "val_split"
+                else "frames without labels are of training or validation, too",
+                where=f"data.{one}, data.{other}",
+                got=f"{first} and {second}, with {len(shared)} scenes in both, the first is {shared[0]}",
+                expected="splits without a common scene, such as train and val, or mini_train and mini_val",
+                cure="Change one of them; a student can be evaluated on any split with `evaluate --split`",
+            )
 
 
 def look_at_boxes(frames: Frames) -> None:

@@ -21,6 +21,7 @@ from student.data.samplers import ClassBalanced, Order, SeededSampler, Shuffled
 from student.data.teacher_source import TeacherSource, open_cache
 from student.distill.inherit import inherit_head
 from student.models.checkpoint import start_from
+from student.models.teacher_head import build_teacher_head
 from student.training import preflight
 from student.training.checkpointing import BEST, LAST, ignore_stop_signals, remove_partial_checkpoints
 from student.training.launcher import is_first_rank, require_agreement
@@ -107,6 +108,10 @@ def set_up_training(
             store=store,
         )
     preflight.require_disjoint_splits(config.data, frames)
+    unlabelled: frozenset[str] = frozenset()
+    if config.data.unlabelled_split:
+        unlabelled = frozenset(frames.of_splits(config.data.unlabelled_split).tokens)
+        frames = frames.of_splits(config.data.train_split, config.data.unlabelled_split)
     paths = cache_paths if config.distill else ()
     sources = [TeacherSource.open(path, config, index) for index, path in enumerate(paths)]
     all_frames, lidar = len(frames), not any(source.cache.spec.depth for source in sources)
@@ -121,12 +126,12 @@ def set_up_training(
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
-    preflight.look_at_boxes(frames)
+    preflight.look_at_boxes(frames.keeping(lambda token: token not in unlabelled) if unlabelled else frames)
     if origin is not None and is_first_rank():
         print_note(f"image backbone {config.detector.image_backbone}: {origin}")
     preflight.warn_of_metric_limits(config, frames)
     detector = module.detector
-    dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources)
+    dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources, unlabelled)
     if out is not None:
         preflight.require_loader_resources(dataset, config)
     return TrainingSetup(
@@ -180,7 +185,9 @@ def _first_module(
         The module, and what its image backbone starts from where that is neither a run nor a student's checkpoint.
     """
     lightning.seed_everything(config.training.seed, verbose=False)
-    module, origin = StudentModule(config, [source.cache.spec for source in sources]), None
+    crossed = config.distill.crossed_caches if config.distill is not None else ()
+    heads = {cache: build_teacher_head(sources[cache].cache) for cache in crossed}
+    module, origin = StudentModule(config, [source.cache.spec for source in sources], heads), None
     if config.training.init_from is not None and not resumed:
         start_from(module.detector, config.training.init_from)
     elif not resumed and (fetch or isinstance(config.detector.image_weights, Path)):

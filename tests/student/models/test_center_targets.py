@@ -9,7 +9,7 @@ from torch import Tensor
 from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES
 from student.config.student import HeadConfig
-from student.models.center_head import HEAD_MAPS
+from student.distill.head_maps import HEAD_MAPS
 from student.models.center_targets import (
     HeadTargets,
     boxes_loss,

@@ -8,7 +8,7 @@ from cache.errors import ConfigError
 from cache.geometry.grid import BevGrid
 from student.config.student import DetectorConfig, HeadConfig
 from student.data.batch import Batch
-from student.models.center_head import HEAD_MAPS
+from student.distill.head_maps import HEAD_MAPS
 from student.models.detectors import BevDetector, StudentOutput, build_detector
 from tests.factories.detectors import NAMES, batch_of, small
 
