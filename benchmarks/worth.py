@@ -6,9 +6,11 @@ makes the study's world, trains its teacher, dumps it, trains and evaluates all 
 keeps everything, and results.jsonl a line for each training that is done: the same command goes on where an earlier one
 stopped.
 
-All students of a detector and seed have the same first weights, frames, order, augmentation and number of steps. The
-differences to the student alone and to the live teacher are therefore paired by seed. `--only`, `--seeds` and `--set`
-run a part of it, or a variant under a `--name` of its own:
+The teacher is trained on scenes that no student sees. Of the students' scenes one in eight is labelled; a first student
+is trained on those, alone, and all others start from it. All students of a detector and seed have the same first
+weights and number of steps, and those that see the same frames also the same order and augmentation. The differences
+to the student alone and to the live teacher are therefore paired by seed. `--only`, `--seeds` and `--set` run a part,
+or a variant with a `--name`:
 
     python -m benchmarks.worth OUT --only "cached, canonical view" --seeds 1 --name "auto" --set ...
 """
@@ -36,25 +38,48 @@ from cache.nuscenes.frames import Frames
 from cache.teacher.mmdet3d import load_teacher
 from student.config.student import StudentConfig
 from student.evaluation.metrics import Metrics
+from student.training.checkpointing import LAST
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "study"
 WORLD, TEACHER, DUMP, STUDENT = (
     CONFIGS / name for name in ("world.yaml", "teacher_model.py", "dump.yaml", "student.yaml")
 )
-CURVE_POINTS = 6
+TEACHERS, OWN, LABELLED, UNLABELLED = "made_teacher", "made_own", "made_labelled", "made_unlabelled"
+"""Splits of the study's world: the teacher's scenes, the students', and of these those with and without labels."""
+SHARE = 8
+"""One of so many of the students' scenes is labelled."""
+START_SEED = 0
+"""The others' seeds begin with 1."""
 
 
 class Arm(Strict):
-    """A source of the teacher's maps; stores of the same views are shared."""
+    """A source of the teacher's maps, and frames; stores of the same views are shared.
+
+    split: whose annotations it trains on.
+    unlabelled: whether it also trains on the other frames, with the teacher's boxes.
+    """
 
     name: str
     teacher: Literal["none", "cached", "live"]
     views: ViewsConfig = ViewsConfig()
+    split: str = LABELLED
+    unlabelled: bool = False
 
     @property
     def store(self) -> str:
         """The name of its store."""
         return f"{len(self.views.names)}-views.zarr"
+
+    @property
+    def share(self) -> int:
+        """Its frames, in numbers of labelled frames."""
+        return SHARE if self.unlabelled or self.split == OWN else 1
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """Of the student's configuration."""
+        unlabelled = (f"data.unlabelled_split={UNLABELLED}", "distill.pseudo_labels=0.3") if self.unlabelled else ()
+        return f"data.train_split={self.split}", *unlabelled
 
 
 ARMS = (
@@ -62,17 +87,24 @@ ARMS = (
     Arm(name="cached, canonical view", teacher="cached"),
     Arm(name="cached, 4 reflections", teacher="cached", views=ViewsConfig(reflections=4)),
     Arm(name="live teacher", teacher="live"),
+    Arm(name="cached, with unlabelled frames", teacher="cached", unlabelled=True),
+    Arm(name="alone, all frames labelled", teacher="none", split=OWN),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One training of one arm, and its metrics."""
+    """One training of one arm, and its metrics.
+
+    epochs: of the labelled frames; an arm with more frames makes as many steps.
+    points: validations, the last at the end.
+    """
 
     out: Path
     arm: Arm
     detector: str
     epochs: int
+    points: int
     seed: int
     changes: tuple[str, ...]
     variant: str
@@ -86,12 +118,14 @@ class Study:
         """Train and evaluate, in a process that does nothing else."""
         run = self.out / "runs" / ", ".join(filter(None, (*self.key[:3], f"{self.epochs} epochs, seed {self.seed}")))
         shutil.rmtree(run, ignore_errors=True)  # of a training that was stopped
+        epochs = self.epochs // self.arm.share
         changes = (
-            f"detector.name={self.detector}",
-            f"training.epochs={self.epochs}",
+            *drawn(self.detector),
+            *self.arm.changes,
+            f"training.epochs={epochs}",
             f"training.seed={self.seed}",
-            f"training.validate_every={max(1, self.epochs // CURVE_POINTS)}",
-            f"bev_augment={DRAWN.model_dump_json(exclude_defaults=True)}",
+            f"training.validate_every={epochs // self.points}",
+            f"training.init_from={start(self.out, self.detector)}",
             *self.changes,
         )
         self._train(run, changes)
@@ -143,17 +177,19 @@ class Study:
 def main(
     out: Path,
     seeds: int = 4,
-    epochs: Annotated[int, typer.Option(help=f"A multiple of {CURVE_POINTS}.")] = 24,
+    epochs: Annotated[int, typer.Option(help=f"Of the labelled frames, a multiple of {SHARE} times --points.")] = 48,
+    start_epochs: Annotated[int, typer.Option(help="Of the student that all others start from.")] = 64,
+    points: Annotated[int, typer.Option(help="Of the learning curves.")] = 1,
     jobs: Annotated[int, typer.Option(help="Trainings at a time, each on one core.")] = 2,
-    detectors: str = "bevdepth,bevdet",
+    detectors: str = "bevdepth",
     only: Annotated[str, typer.Option(help=f"Arms, with ; between: {'; '.join(arm.name for arm in ARMS)}.")] = "",
     name: Annotated[str, typer.Option(help="Of a variant, with changes by --set.")] = "",
     changes: Annotated[list[str] | None, typer.Option("--set", help="Of the student's configuration.")] = None,
     world: Annotated[list[str] | None, typer.Option(help="Changes of the world, when it is made.")] = None,
 ) -> None:
     """Make what is not there yet, train what is not done yet, and print the tables of all results."""
-    if epochs % CURVE_POINTS:
-        raise typer.BadParameter(f"--epochs must be a multiple of {CURVE_POINTS}")
+    if epochs % (SHARE * points):
+        raise typer.BadParameter(f"--epochs must be a multiple of {SHARE} x {points}")
     if bool(name) != bool(changes):
         raise typer.BadParameter("a variant needs both --name and --set")
     out = out.resolve()
@@ -164,9 +200,20 @@ def main(
     if unknown := set(wanted) - {arm.name for arm in arms}:
         raise typer.BadParameter(f"no such arm: {', '.join(unknown)}")
     prepare(out, arms, tuple(world or ()))
+    for each in detectors.split(","):
+        train_start(out, each, start_epochs)
     studies = [
-        Study(out=out, arm=arm, detector=each, epochs=epochs, seed=seed, changes=tuple(changes or ()), variant=name)
-        for seed in range(seeds)
+        Study(
+            out=out,
+            arm=arm,
+            detector=each,
+            epochs=epochs,
+            points=points,
+            seed=seed,
+            changes=tuple(changes or ()),
+            variant=name,
+        )
+        for seed in range(1, seeds + 1)
         for each in detectors.split(",")
         for arm in arms
     ]
@@ -182,13 +229,34 @@ def prepare(out: Path, arms: list[Arm], world: tuple[str, ...]) -> None:
         cli("make-world", root, "--config", WORLD, *sets(*world))
     if not checkpoint.exists() or not (out / "teacher" / "done").exists():
         shutil.rmtree(out / "teacher", ignore_errors=True)  # of a training that was stopped
-        where = ("--data", root, "--version", "v1.0-mini", "--split", "made_train", "--out", out / "teacher")
+        where = ("--data", root, "--version", "v1.0-mini", "--split", TEACHERS, "--out", out / "teacher")
         cli("train-teacher", TEACHER, *where)
         (out / "teacher" / "done").touch()
     for arm in arms:
         if arm.teacher != "none":
             changes = sets(f"views={arm.views.model_dump_json()}")
             cli("dump-teacher", DUMP, "--data", root, "--checkpoint", checkpoint, "--out", out / arm.store, *changes)
+
+
+def drawn(detector: str) -> tuple[str, ...]:
+    """Changes of the student's configuration: the detector, and the public BEV augmentation."""
+    return f"detector.name={detector}", f"bev_augment={DRAWN.model_dump_json(exclude_defaults=True)}"
+
+
+def start(out: Path, detector: str) -> Path:
+    """The checkpoint that all students of a detector start from."""
+    return out / "start" / detector / LAST
+
+
+def train_start(out: Path, detector: str, epochs: int) -> None:
+    """Train the student that the others start from, unless it is there: alone, on the labelled frames."""
+    run = out / "start" / detector
+    if (run / "summary.json").exists():
+        return
+    shutil.rmtree(run, ignore_errors=True)  # of a training that was stopped
+    settings = f"data.train_split={LABELLED}", f"training.epochs={epochs}", f"training.seed={START_SEED}"
+    changes = sets(*drawn(detector), *settings, "distill=null")
+    cli("train-student", STUDENT, "--data", out / "world", "--out", run, *changes)
 
 
 def train(out: Path, studies: list[Study], jobs: int) -> None:

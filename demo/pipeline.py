@@ -1,6 +1,7 @@
 """The demo: world -> teacher -> store -> two students -> metrics -> report.
 
-Each step is a command of the `cli` in its own process, so that its time and memory can be measured.
+Each step is a command of the `cli` in its own process, so that its time and memory can be measured. The students train
+side by side, and the evaluations run so, each with its share of the processor's cores.
 """
 
 import os
@@ -23,11 +24,15 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the `cli`; `name` is the key of its cost in the report."""
+    """One command of the `cli`; `name` is the key of its cost in the report.
+
+    beside: whether it runs beside the step before it.
+    """
 
     name: str
     title: str
     arguments: Sequence[str | Path]
+    beside: bool = False
 
 
 def steps(out: Path) -> list[Step]:
@@ -36,7 +41,7 @@ def steps(out: Path) -> list[Step]:
     made = ("make-world", out / "world", "--config", CONFIGS / "world.yaml")
     teacher = ("train-teacher", CONFIGS / "teacher_model.py", *world, "--version", "v1.0-mini", "--split", "mini_train")
     dump = ("dump-teacher", CONFIGS / "dump.yaml", *world, "--checkpoint", weights, "--out", store)
-    train = ("train-student", CONFIGS / "student.yaml", *world)
+    train: tuple[str | Path, ...] = ("train-student", CONFIGS / "student.yaml", *world, *half_precision())
     alone = (*train, "--out", out / "student", "--set", "distill=null")
     distilled = (*train, "--cache", store, "--out", out / "distilled")
     from_store = ("evaluate", *world, "--cache", store, "--split", "mini_val", "--out", out / "teacher" / "evaluation")
@@ -49,33 +54,60 @@ def steps(out: Path) -> list[Step]:
         Step("teacher", "train the LiDAR teacher with mmdet3d", (*teacher, "--out", out / "teacher")),
         Step("dump", "run the teacher once, into the store", dump),
         Step("student", "train the camera student alone", alone),
-        Step("distilled", "train the same student, distilling from the store", distilled),
+        Step("distilled", "train the same student, distilling from the store", distilled, beside=True),
         Step("evaluate teacher", "evaluate the teacher, from the store alone", from_store),
-        Step("evaluate student", "evaluate the student", evaluate(out / "student")),
-        Step("evaluate distilled", "evaluate the distilled student", evaluate(out / "distilled")),
+        Step("evaluate student", "evaluate the student", evaluate(out / "student"), beside=True),
+        Step("evaluate distilled", "evaluate the distilled student", evaluate(out / "distilled"), beside=True),
     ]
 
 
-def run(step: Step) -> Cost:
-    """Run a step; its output goes to the terminal.
+def half_precision() -> tuple[str, ...]:
+    """Changes of the students' configuration for a processor that computes in bfloat16; others would emulate it."""
+    has = {"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    return ("--set", "training.precision=bf16-mixed") if has else ()
+
+
+def groups(todo: Sequence[Step]) -> list[list[Step]]:
+    """The steps that run side by side, in their order."""
+    found: list[list[Step]] = []
+    for step in todo:
+        if step.beside:
+            found[-1].append(step)
+        else:
+            found.append([step])
+    return found
+
+
+def run(group: Sequence[Step]) -> dict[str, Cost]:
+    """Run steps side by side, and return what each cost; their output goes to the terminal.
 
     Raises:
-        OfflineDistillError: the command failed; its own message is on the terminal.
+        OfflineDistillError: a command failed; its own message is on the terminal.
     """
-    command = [sys.executable, "-m", "cli", *map(str, step.arguments)]
+    threads = max(1, len(os.sched_getaffinity(0)) // len(group))
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if len(group) > 1 else {})
+    commands = [[sys.executable, "-m", "cli", *map(str, step.arguments)] for step in group]
     began = time.perf_counter()
-    process = subprocess.Popen(command, cwd=CONFIGS.parent.parent)
+    processes = [subprocess.Popen(command, cwd=CONFIGS.parent.parent, env=environment) for command in commands]
+    running = {process.pid: (process, step) for process, step in zip(processes, group, strict=True)}
+    costs = {}
     try:
-        # wait4 returns the peak memory of this child alone.
-        _, status, usage = os.wait4(process.pid, 0)
-    except KeyboardInterrupt:
-        process.terminate()
-        raise
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        code, cure = f"exit code {process.returncode}", f"Run it by itself: cli {' '.join(map(str, step.arguments))}"
-        raise OfflineDistillError("a step of the demo failed", where=step.title, got=code, cure=cure)
-    return Cost(seconds=time.perf_counter() - began, peak_memory_mb=usage.ru_maxrss / 1024)
+        for _ in group:
+            # wait4 returns the peak memory of this child alone.
+            pid, status, usage = os.wait4(-1, 0)
+            process, step = running.pop(pid)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if code := process.returncode:
+                cure = f"Run it by itself: cli {' '.join(map(str, step.arguments))}"
+                raise OfflineDistillError(
+                    "a step of the demo failed", where=step.title, got=f"exit code {code}", cure=cure
+                )
+            costs[step.name] = Cost(seconds=time.perf_counter() - began, peak_memory_mb=usage.ru_maxrss / 1024)
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+            process.wait()
+    return costs
 
 
 def main(out: Path) -> None:
@@ -86,11 +118,11 @@ def main(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     began = time.perf_counter()
-    todo = steps(out)
-    costs = {}
-    for number, step in enumerate(todo, start=1):
-        typer.secho(f"\n[{number}/{len(todo)}] {step.title}", bold=True)
-        costs[step.name] = run(step)
+    todo = groups(steps(out))
+    costs: dict[str, Cost] = {}
+    for number, group in enumerate(todo, start=1):
+        typer.secho(f"\n[{number}/{len(todo)}] {'; '.join(step.title for step in group)}", bold=True)
+        costs |= run(group)
     typer.secho("\nreport", bold=True)
     write_report(out, costs)
     typer.echo((out / "table.md").read_text())

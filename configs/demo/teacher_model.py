@@ -130,7 +130,7 @@ test_pipeline = [*load, dict(type="Pack3DDetInputs", keys=["points"])]
 train_dataloader = dict(batch_size=2, num_workers=0, dataset=dict(pipeline=train_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 
-epochs = 20
+epochs = 10
 train_cfg = dict(by_epoch=True, max_epochs=epochs)
 optim_wrapper = dict(
     type="OptimWrapper",

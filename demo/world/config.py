@@ -30,6 +30,8 @@ class WorldConfig(Strict):
     names: Literal["mini", "own"] = "mini"
     """Of scenes and splits. "mini": those of nuScenes mini, at most 8 scenes in mini_train and 2 in mini_val; "own":
     any number of scenes, in the splits made_train and made_val of splits.json."""
+    parts: tuple[tuple[str, int, int], ...] = ()
+    """Of names "own": further splits (name, first, last): the scenes first .. last - 1 of those to train on, from 0."""
     key_frames: int = Field(8, ge=2, le=40)
     """Annotated frames of a scene, two a second."""
     past_sweeps: int = Field(3, ge=0, le=9)
@@ -37,7 +39,7 @@ class WorldConfig(Strict):
     image_size: tuple[int, int] = (450, 800)
     """(height, width) in pixels; the focal lengths scale with the width."""
     jpeg_quality: int = Field(90, ge=1, le=100)
-    range_m: float = Field(25.6, ge=16, le=60)
+    range_m: float = Field(25.6, ge=10, le=60)
     """Objects are placed and annotated where |x| and |y| in the LiDAR frame are at most this."""
     objects: int = Field(36, ge=len(CLASSES))
     """Objects of a scene; which of them are in range varies from frame to frame."""
@@ -69,6 +71,20 @@ class WorldConfig(Strict):
                 expected="at most {} and {}".format(*most),
                 cure="Set names to own, or lower them",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_are_of_the_scenes_to_train_on(self) -> "WorldConfig":
+        scenes = self.train_scenes if self.names == "own" else 0
+        for name, first, last in self.parts:
+            if not 0 <= first < last <= scenes or name in ("made_train", "made_val"):
+                raise ConfigError(
+                    "there are no such scenes for a split",
+                    where=f"parts.{name}",
+                    got=f"{first} .. {last}, with names: {self.names} and train_scenes: {self.train_scenes}",
+                    expected=f"a name of its own, and 0 <= first < last <= {scenes}",
+                    cure="Correct the part, raise train_scenes, or set names to own",
+                )
         return self
 
     @model_validator(mode="after")

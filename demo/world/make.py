@@ -82,6 +82,11 @@ def splits(world: WorldConfig) -> dict[str, tuple[str, ...]]:
     return {split: tuple(f"{split}-{number:04d}" for number in range(count)) for split, count in counts.items()}
 
 
+def _parts(world: WorldConfig) -> dict[str, tuple[str, ...]]:
+    names = splits(world)["made_train"]
+    return {part: names[first:last] for part, first, last in world.parts}
+
+
 def _is_made(out: Path, wanted: dict[str, Any]) -> bool:
     """Whether the folder holds the world of this record; raise if it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -134,7 +139,8 @@ def _fill(folder: Path, world: WorldConfig, scenes: list[Scene], processes: int,
     for name, records in tables.items():
         (folder / VERSION / f"{name}.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
     if world.names == "own":
-        (folder / VERSION / SPLITS_FILE).write_text(json.dumps(splits(world), indent=1), encoding="utf-8")
+        named = splits(world) | _parts(world)
+        (folder / VERSION / SPLITS_FILE).write_text(json.dumps(named, indent=1), encoding="utf-8")
     (folder / "maps").mkdir()
     for scene in scenes:
         write_map(folder / map_file(scene), scene.road)

@@ -46,8 +46,8 @@ class DataConfig(Strict):
     train_split: str = "train"
     val_split: str = "val"
     unlabelled_split: str = ""
-    """Frames of another split that are trained on beside train_split's, without their boxes: distill.foreground finds
-    the objects in them, and only the objective and the depth loss see them."""
+    """Frames of another split that are trained on beside train_split's, without their annotations: distill.foreground
+    finds the objects for the terms, and distill.pseudo_labels lets the detector learn the teacher's boxes."""
     cameras: tuple[str, ...] = ()
     """Channels of the images, in their order. By default those of nuScenes' six that sensor.json lists, or all of its
     cameras where it lists none of the six."""
@@ -274,8 +274,8 @@ class StudentConfig(Strict):
         if not self.data.unlabelled_split:
             return self
         problems = {
-            "distill, foreground: teacher or boxes_or_teacher": self.distill is None
-            or self.distill.foreground.source == "boxes",
+            "distill, with foreground: teacher or boxes_or_teacher, or with pseudo_labels": self.distill is None
+            or (self.distill.foreground.source == "boxes" and self.distill.pseudo_labels is None),
             "training.class_balanced: false, since it draws frames by their labels": self.training.class_balanced,
         }
         for expected, holds in problems.items():

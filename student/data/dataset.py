@@ -1,13 +1,14 @@
 """Images, boxes, depth and the teachers' cached samples -> Batch."""
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,6 +25,9 @@ from student.data.samplers import SampleDraw
 from student.data.teacher_source import TeacherSource
 from student.distill.warp import to_teacher
 
+LabelledBoxes = tuple[Float[np.ndarray, "M 9"], Int[np.ndarray, "M"]]
+"""Boxes of a frame in the LiDAR's frame, and their labels."""
+
 
 class StudentDataset(Dataset[Batch]):
     """Frames as batches of one; `collate` joins them and reads the teachers' samples.
@@ -33,7 +37,7 @@ class StudentDataset(Dataset[Batch]):
         with_depth: Load the current frame's depth, for a detector that learns it.
         sources: The teachers' caches. With `bev_augment.replay` the BEV augmentation is one of the drawn views of the
             first. Depth comes from the first that keeps it, or else from the LiDAR files.
-        unlabelled: Tokens of frames whose boxes are not used.
+        unlabelled: Tokens of frames whose annotations are not used, with the boxes to learn in their place, or None.
     """
 
     def __init__(
@@ -43,9 +47,9 @@ class StudentDataset(Dataset[Batch]):
         times: int = 1,
         with_depth: bool = False,
         sources: Sequence[TeacherSource] = (),
-        unlabelled: Collection[str] = (),
+        unlabelled: Mapping[str, LabelledBoxes | None] = MappingProxyType({}),
     ) -> None:
-        self.unlabelled = frozenset(unlabelled)
+        self.unlabelled = unlabelled
         self.frames, self.config, self.times, self.with_depth = frames, config, times, with_depth
         self.sources = tuple(sources)
         self._depth_source = next((source for source in self.sources if source.cache.spec.depth), None)
@@ -66,9 +70,9 @@ class StudentDataset(Dataset[Batch]):
         image_matrices = [image_matrix for _, image_matrix in views[0]]
         depth_m, points_m = self._depth(current, image_matrices, matrix) if self.with_depth else (None, None)
         seconds = LoadSeconds(images=read - began, depth=time.perf_counter() - read)
-        labelled = current.token not in self.unlabelled
-        kept = slice(None) if labelled else slice(0)
         global_to_current = np.linalg.inv(current.lidar_to_global)
+        annotated = current.boxes, current.labels
+        boxes, labels = self.unlabelled.get(current.token, annotated) or (current.boxes[:0], current.labels[:0])
         return Batch(
             tokens=(current.token,),
             images=torch.from_numpy(np.stack([[image for image, _ in row] for row in views])[None]).movedim(-1, -3),
@@ -80,9 +84,9 @@ class StudentDataset(Dataset[Batch]):
             bev_matrix=_float([matrix]),
             depth_m=depth_m,
             points_m=points_m,
-            boxes=(_float(transform_boxes(current.boxes[kept], matrix)),),
-            labels=(torch.from_numpy(current.labels[kept]),),
-            labelled=(labelled,),
+            boxes=(_float(transform_boxes(boxes, matrix)),),
+            labels=(torch.from_numpy(labels),),
+            labelled=(self.unlabelled.get(current.token, annotated) is not None,),
             load_seconds=seconds,
         )
 

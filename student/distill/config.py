@@ -39,6 +39,12 @@ class DistillConfig(Strict):
     foreground: ForegroundConfig = ForegroundConfig()
     inherit_head: bool = False
     """Start the student's task heads from the teacher's weights."""
+    inherit_shared_conv: bool = False
+    """Start the convolution before the task heads from the teacher's, too; the student's neck must have the channels
+    of the teacher's."""
+    pseudo_labels: Probability | None = None
+    """Learn boxes on the frames of data.unlabelled_split from those that the first teacher predicts there with at least
+    this score; its store must hold head maps. Null: only the terms and the depth loss see these frames."""
     multi_scale_epoch: NonNegativeInt = 0
     """The first epoch of pairs on the student's backbone layers."""
     two_stage_epoch: NonNegativeInt = 0

@@ -8,16 +8,20 @@ from torch import Tensor, nn
 from cache.errors import MismatchError
 
 PREFIX = "task_heads."
-"""Names of the inherited tensors. The shared convolution before the heads has other input channels and stays."""
+SHARED_PREFIX = "shared_conv."
+"""Names of the inherited tensors. The shared convolution before the heads often has other input channels."""
 
 
 @torch.no_grad()
-def inherit_head(student_head: nn.Module, teacher_head_weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+def inherit_head(
+    student_head: nn.Module, teacher_head_weights: Mapping[str, Tensor], shared_conv: bool = False
+) -> tuple[str, ...]:
     """Copy the teacher's task heads, weights and running statistics, into the student's.
 
     Args:
         student_head: its state dict has mmdet3d's names (`task_heads.0.reg.0.conv.weight`, ...), as has CenterHead's.
         teacher_head_weights: `TeacherCache.head_weights()`.
+        shared_conv: copy the convolution before the task heads, too.
 
     Returns:
         The names of the copied tensors.
@@ -25,8 +29,9 @@ def inherit_head(student_head: nn.Module, teacher_head_weights: Mapping[str, Ten
     Raises:
         MismatchError: names or shapes differ; nothing is copied then.
     """
-    ours = {name: tensor for name, tensor in student_head.state_dict().items() if name.startswith(PREFIX)}
-    theirs = {name: tensor for name, tensor in teacher_head_weights.items() if name.startswith(PREFIX)}
+    prefixes = (SHARED_PREFIX, PREFIX) if shared_conv else (PREFIX,)
+    ours = {name: tensor for name, tensor in student_head.state_dict().items() if name.startswith(prefixes)}
+    theirs = {name: tensor for name, tensor in teacher_head_weights.items() if name.startswith(prefixes)}
     if ours.keys() != theirs.keys() or not ours:
         raise MismatchError(
             "the teacher's task heads are not built like the student's",

@@ -13,6 +13,7 @@ from cache.geometry.grid import BevGrid
 from cache.geometry.views import transform_boxes
 from cache.spec import CacheSpec
 from cache.store.reader import TeacherCache
+from student.data.dataset import LabelledBoxes
 from student.models.decoding import Detections, decode
 
 
@@ -34,6 +35,17 @@ def teacher_detections(cache: TeacherCache, tokens: Iterable[str]) -> Iterator[t
         heatmap = batch.heatmap.float() / 255
         (found,) = decode(heatmap, maps, cache.spec.heatmap_grid, teacher.tasks, teacher.decoding)
         yield token, to_lidar_frame(found, batch.view_matrix[0].numpy())
+
+
+def predicted_boxes(cache: TeacherCache, tokens: Iterable[str], least_score: float) -> dict[str, LabelledBoxes]:
+    """The teacher's boxes of some score and their labels by token, to train on in place of annotations.
+
+    Raises:
+        NotCachedError, MismatchError: as `teacher_detections`.
+    """
+    found = teacher_detections(cache, tokens)
+    chosen = ((token, detections[detections.scores >= least_score]) for token, detections in found)
+    return {token: (detections.boxes.numpy(), detections.labels.numpy()) for token, detections in chosen}
 
 
 def require_heatmap(spec: CacheSpec, where: Path) -> None:

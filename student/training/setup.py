@@ -1,6 +1,6 @@
 """Set up a training: checks, data, and a module with its first weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from cache.terminal.console import print_note
 from student.config.student import StudentConfig
 from student.config.training import TrainingConfig
 from student.converters.image_weights import load_image_weights
-from student.data.dataset import StudentDataset
+from student.data.dataset import LabelledBoxes, StudentDataset
 from student.data.samplers import ClassBalanced, Order, SeededSampler, Shuffled
 from student.data.teacher_source import TeacherSource, open_cache
 from student.distill.inherit import inherit_head
+from student.evaluation.teacher_boxes import predicted_boxes
 from student.models.checkpoint import start_from
 from student.models.teacher_head import build_teacher_head
 from student.training import preflight
@@ -83,7 +84,7 @@ def set_up_training(
         cache_paths: the teachers' caches, or their URLs, in the order of their indices in `config.distill`.
         out: the run's folder; None where nothing will be written, nothing validated and no image weights are fetched.
         resume: go on from the run's last checkpoint.
-        frames: to train on; those of data.train_split by default.
+        frames: to train on; those of data.train_split and data.unlabelled_split by default.
 
     Raises:
         ConfigError, MismatchError, NotCachedError, DataError: see `student.training.preflight`.
@@ -108,9 +109,7 @@ def set_up_training(
             store=store,
         )
     preflight.require_disjoint_splits(config.data, frames)
-    unlabelled: frozenset[str] = frozenset()
     if config.data.unlabelled_split:
-        unlabelled = frozenset(frames.of_splits(config.data.unlabelled_split).tokens)
         frames = frames.of_splits(config.data.train_split, config.data.unlabelled_split)
     paths = cache_paths if config.distill else ()
     sources = [TeacherSource.open(path, config, index) for index, path in enumerate(paths)]
@@ -126,7 +125,8 @@ def set_up_training(
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
-    preflight.look_at_boxes(frames.keeping(lambda token: token not in unlabelled) if unlabelled else frames)
+    unlabelled = _unlabelled(config, frames, sources)
+    preflight.look_at_boxes(frames.keeping(lambda token: token not in unlabelled))
     if origin is not None and is_first_rank():
         print_note(f"image backbone {config.detector.image_backbone}: {origin}")
     preflight.warn_of_metric_limits(config, frames)
@@ -173,6 +173,18 @@ def _order(frames: Frames, config: StudentConfig) -> Shuffled | ClassBalanced:
     return ClassBalanced.of(frames.label_counts(), classes)
 
 
+def _unlabelled(
+    config: StudentConfig, frames: Frames, sources: Sequence[TeacherSource]
+) -> Mapping[str, LabelledBoxes | None]:
+    """The frames of data.unlabelled_split, with the first teacher's boxes where these are learnt."""
+    if not config.data.unlabelled_split:
+        return {}
+    among = set(frames.of_splits(config.data.unlabelled_split).tokens)
+    tokens = [token for token in frames.tokens if token in among]
+    score = config.distill.pseudo_labels if config.distill else None
+    return dict.fromkeys(tokens) if score is None else predicted_boxes(sources[0].cache, tokens, score)
+
+
 def _first_module(
     config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool, fetch: bool
 ) -> tuple[StudentModule, str | None]:
@@ -193,7 +205,8 @@ def _first_module(
     elif not resumed and (fetch or isinstance(config.detector.image_weights, Path)):
         origin = load_image_weights(module.detector)
     if config.distill is not None and config.distill.inherit_head:
-        inherit_head(module.detector.head, sources[0].cache.head_weights())
+        weights, shared = sources[0].cache.head_weights(), config.distill.inherit_shared_conv
+        inherit_head(module.detector.head, weights, shared)
     return module, origin
 
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from cache.errors import ConfigError
-from demo.pipeline import main, steps
+from cache.errors import ConfigError, OfflineDistillError
+from demo.pipeline import Step, groups, main, run, steps
 from demo.report import Cost, table
 
 
@@ -30,7 +30,7 @@ def test_the_table_holds_what_was_measured(tmp_path: Path) -> None:
 def test_both_students_are_trained_alike(tmp_path: Path) -> None:
     alone, distilled = (step.arguments for step in steps(tmp_path) if step.name in ("student", "distilled"))
     assert alone[:4] == distilled[:4]
-    assert set(alone) - set(distilled) == {"--set", "distill=null", tmp_path / "student"}
+    assert set(alone) - set(distilled) - {"--set"} == {"distill=null", tmp_path / "student"}
 
 
 def test_a_folder_that_is_no_demo_is_left_alone(tmp_path: Path) -> None:
@@ -38,3 +38,17 @@ def test_a_folder_that_is_no_demo_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the folder is not a demo's"):
         main(tmp_path)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_steps_run_side_by_side_and_a_failure_ends_them(capfd: pytest.CaptureFixture[str]) -> None:
+    costs = run([Step("one", "first", ["--help"]), Step("two", "second", ["--version"], beside=True)])
+    assert set(costs) == {"one", "two"}
+    with pytest.raises(
+        OfflineDistillError, match=r"a step of the demo failed \(wrong\); got exit code \d+.*cli no-such"
+    ):
+        run([Step("wrong", "wrong", ["no-such"]), Step("long", "long", ["--help"])])
+
+
+def test_the_students_train_beside_each_other(tmp_path: Path) -> None:
+    names = [[step.name for step in group] for group in groups(steps(tmp_path))]
+    assert names[3:] == [["student", "distilled"], ["evaluate teacher", "evaluate student", "evaluate distilled"]]

@@ -29,13 +29,15 @@ OWN = WorldConfig(
 
 
 def test_own_scenes_are_split_beside_the_tables(tmp_path: Path) -> None:
-    make_world(tmp_path / "world", OWN, processes=1)
+    make_world(tmp_path / "world", OWN.model_copy(update={"parts": (("first", 0, 1), ("others", 1, 3))}), processes=1)
     split = json.loads((tmp_path / "world" / "v1.0-mini" / "splits.json").read_text())
     assert split == {
         "made_train": ["made_train-0000", "made_train-0001", "made_train-0002"],
         "made_val": ["made_val-0000"],
+        "first": ["made_train-0000"],
+        "others": ["made_train-0001", "made_train-0002"],
     }
-    for name, frames in (("made_train", 6), ("made_val", 2)):
+    for name, frames in (("made_train", 6), ("made_val", 2), ("others", 4)):
         assert len(Frames(root=tmp_path / "world", version="v1.0-mini", splits=(name,))) == frames
 
 
@@ -49,6 +51,15 @@ def test_own_names_go_beyond_ten_scenes() -> None:
 def test_mini_has_ten_scenes(changes: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"nuScenes mini has fewer scenes .*at most 8 and 2. Set names to own"):
         WorldConfig(**changes)
+
+
+@pytest.mark.parametrize("part", [(0, 4), (2, 2), (-1, 1)])
+def test_parts_are_of_the_scenes_to_train_on(part: tuple[int, int]) -> None:
+    said = rf"no such scenes for a split \(parts.some\); got {part[0]} .. {part[1]}.*0 <= first < last <= 3\."
+    with pytest.raises(ConfigError, match=said):
+        WorldConfig(names="own", train_scenes=3, parts=(("some", *part),))
+    with pytest.raises(ConfigError, match="expected a name of its own, and 0 <= first < last <= 0"):
+        WorldConfig(parts=(("some", 0, 1),))
 
 
 @pytest.mark.parametrize("changes", [{"exposure": (1.0, 0.5)}, {"sun_elevation_deg": (0.0, 45.0)}])

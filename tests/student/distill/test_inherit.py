@@ -27,6 +27,17 @@ def test_task_heads_are_inherited_and_the_shared_convolution_is_not() -> None:
     assert torch.equal(ours["shared_conv.conv.weight"], shared)
 
 
+def test_the_shared_convolution_is_inherited_where_its_channels_agree() -> None:
+    student, teacher = head(8), head(8)
+    names = inherit_head(student, teacher.state_dict(), shared_conv=True)
+    assert set(names) == set(student.state_dict())
+    assert torch.equal(student.state_dict()["shared_conv.conv.weight"], teacher.state_dict()["shared_conv.conv.weight"])
+    with pytest.raises(
+        MismatchError, match=r"shared_conv.conv.weight\); got teacher \(4, 12, 3, 3\); expected student"
+    ):
+        inherit_head(student, head(12).state_dict(), shared_conv=True)
+
+
 def test_other_tasks_are_refused_and_nothing_is_copied() -> None:
     student, teacher = head(), head(tasks=(("car",), ("bus",)))
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}

@@ -6,7 +6,7 @@ import torch
 from cache.errors import MismatchError
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
-from student.evaluation.teacher_boxes import require_lidar_grid, teacher_detections
+from student.evaluation.teacher_boxes import predicted_boxes, require_lidar_grid, teacher_detections
 from student.models.decoding import decode
 from tests.factories.students import GRID, dump_views
 
@@ -25,6 +25,15 @@ def test_boxes_of_a_view_come_back_to_the_lidar(made_frames: Frames, tmp_path: P
     there = in_view.boxes[:, :3].double() @ torch.linalg.inv(matrix[:3, :3]).T
     torch.testing.assert_close(found.boxes[:, :3].double(), there, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found.boxes[:, :2], in_view.boxes[:, :2], atol=0.1)
+
+
+def test_boxes_to_train_on_are_those_of_some_score(made_frames: Frames, views_store: Path) -> None:
+    cache, token = TeacherCache(views_store), made_frames.tokens[0]
+    ((_, found),) = teacher_detections(cache, [token])
+    least = float(found.scores.max()) - 1e-6
+    boxes, labels = predicted_boxes(cache, [token], least)[token]
+    assert 0 < len(boxes) == len(labels) == int((found.scores >= least).sum()) < len(found)
+    assert torch.equal(torch.from_numpy(boxes), found.boxes[found.scores >= least])
 
 
 @pytest.mark.parametrize("change", [{"frame": "ego"}, {"axes": "xy"}])
