@@ -2,7 +2,7 @@
 
 A store of made-up features of a full-size teacher's shape (head, 384 x 128 x 128, two thirds zeros, 8 bits) is copied
 to a server and read by a DataLoader in windows of shards, as `training.shuffle: shards` does: from the local store,
-through a cold local cache, through a warm one, and through one that holds three windows of shards. Without --url the
+through a cold local cache, through a warm one, and through one of three windows of shards. Without --url the
 server is moto's, on 127.0.0.1 and the same cores, with a proxy before it that delays each request by --latency-ms and
 shares out --mbit between all connections.
 """
