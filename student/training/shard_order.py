@@ -12,7 +12,7 @@ from student.data.samplers import ByShards, ClassBalanced, Order, Shuffled
 from student.data.teacher_source import TeacherSource
 
 WINDOWS = 3
-"""In use at a time: the one that slow workers still read, the one that others read, and the one that is fetched ahead."""
+"""In use at a time: that of slow workers, that of the others, and the one that is fetched ahead."""
 
 
 def in_shards(
