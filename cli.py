@@ -57,6 +57,9 @@ TeacherName = Annotated[
 Caches = Annotated[
     list[str] | None, typer.Option("--cache", help="A teacher's store, or its URL; repeat for several teachers.")
 ]
+FramesOf = Annotated[
+    Path | None, typer.Option("--frames", help="A store that carries the frames, where --data has no tables.")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: dotted.key=value.")]
 Depth = Annotated[bool, typer.Option("--depth", help="Store LiDAR depth in the cameras; short for --set depth=true.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.")]
@@ -410,9 +413,7 @@ def evaluate(
     data: Data,
     checkpoint: Annotated[Path | None, typer.Option(help="A student's checkpoint.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A store: evaluate the teacher from its cached maps.")] = None,
-    frames_of: Annotated[
-        Path | None, typer.Option("--frames", help="A store whose frames to evaluate on where --data has no tables.")
-    ] = None,
+    frames_of: FramesOf = None,
     version: Annotated[str | None, typer.Option(help="nuScenes version, by default the detector's.")] = None,
     split: Annotated[str | None, typer.Option(help="nuScenes split, by default the detector's last.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results and the devkit's files.")] = Path("evaluation"),
@@ -422,7 +423,9 @@ def evaluate(
     """Compute the official nuScenes detection metrics of a student, or of the teacher from its store."""
     from cache import Frames, TeacherCache
     from cache.store.stored_frames import StoredFrames
-    from student.evaluation.evaluate import evaluate, student_detections, write_results
+    from student.evaluation.detect import student_detections
+    from student.evaluation.evaluate import evaluate
+    from student.evaluation.submission import RESULTS, write_submission
     from student.evaluation.teacher_boxes import teacher_detections
     from student.evaluation.truth import is_secret
     from student.models.checkpoint import load_student
@@ -456,7 +459,8 @@ def evaluate(
             raise _exactly_one("evaluate needs exactly one detector", checkpoint, "--checkpoint or --cache")
         sensor: Literal["camera", "lidar"] = "camera" if cache is None else "lidar"
         if is_secret(frames):
-            results = write_results(detections, frames, out, sensor, advance)
+            results = out / RESULTS
+            write_submission(detections, frames, results, sensor, advance)
             known = "no metrics: nuScenes keeps the annotations of test, and its server evaluates this file"
             write_report({"results": results, "metrics": None}, f"results: {results}", known)
             return
@@ -466,6 +470,66 @@ def evaluate(
     write_report(metrics, metrics_table(metrics), f"details: {out}")
     for remark in metrics.remarks:
         warnings.warn(remark, OfflineDistillWarning, stacklevel=1)
+
+
+@command(
+    "cli predict student.ckpt --data nuscenes --version v1.0-test --split test --out results_nusc.json",
+    "cli predict student.ckpt --data nuscenes --split scene-0103 --out scene.json --video scene.mp4",
+    "cli predict student.ckpt --data nuscenes --tokens ca9a282c9e77460f8360f564131a8af5 --out frame.json",
+    computes=True,
+)
+def predict(
+    student: Annotated[Path, typer.Argument(help="A student's checkpoint.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="File of the results in nuScenes' JSON format, as its server takes it.")],
+    split: Annotated[
+        str | None, typer.Option(help="nuScenes split or a scene's name, by default the detector's last split.")
+    ] = None,
+    tokens: Annotated[list[str] | None, typer.Option(help="A key frame's token; repeat for several frames.")] = None,
+    version: Annotated[str | None, typer.Option(help="nuScenes version, by default the detector's.")] = None,
+    frames_of: FramesOf = None,
+    video: Annotated[Path | None, typer.Option(help="The first scene of the frames, as .mp4 or .gif.")] = None,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a box in the video.")] = 0.3,
+    json: Json = False,
+) -> None:
+    """Detect boxes with a student and write them in nuScenes' results format; show a scene as a video."""
+    from cache import Frames
+    from cache.nuscenes.completeness import only
+    from cache.store.stored_frames import StoredFrames
+    from student.evaluation.detect import student_detections
+    from student.evaluation.results import read_submission
+    from student.evaluation.submission import write_submission
+    from student.models.checkpoint import load_student
+    from student.training.preflight import chosen_frames
+    from student.visualization.video import require_suffix, scene_pictures, write_video
+
+    if split is not None and tokens:
+        raise ConfigError("frames are chosen twice", got="--split and --tokens", cure="Give one of them")
+    if video is not None:
+        require_suffix(video)
+    with report_writer(json) as write_report:
+        detector, config = load_student(student)
+        frames = Frames(
+            root=data,
+            version=version or config.data.version,
+            splits=("all",) if tokens else (split or config.data.val_split,),
+            max_sweeps=0,
+            cameras=config.data.cameras,
+            lidar=config.data.lidar,
+            store=StoredFrames(path=frames_of) if frames_of else None,
+        )
+        frames = only(frames, tokens) if tokens else chosen_frames(frames, config, lidar=False)
+        with progress("samples") as advance:
+            write_submission(student_detections(detector, config, frames), frames, out, progress=advance)
+        found = read_submission(out)
+        report = {"results": out, "frames": len(frames), "boxes": sum(map(len, found.values())), "video": video}
+        lines = [f"{out}: {report['boxes']:,} boxes in {len(frames):,} frames"]
+        if video is not None:
+            reach_m = max(map(abs, (*config.detector.grid.x_range_m, *config.detector.grid.y_range_m)))
+            with progress("pictures") as advance:
+                write_video(video, scene_pictures(frames, found, student.stem, reach_m, min_score, advance))
+            lines.append(str(video))
+        write_report(report, *lines)
 
 
 @command(

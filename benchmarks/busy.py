@@ -18,7 +18,7 @@ from benchmarks.tables import ratio, show, spread
 
 ROOT = Path(__file__).parent.parent
 CORES = str(len(os.sched_getaffinity(0)))
-ARMS = {
+ARMS: dict[str, dict[str, str]] = {
     "as chosen": {},
     "all cores, spinning": {"OMP_NUM_THREADS": CORES},
     "all cores, asleep": {"OMP_NUM_THREADS": CORES, "GOMP_SPINCOUNT": "0"},
@@ -58,10 +58,20 @@ def busy(count: int) -> Iterator[None]:
 def step_seconds(demo: Path, added: dict[str, str]) -> float:
     """Median time of a step of the demo's distilled student."""
     config, store = ROOT / "configs" / "demo" / "student.yaml", demo / "teacher.zarr"
-    command = [sys.executable, "-m", "cli", "train-student", config, "--data", demo / "world", "--cache", store]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "cli",
+        "train-student",
+        config,
+        "--data",
+        demo / "world",
+        "--cache",
+        store,
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | added
     done = subprocess.run(
-        [*command, "--profile", "--json"], env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE
+        [*map(str, command), "--profile", "--json"], env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE
     )
     return json.loads(done.stdout)["step_s"]
 

@@ -409,8 +409,8 @@ def _frames(files: dict[str, bytes], path: Path) -> None:
     """Write files of the frames, describe them in the record, and name the record in the root."""
     for name, data in files.items():
         (path / "frames" / name).write_bytes(data)
-    text, _, crc = (path / "frames" / META).read_bytes().rpartition(b"\n")
-    if crc:
+    text = (path / "frames" / META).read_bytes().rpartition(b"\n")[0]
+    if text:
         record = json.loads(text)
         described = {n.removesuffix(".npy"): (len(d), google_crc32c.value(d)) for n, d in files.items() if n != META}
         record["files"] |= described

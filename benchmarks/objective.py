@@ -3,7 +3,7 @@
 Features of 8 x 384 x 128 x 128, forward and backward, all candidates in turn in one run:
 - mse: `mse_loss` of the student's and the float32 teacher's features, the baseline;
 - recipe: the paper's fgd on the head pair, with all its masks, from the uint8 teacher (and from a float32 one);
-- plain: the same terms written out over the features, as published.
+- plain: the same terms written out over the features, as published; with --compiled also by `torch.compile`.
 Then the masks of 8 samples of 40 boxes, and the scales of connected regions.
 
 Times are medians, with the fastest and slowest in brackets: wall time, and the process's own time, which other
@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,24 +61,25 @@ class Cost:
 class World:
     """Random features, heatmaps and boxes of one batch."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, batch: int = BATCH) -> None:
         torch.manual_seed(0)
-        shape = (BATCH, CHANNELS, *GRID.shape)
+        shape = (batch, CHANNELS, *GRID.shape)
         self.student = torch.randn(shape, device=device).relu_()
         values = (torch.randn(shape, device=device).relu_() * 60).clamp_(max=255).to(torch.uint8)
-        scale = torch.rand(BATCH, CHANNELS, device=device) * 0.02
+        scale = torch.rand(batch, CHANNELS, device=device) * 0.02
         self.stored = Encoded(values=values, scale=scale, codec=CodecSpec())
         self.decoded = self.stored.decode()
-        self.heatmap = (torch.rand(BATCH, 10, *GRID.shape, device=device) ** 30 * 255).to(torch.uint8)
-        self.logits = torch.randn(BATCH, 10, *GRID.shape, device=device) - 4
-        self.canvas = torch.rand(BATCH, 512, 512, device=device) > 0.9
+        self.heatmap = (torch.rand(batch, 10, *GRID.shape, device=device) ** 30 * 255).to(torch.uint8)
+        self.logits = torch.randn(batch, 10, *GRID.shape, device=device) - 4
+        self.canvas = torch.rand(batch, 512, 512, device=device) > 0.9
         rng = np.random.default_rng(0)
-        columns = [rng.uniform(-50, 50, (BATCH, BOXES)) for _ in range(2)]
-        sides = rng.choice([[4.6, 1.9], [0.7, 0.7], [10.5, 2.9], [2.1, 0.8]], (BATCH, BOXES))
-        rest = [np.zeros((BATCH, BOXES))], [np.full((BATCH, BOXES), 1.5), rng.uniform(-3, 3, (BATCH, BOXES))]
+        count = (batch, BOXES)
+        columns = [rng.uniform(-50, 50, count) for _ in range(2)]
+        sides = rng.choice([[4.6, 1.9], [0.7, 0.7], [10.5, 2.9], [2.1, 0.8]], count)
+        rest = [np.zeros(count)], [np.full(count, 1.5), rng.uniform(-3, 3, count)]
         stacked = np.stack([*columns, *rest[0], sides[..., 0], sides[..., 1], *rest[1], *rest[0], *rest[0]], axis=-1)
         self.boxes = tuple(torch.from_numpy(sample).float().to(device) for sample in stacked)
-        self.labels = tuple(torch.from_numpy(rng.integers(0, 10, BOXES)).to(device) for _ in range(BATCH))
+        self.labels = tuple(torch.from_numpy(rng.integers(0, 10, BOXES)).to(device) for _ in range(batch))
 
     def teacher(self, features: Tensor | Encoded) -> TeacherMaps:
         """The teacher with these features."""
@@ -121,24 +123,34 @@ def run_recipe(world: World, objective: DistillObjective, features: Tensor | Enc
     return gradient
 
 
-def run_plain(world: World, objective: DistillObjective) -> Tensor:
-    """The recipe's terms over whole feature maps; masks as in `run_recipe`."""
-    student, teacher = world.student.detach().requires_grad_(), world.stored.decode()
+def plain_loss(
+    student: Tensor, values: Tensor, scale: Tensor, weights: tuple[Tensor, ...], spatial_adapter: nn.Module
+) -> Tensor:
+    """The recipe's terms over whole feature maps; `weights` of foreground, background and false positives."""
+    teacher, square = values.float() * scale[..., None, None], nn.MSELoss(reduction="none")
+    foreground, background, false_positive = weights
+    attention = joint_attention("teacher_student", teacher.abs().mean(1), student.abs().mean(1), 0.5)
+    channel = torch.softmax(teacher.abs().mean((2, 3)) / 0.5, dim=1)[..., None, None] * CHANNELS
+    losses = [
+        (square(student, teacher) * (foreground * attention)[:, None]).sum() * 6e-3,
+        (square(student, teacher) * (background * attention)[:, None]).sum() * 4e-2,
+        (square(student, teacher) * ((false_positive * attention)[:, None] * channel)).sum() * 6e-2,
+        (spatial_adapter(student.mean(1, keepdim=True)) - teacher.mean(1, keepdim=True)).abs().sum() * 2.5e-3,
+    ]
+    return torch.stack(losses).sum() / len(student)
+
+
+def run_plain(world: World, objective: DistillObjective, loss: Callable[..., Tensor] = plain_loss) -> Tensor:
+    """`loss` with masks as in `run_recipe`."""
+    student = world.student.detach().requires_grad_()
     term, maps = fgd_of(objective), world.teacher(world.stored)
     aligned = TeacherPredictions(heatmap=maps.heatmap, canvas_mask=maps.canvas_mask)
     predictions = objective._predictions(world.logits, (aligned,), world.boxes, world.labels, 0)
     cells = term._weigh_cells(predictions)
-    attention = joint_attention("teacher_student", teacher.abs().mean(1), student.abs().mean(1), 0.5)
-    channel = torch.softmax(teacher.abs().mean((2, 3)) / 0.5, dim=1)[..., None, None] * CHANNELS
-    square = nn.MSELoss(reduction="none")
     assert term.spatial_adapter is not None and cells.false_positive is not None  # the recipe has both
-    losses = [
-        (square(student, teacher) * (cells.foreground * attention)[:, None]).sum() * 6e-3,
-        (square(student, teacher) * (cells.background * attention)[:, None]).sum() * 4e-2,
-        (square(student, teacher) * ((cells.false_positive * attention)[:, None] * channel)).sum() * 6e-2,
-        (term.spatial_adapter(student.mean(1, keepdim=True)) - teacher.mean(1, keepdim=True)).abs().sum() * 2.5e-3,
-    ]
-    (gradient,) = torch.autograd.grad(torch.stack(losses).sum() / BATCH, student)
+    weights = cells.foreground, cells.background, cells.false_positive
+    total = loss(student, world.stored.values, world.stored.scale, weights, term.spatial_adapter)
+    (gradient,) = torch.autograd.grad(total, student)
     return gradient
 
 
@@ -193,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--compiled", action="store_true", help="plain by torch.compile as well")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -202,12 +215,14 @@ def main() -> None:
     gradients = [run_recipe(world, objective, world.stored), run_plain(world, objective)]
     difference = (gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()
     print(f"largest difference of the gradients of recipe and plain, of the largest gradient: {difference:.1e}")
-    features = {
+    features: dict[str, Callable[[], object]] = {
         "mse": lambda: run_mse(world),
         "recipe, uint8 teacher": lambda: run_recipe(world, objective, world.stored),
         "recipe, float32 teacher": lambda: run_recipe(world, objective, world.decoded),
         "plain": lambda: run_plain(world, objective),
     }
+    if options.compiled:
+        features["plain, compiled"] = partial(run_plain, world, objective, torch.compile(plain_loss))
     term = fgd_of(objective)
     channels = torch.stack([label.long() for label in world.labels])
     region = world.heatmap.amax(1) > 25

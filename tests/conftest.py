@@ -1,6 +1,8 @@
 """Shapes and types checked while testing, one thread a process, and two small data sets."""
 
+import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,25 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+OPTIONAL = ("nuscenes", "mmdet3d", "mmcv", "mmengine")
+"""Libraries that a training does without; under some Pythons they are not to be had."""
+
+MISSING = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
+NEEDS = {"nuscenes": r"(?:nuscenes|tests\.factories\.devkit)"}
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the modules that import a library that is not installed."""
+    if not MISSING or collection_path.suffix != ".py":
+        return None
+    pattern = rf"^(?:from|import) (?:{'|'.join(NEEDS.get(name, name) for name in MISSING)})\b"
+    return re.search(pattern, collection_path.read_text(encoding="utf-8"), re.MULTILINE) is not None or None
+
+
+def pytest_report_header() -> str | None:
+    return f"left out: the modules that import {', '.join(MISSING)}, not installed" if MISSING else None
 
 
 @pytest.fixture(scope="session")

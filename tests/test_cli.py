@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from PIL import Image
 
 from cache.versions import PROJECT
 from cli import main
@@ -94,7 +95,8 @@ def refused(*arguments: object, saying: str) -> str:
     run = cli(*arguments)
     assert run.code == 1, run.stdout + run.stderr
     # What there is to learn from is shown once every check has passed; files are opened later.
-    message = " ".join(re.sub(r"\Av1\.0-mini, .* frames, .* without a point left out\n", "", run.stderr).split())
+    notes = r"\Av1\.0-mini, .* frames, .* without a point left out\n(image backbone .*\n)?"
+    message = " ".join(re.sub(notes, "", run.stderr).split())
     assert message.startswith("error: "), run.stderr
     assert "Traceback" not in message
     assert saying in message
@@ -146,7 +148,7 @@ def trained(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-REPORTS = ("plan", "dump-teacher", "inspect", "verify", "train-student", "evaluate", "fidelity")
+REPORTS = ("plan", "dump-teacher", "inspect", "verify", "train-student", "evaluate", "predict", "fidelity")
 
 
 def answered(*arguments: object) -> dict:
@@ -383,7 +385,7 @@ def test_frames_are_left_out_of_a_dump_and_a_training_and_counted(
     assert run.code == 0, run.stderr
     assert "mini_train, mini_val: 2 of 4 frames are left out" in run.stderr
     assert "2 of 2 samples written" in run.stdout
-    splits = ("--set", "data.train_split=all", "--set", "data.val_split=val")
+    splits = ("--set", "data.train_split=all", "--set", "data.val_split=test")
     training = ("train-student", workshop.student, "--data", world, "--cache", store, "--out", out, *splits)
     refused(*training, saying="frames of the training split are not in the cache")
     run = cli(*training, "--set", f"data.exclude=[{excluded}]", "--set", "data.skip_missing=true")
@@ -414,6 +416,29 @@ def test_images_and_a_store_suffice_to_evaluate(workshop: Workshop, trained: Pat
         *("evaluate", "--data", images, *checkpoint, *other),
         saying="got frames of v1.0-mini; expected frames of v1.0-test",
     )
+
+
+def test_a_student_predicts_frames_and_shows_a_scene(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    student = ("predict", trained / "checkpoints" / "last.ckpt", "--data", workshop.world)
+    results, video = tmp_path / "new" / "results.json", tmp_path / "scene.gif"
+    told = answered(*student, "--out", results, "--video", video, "--min-score", 0.0)
+    found = json.loads(results.read_text())
+    assert found["meta"]["use_camera"] and len(found["results"]) == told["frames"] == 2
+    assert told["boxes"] == sum(map(len, found["results"].values()))
+    with Image.open(video) as opened:
+        assert opened.n_frames == 2
+    token = sorted(found["results"])[0]
+    run = cli(*student, "--tokens", token, "--out", tmp_path / "one.json")
+    assert (run.code, run.stdout) == (
+        0,
+        f"{tmp_path / 'one.json'}: {len(found['results'][token]):,} boxes in 1 frames\n",
+    )
+    assert json.loads((tmp_path / "one.json").read_text())["results"] == {token: found["results"][token]}
+    where = ("--out", tmp_path / "none.json")
+    refused(*student, *where, "--tokens", "abc", saying="no key frame that is to be used (tokens, ")
+    refused(*student, *where, "--tokens", token, "--split", "mini_val", saying="frames are chosen twice")
+    refused(*student, *where, "--video", tmp_path / "scene.avi", saying="written as MP4 or GIF")
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_the_cached_teacher_is_compared_with_the_live_one(workshop: Workshop, tmp_path: Path) -> None:

@@ -249,6 +249,15 @@ class Frames(Sequence[Frame]):
                 expected="camera_intrinsic of 3 x 3 in calibrated_sensor.json",
                 cure=UNPACK,
             )
+        # A network inverts them on its device, where a matrix without an inverse would pass unseen.
+        if (singular := np.linalg.det(intrinsics) == 0).any():
+            raise DataError(
+                "a camera's intrinsics have no inverse",
+                where=f"token {token}, {self.cameras[int(singular.argmax())]}",
+                got=f"camera_intrinsic {intrinsics[int(singular.argmax())].tolist()}",
+                expected="focal lengths above 0",
+                cure="Correct calibrated_sensor.json",
+            )
         return tuple(
             Camera(name=channel, path=self.root / name.decode(), intrinsics=matrix, to_lidar=pose, size=(height, width))
             for channel, name, matrix, pose, (height, width) in zip(

@@ -1,7 +1,7 @@
 """StudentConfig: data, images, augmentation, detector, optimisation and distillation of a student; one YAML file."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,8 @@ SCALE_NMS = Decoding(
 )
 """Scale-NMS of BEVDet, for the six tasks above."""
 
+
+TorchvisionWeights = Annotated[str, Field(pattern=r"^torchvision(:\w+)?$")]
 
 MOST_RESIZE = 2.0
 """Of what is added to the ratio of widths: a wider range is a mistake."""
@@ -161,8 +163,10 @@ class DetectorConfig(Strict):
     """Key frames, of 0.5 s each, from one input frame to the next; 3 for the public 4D models of BEVDet 0.x."""
     image_backbone: str = "resnet50"
     """The name of a torchvision ResNet (ResNeXt, wide ResNet), ConvNeXt, EfficientNet, MobileNet, RegNet or Swin."""
-    image_weights: Path | None = None
-    """A file with torchvision weights for the image backbone; null: random weights."""
+    image_weights: TorchvisionWeights | Path | None = None
+    """First weights of the image backbone. "torchvision": its own, trained on ImageNet, fetched once into torch.hub's
+    cache; IMAGENET1K_V1 as in the public recipes, others by name ("torchvision:IMAGENET1K_V2"). A path: any file that
+    `import-checkpoint` reads. null: random weights. Not used where training.init_from gives all weights."""
     image_neck_channels: Size = 256
     image_stride: Literal[8, 16] = 16
     depth_m: tuple[float, float, float] = (1.0, 60.0, 1.0)

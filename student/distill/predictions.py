@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from cache.errors import MismatchError
@@ -109,14 +109,12 @@ class BatchPredictions:
         """A teacher's largest probability of any class that the student has."""
         heatmap, order = self.teachers[cache].heatmap, self.teacher_order[cache]
         if len(order) != heatmap.shape[1]:
-            heatmap = heatmap[:, list(order)]
+            heatmap = in_order(heatmap, order)
         return as_probability(max_over_classes(heatmap))
 
     def teacher_probability(self, cache: int) -> Float[Tensor, "B K H W"]:
         """A teacher's probabilities, clamped to CLIP .. 1 - CLIP, for the student's classes and on its grid."""
-        heatmap, order = self.teachers[cache].heatmap, self.teacher_order[cache]
-        if order != tuple(range(heatmap.shape[1])):
-            heatmap = torch.stack([heatmap[:, channel] for channel in order], dim=1)
+        heatmap = in_order(self.teachers[cache].heatmap, self.teacher_order[cache])
         return resize_map(as_probability(heatmap), self.grid.shape).clamp(CLIP, 1 - CLIP)
 
     @cached_property
@@ -132,6 +130,16 @@ class BatchPredictions:
     def _draw(self, channels: Int[Tensor, "B M"], count: int) -> Float[Tensor, "B _ H W"]:
         known = torch.where((self.channels >= 0)[..., None], self.boxes, 0.0)
         return draw_heatmaps(known, channels, count, self.grid)
+
+
+def in_order(heatmap: Shaped[Tensor, "B _ H W"], order: tuple[int, ...]) -> Shaped[Tensor, "B _ H W"]:
+    """A heatmap's channels in an order; without a copy where it is their own.
+
+    Indexing with a list would copy that to the device, and wait.
+    """
+    if order == tuple(range(heatmap.shape[1])):
+        return heatmap
+    return torch.stack([heatmap[:, channel] for channel in order], dim=1)
 
 
 def clipped_sigmoid(logits: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

@@ -1,7 +1,7 @@
 """Detections in nuScenes' submission format: global frame, attributes, at most MAX_BOXES a sample."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,9 @@ from cache.nuscenes.frames import Frames
 from cache.spec import CLASSES
 from student.models.decoding import DIVERGED, Detections
 
+RESULTS = "results_nusc.json"
+"""Name of an evaluation's file of results."""
+
 MOVING_MPS = 0.2
 """Above this speed an object gets the attribute of a moving one, as in mmdet3d."""
 
@@ -25,14 +28,28 @@ Sensor = Literal["camera", "lidar"]
 
 
 def write_submission(
-    detections: Iterable[tuple[str, Detections]], frames: Frames, path: Path, sensor: Sensor = "camera"
+    detections: Iterable[tuple[str, Detections]],
+    frames: Frames,
+    path: Path,
+    sensor: Sensor = "camera",
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the detections of a split as results_nusc.json.
+    """Write the detections of frames as a file of results, as nuScenes' server takes it for the split `test`.
+
+    Args:
+        detections: token and detections, one for each frame.
+        sensor: the detector's input, as the submission format records it.
+        progress: called with (done, total) after each frame.
 
     Raises:
         DataError: a frame has no detections, or a detection is not finite.
     """
-    results = {token: _sample_results(frames[token], found) for token, found in detections}
+    path.parent.mkdir(parents=True, exist_ok=True)  # before the work, which a folder that cannot be made would waste
+    results: dict[str, list[dict]] = {}
+    for token, found in detections:
+        results[token] = _sample_results(frames[token], found)
+        if progress is not None:
+            progress(len(results), len(frames))
     missing = [token for token in frames.tokens if token not in results]
     if missing:
         raise DataError(
@@ -42,7 +59,6 @@ def write_submission(
             cure="Give every frame an entry, one of no boxes where nothing was found",
         )
     meta = {f"use_{modality}": modality == sensor for modality in ("camera", "lidar", "radar", "map", "external")}
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"meta": meta, "results": results}), encoding="utf-8")
 
 

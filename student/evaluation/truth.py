@@ -1,11 +1,11 @@
 """What the official metrics need of a split's annotations, checked before the first frame runs."""
 
 import numpy as np
-from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
 
 from cache.errors import DataError
 from cache.nuscenes.columns import SEVERAL_ATTRIBUTES
 from cache.nuscenes.frames import Frames
+from cache.nuscenes.official import ATTRIBUTES
 
 TEST = "test"
 """The split whose annotations nuScenes keeps."""
@@ -42,7 +42,7 @@ def truth_fault(frames: Frames) -> DataError | None:
             cure="Evaluate on a split with annotations (those of test are on nuScenes' server alone)",
         )
     attributes = columns.box_attribute[boxes]
-    unknown = [i for i, name in enumerate(names.attributes) if name not in ATTRIBUTE_NAMES]
+    unknown = [i for i, name in enumerate(names.attributes) if name not in ATTRIBUTES]
     wrong = {
         "a box has several attributes, and the official metrics take one": attributes == SEVERAL_ATTRIBUTES,
         "a box has an attribute that the official metrics do not have": np.isin(attributes, unknown),
@@ -57,7 +57,7 @@ def truth_fault(frames: Frames) -> DataError | None:
                 what,
                 where=f"sample_annotation.json, a {category} of token {frames.tokens[of_frame[first]]}",
                 got=f"{attribute}, and {len(found_at) - 1:,} more such boxes",
-                expected=f"none, or one of {', '.join(ATTRIBUTE_NAMES)}",
+                expected=f"none, or one of {', '.join(ATTRIBUTES)}",
                 cure="Correct attribute_tokens, or leave them empty",
             )
     return None

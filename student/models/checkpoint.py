@@ -94,8 +94,7 @@ def load_student(checkpoint: Path) -> tuple[BevDetector, StudentConfig]:
     """
     saved, config = _read(checkpoint)
     try:
-        # All weights are in this file: the one of image_weights may be gone.
-        detector = build_detector(config.detector.model_copy(update={"image_weights": None}))
+        detector = build_detector(config.detector)
         named = saved["state_dict"].items()
         weights = {key.removeprefix(_PREFIX): value for key, value in named if key.startswith(_PREFIX)}
         match = load_state_dict(detector, weights)

@@ -57,9 +57,12 @@ class StudentModule(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         terms = self.loss_terms(batch)
         total = torch.stack(list(terms.values())).sum()
-        self._require_finite(total, terms, batch)
+        losses = {"loss": total} | {f"loss/{name}": value for name, value in terms.items()}
+        # The one time that a step waits for its device; the log then finds its numbers on the CPU.
+        values = dict(zip(losses, torch.stack(list(losses.values())).detach().cpu(), strict=True))
+        self._require_finite(values, total.device, batch)
         self._log_gradients(terms, batch_idx)
-        self._log_losses({"loss": total} | {f"loss/{name}": value for name, value in terms.items()}, batch_idx)
+        self._log_losses(losses if torch.distributed.is_initialized() else values, batch_idx)
         return total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Detections]:
@@ -91,13 +94,18 @@ class StudentModule(lightning.LightningModule):
             output.features, output.heatmap, batch.teachers, batch.boxes, batch.labels, epoch, batch.to_teachers
         )
 
-    def _require_finite(self, total: Float[Tensor, ""], terms: Losses, batch: Batch) -> None:
-        """Stop all devices together; the one whose loss it is names the tokens."""
-        finite = bool(torch.isfinite(total))
-        if _all_agree(finite, total.device):
+    def _require_finite(self, losses: Losses, device: torch.device, batch: Batch) -> None:
+        """Stop all devices together; the one whose loss it is names the tokens.
+
+        Args:
+            losses: on the CPU; the total is "loss".
+        """
+        finite = bool(torch.isfinite(losses["loss"]))
+        if _all_agree(finite, device):
             return
         if finite:
             raise DataError("the loss is not finite on another device", cure="Look at that device's message")
+        terms = {name.removeprefix("loss/"): value for name, value in losses.items() if name != "loss"}
         raise DataError(
             "the loss is not finite",
             where=f"step {self.global_step}, tokens {', '.join(batch.tokens)}",

@@ -23,6 +23,7 @@ from student.config.training import TrainingConfig
 from student.data.dataset import StudentDataset
 from student.data.samplers import Order
 from student.data.teacher_source import TeacherSource
+from student.evaluation.evaluate import require_devkit
 from student.evaluation.limits import metric_limits
 from student.evaluation.truth import require_truth
 from student.models.checkpoint import step_to_resume
@@ -277,10 +278,12 @@ def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:
     """The frames of data.val_split; None without validation.
 
     Raises:
+        ConfigError: the devkit is not installed.
         DataError: it has no key frame in this version, no annotations, or some that cannot be evaluated.
     """
     if not config.training.validate_every:
         return None
+    require_devkit("training.validate_every")
     frames = chosen_frames(train.of_splits(config.data.val_split), config, lidar=False)
     require_images(frames, config)
     if not frames.label_counts().any():

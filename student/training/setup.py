@@ -12,8 +12,10 @@ from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
 from cache.store.remote import local_path
 from cache.store.stored_frames import StoredFrames
+from cache.terminal.console import print_note
 from student.config.student import StudentConfig
 from student.config.training import TrainingConfig
+from student.converters.image_weights import load_image_weights
 from student.data.dataset import StudentDataset
 from student.data.samplers import ClassBalanced, Order, SeededSampler, Shuffled
 from student.data.teacher_source import TeacherSource, open_cache
@@ -21,7 +23,7 @@ from student.distill.inherit import inherit_head
 from student.models.checkpoint import start_from
 from student.training import preflight
 from student.training.checkpointing import BEST, LAST, ignore_stop_signals, remove_partial_checkpoints
-from student.training.launcher import require_agreement
+from student.training.launcher import is_first_rank, require_agreement
 from student.training.module import StudentModule
 from student.training.shard_order import in_shards
 
@@ -78,7 +80,7 @@ def set_up_training(
 
     Args:
         cache_paths: the teachers' caches, or their URLs, in the order of their indices in `config.distill`.
-        out: the run's folder; None where nothing will be written and nothing validated.
+        out: the run's folder; None where nothing will be written, nothing validated and no image weights are fetched.
         resume: go on from the run's last checkpoint.
         frames: to train on; those of data.train_split by default.
 
@@ -115,11 +117,13 @@ def set_up_training(
     preflight.require_full_step(frames_order, config.training)
     preflight.require_fitting_sources(sources, config, frames)
     order = in_shards(frames_order, sources, config, frames)
-    module = _first_module(config, sources, resume)
+    module, origin = _first_module(config, sources, resume, fetch=out is not None)
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
     preflight.look_at_boxes(frames)
+    if origin is not None and is_first_rank():
+        print_note(f"image backbone {config.detector.image_backbone}: {origin}")
     preflight.warn_of_metric_limits(config, frames)
     detector = module.detector
     dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources)
@@ -164,15 +168,26 @@ def _order(frames: Frames, config: StudentConfig) -> Shuffled | ClassBalanced:
     return ClassBalanced.of(frames.label_counts(), classes)
 
 
-def _first_module(config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool) -> StudentModule:
-    """The module as its seed, `init_from` (unless resumed) and its teacher's head make it."""
+def _first_module(
+    config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool, fetch: bool
+) -> tuple[StudentModule, str | None]:
+    """The module as its seed, `init_from` or `image_weights` (unless resumed) and its teacher's head make it.
+
+    Args:
+        fetch: torchvision's image weights, where the configuration asks for them.
+
+    Returns:
+        The module, and what its image backbone starts from where that is neither a run nor a student's checkpoint.
+    """
     lightning.seed_everything(config.training.seed, verbose=False)
-    module = StudentModule(config, [source.cache.spec for source in sources])
+    module, origin = StudentModule(config, [source.cache.spec for source in sources]), None
     if config.training.init_from is not None and not resumed:
         start_from(module.detector, config.training.init_from)
+    elif not resumed and (fetch or isinstance(config.detector.image_weights, Path)):
+        origin = load_image_weights(module.detector)
     if config.distill is not None and config.distill.inherit_head:
         inherit_head(module.detector.head, sources[0].cache.head_weights())
-    return module
+    return module, origin
 
 
 def _loader(dataset: StudentDataset, config: StudentConfig, sampler: Sampler) -> Loader:

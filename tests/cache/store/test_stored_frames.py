@@ -26,8 +26,9 @@ from cache.store.layout import FRAMES, ROOT
 from cache.store.stored_frames import StoredFrames
 from cache.store.writer import StoreWriter
 from tests.factories.carried import make_files
+from tests.factories.devkit import devkit_frame, require_equal
 from tests.factories.stores import SmallTeacher, make_config, make_store, make_tokens, open_writer
-from tests.factories.tables import devkit_frame, make_tables, require_equal, write_tables
+from tests.factories.tables import make_tables, write_tables
 
 
 def carried(store: Path, root: Path, *splits: str, version: str = "v1.0-mini") -> Frames:

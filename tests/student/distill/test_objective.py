@@ -149,6 +149,12 @@ def test_weights_multiply(term: dict[str, Any], weights: list[str]) -> None:
         assert thrice[name].item() == pytest.approx(3 * value.item(), rel=1e-5)
 
 
+def test_affinity_needs_the_same_cells_before_the_adapter() -> None:
+    where = r"\(distill\.pairs, backbone1\)"
+    with pytest.raises(ConfigError, match=rf"affinity compares .*{where}; got 4 x 8 cells; expected 16 x 32"):
+        build([{"kind": "affinity"}])
+
+
 def test_s2m2_by_its_definition() -> None:
     one, threshold = Batch(), 0.45
     terms = [

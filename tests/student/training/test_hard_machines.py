@@ -1,6 +1,7 @@
 """Whole trainings in real processes, on machines that lack something or are started otherwise than configured."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,7 +69,9 @@ def test_a_stopped_worker_does_not_hold_sigterm_up(student: Path, made_root: Pat
 def test_little_shared_memory_is_named_before_the_first_step(
     made_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
+    usage = shutil.disk_usage
+    little = SimpleNamespace(free=100_000)
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda of: little if of == loader.SHARED_MEMORY else usage(of))
     config = tiny_student()
     config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 2})})
     message = (

@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nuscenes.utils.splits import mini_train
 from torch import nn
 
 from cache.errors import ConfigError, DataError, MismatchError, OfflineDistillWarning
 from cache.geometry.grid import BevGrid
 from cache.nuscenes.frames import Frames
+from cache.nuscenes.official import split_scenes
 from cache.spec import CacheSpec, DataIdentity, PointPipeline, TeacherIdentity
 from student.config.student import TASKS, DataConfig, StudentConfig
 from student.data.samplers import Shuffled
@@ -102,6 +103,13 @@ def test_validation_needs_annotations(made_frames: Frames, made_root: Path, tmp_
     bare = Frames(root=tmp_path, version="v1.0-mini", splits=("mini_train",))
     with pytest.raises(DataError, match=r"the validation split has no annotations \(v1.0-mini, mini_val\)"):
         validation_frames(tiny_student(validate_every=1), bare)
+
+
+def test_validation_needs_the_devkit(made_frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nuscenes", None)
+    assert validation_frames(tiny_student(), made_frames) is None
+    with pytest.raises(ConfigError, match=r"need nuScenes' devkit \(training\.validate_every\); .*the extra evaluate"):
+        validation_frames(tiny_student(validate_every=1), made_frames)
 
 
 def test_a_step_must_fit_an_epoch(made_frames: Frames) -> None:
@@ -239,7 +247,7 @@ def own_world(made_root: Path, root: Path) -> Path:
         (root / name).symlink_to(made_root / name)
     folder = root / "mine"
     scenes = {row["token"]: row["name"] for row in json.loads((folder / "scene.json").read_text())}
-    (train, val) = sorted(scenes.values(), key=lambda name: name not in mini_train)
+    (train, val) = sorted(scenes.values(), key=lambda name: name not in split_scenes()["mini_train"])
     (folder / "splits.json").write_text(json.dumps({"my_train": [train], "my_val": [val]}))
     samples = json.loads((folder / "sample.json").read_text())
     of_val = {row["token"] for row in samples if scenes[row["scene_token"]] == val}
