@@ -2,7 +2,7 @@
 
 A store of made-up features of a full-size teacher's shape (head, 384 x 128 x 128, two thirds zeros, 8 bits) is copied
 to a server and read by a DataLoader in windows of shards, as `training.shuffle: shards` does: from the local store,
-through a cold local cache, through a warm one, and through one that holds two windows of shards. Without --url the
+through a cold local cache, through a warm one, and through one of three windows of shards. Without --url the
 server is moto's, on 127.0.0.1 and the same cores, with a proxy before it that delays each request by --latency-ms and
 shares out --mbit between all connections.
 """
@@ -89,7 +89,7 @@ def _rows(store: Path, url: str, folder: Path, options: argparse.Namespace) -> I
     """One row for each way of reading; the ways take turns."""
     local, cold, warm, small = (folder / each for each in ("local", "cold", "warm", "small"))
     size = sum(path.stat().st_size for path in store.rglob("c.*"))
-    two_windows = 1e-9 * (2.2 * options.window * options.samples_per_shard / options.samples * size + 2e6)
+    three_windows = 1e-9 * (3.3 * options.window * options.samples_per_shard / options.samples * size + 2e6)
 
     def through(path: Path, limit_gb: float | None = None) -> Callable[[], TeacherCache]:
         return lambda: TeacherCache(url, local_cache=path, limit_gb=limit_gb)
@@ -98,7 +98,7 @@ def _rows(store: Path, url: str, folder: Path, options: argparse.Namespace) -> I
         "local store": (local, lambda: TeacherCache(store)),
         "URL, cold local cache": (cold, through(cold)),
         "URL, warm local cache": (warm, through(warm)),
-        f"URL, local cache of {two_windows * 1e3:.0f} MB": (small, through(small, two_windows)),
+        f"URL, local cache of {three_windows * 1e3:.0f} MB": (small, through(small, three_windows)),
     }
     epoch(through(warm)(), options)
     times: dict[str, list[float]] = {name: [] for name in ways}

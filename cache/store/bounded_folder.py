@@ -116,7 +116,7 @@ class BoundedFolder:
                 "the local cache is too small for a shard",
                 where=self.path,
                 got=f"a limit of {self.limit / 1e9:.3f} GB",
-                expected=f"at least {(fixed + size) / 1e9:.3f} GB, better the shards of two windows",
+                expected=f"at least {(fixed + size) / 1e9:.3f} GB, better the shards of three windows",
                 cure="Raise limit_gb (data.local_cache_gb of a training)",
             )
         over = fixed + unfinished + size + sum(stored for _, stored, _ in shards) - self.limit

@@ -11,6 +11,9 @@ from student.config.student import StudentConfig
 from student.data.samplers import ByShards, ClassBalanced, Order, Shuffled
 from student.data.teacher_source import TeacherSource
 
+WINDOWS = 3
+"""In use at a time: that of slow workers, that of the others, and the one that is fetched ahead."""
+
 
 def in_shards(
     order: Shuffled | ClassBalanced, sources: Sequence[TeacherSource], config: StudentConfig, frames: Frames
@@ -49,12 +52,12 @@ def _require_local_room(remote: Sequence[TeacherSource], config: StudentConfig, 
     by_shards, size = training.shuffle == "shards", 0.0
     for source in remote:
         shards = np.unique(source.cache.shards_of(frames.tokens))
-        at_a_time = min(len(shards), 2 * training.shuffle_window) if by_shards else len(shards)
+        at_a_time = min(len(shards), WINDOWS * training.shuffle_window) if by_shards else len(shards)
         stored = source.cache.bytes_per_sample([int(shards[0])])
         arrays = batch_arrays(source.layers) | {DEPTH_POINTS}
         size += at_a_time * source.cache.shards.size * sum(stored[name] for name in stored if name in arrays)
     if size > 1e9 * limit_gb:
-        needed = "two windows of shards" if by_shards else "all shards, since samples of all are shuffled"
+        needed = "three windows of shards" if by_shards else "all shards, since samples of all are shuffled"
         raise ConfigError(
             "the local cache is too small: shards would be fetched again and again",
             where="data.local_cache_gb",

@@ -83,7 +83,7 @@ def test_refusals(bucket: ObjectStore, two_shards: Path, made_root: Path, tmp_pa
         set_up_training(student(), made_root, [URL])
     with pytest.raises(ConfigError, match=r"fetched again and again .*all shards, since samples of all are shuffled"):
         set_up_training(student(tmp_path / "cache", 1e-5), made_root, [URL])
-    with pytest.raises(ConfigError, match=r"two windows of shards.*smaller training\.shuffle_window"):
+    with pytest.raises(ConfigError, match=r"three windows of shards.*smaller training\.shuffle_window"):
         set_up_training(student(tmp_path / "cache", 1e-5, shuffle="shards"), made_root, [URL])
     alone = StudentConfig.model_validate(TINY | {"training": TINY["training"] | {"shuffle": "shards"}})
     with pytest.raises(ConfigError, match=r"no store whose shards could be shuffled \(training\.shuffle\)"):
