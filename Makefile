@@ -3,7 +3,7 @@ python := .venv/bin/python
 
 .PHONY: setup demo test check clean
 
-# WITH=voxel: spconv as well, for voxel teachers.
+# WITH=voxel: spconv as well, for voxel teachers; on a GPU WITH=voxel-cu126 or what fits its torch (docs/your-data.md).
 setup:
 	@PYTHON="$(PYTHON)" WITH="$(WITH)" .ci/setup
 

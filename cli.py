@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -54,15 +54,32 @@ Device = Annotated[str | None, typer.Option(help="Device of the teacher, by defa
 TeacherName = Annotated[
     str | None, typer.Option("--teacher", help="mmdet3d configuration or module:factory, instead of CONFIG's teacher.")
 ]
-Caches = Annotated[list[Path] | None, typer.Option("--cache", help="A teacher's store; repeat for several teachers.")]
+Caches = Annotated[
+    list[str] | None, typer.Option("--cache", help="A teacher's store, or its URL; repeat for several teachers.")
+]
+FramesOf = Annotated[
+    Path | None, typer.Option("--frames", help="A store that carries the frames, where --data has no tables.")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: dotted.key=value.")]
 Depth = Annotated[bool, typer.Option("--depth", help="Store LiDAR depth in the cameras; short for --set depth=true.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.")]
 
 
-def command(*lines: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command, with examples at the end of its help."""
-    return app.command(epilog=examples(*lines))
+def command(*lines: str, computes: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command, with examples at the end of its help; one that computes leaves cores in use to others."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def run(**arguments: Any) -> None:
+            if computes:
+                from cache.threads import use_free_cores
+
+                use_free_cores()
+            function(**arguments)
+
+        return app.command(epilog=examples(*lines))(run)
+
+    return register
 
 
 def _print_versions(wanted: bool) -> None:
@@ -99,7 +116,8 @@ def make_world(
 
 
 @command(
-    "cli train-teacher configs/demo/teacher_model.py --data world --version v1.0-mini --split mini_train --out run"
+    "cli train-teacher configs/demo/teacher_model.py --data world --version v1.0-mini --split mini_train --out run",
+    computes=True,
 )
 def train_teacher(
     config: Annotated[str, typer.Argument(help="mmdet3d configuration: a file, or a name in its model zoo.")],
@@ -107,12 +125,15 @@ def train_teacher(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and mmengine's logs.")],
     version: Annotated[str, typer.Option(help="nuScenes version.")] = "v1.0-trainval",
     split: Annotated[str, typer.Option(help="nuScenes split.")] = "train",
+    lidar: Annotated[
+        str, typer.Option(help="Channel of the LiDAR, by default LIDAR_TOP, or the only one.", show_default=False)
+    ] = "",
 ) -> None:
     """Train a LiDAR teacher with mmdet3d."""
     from cache import Frames
     from cache.teacher.training import train_teacher
 
-    frames = Frames(root=data, version=version, splits=(split,))
+    frames = Frames(root=data, version=version, splits=(split,), lidar=lidar)
     print_report(f"checkpoint: {train_teacher(config, frames, out)}")
 
 
@@ -179,6 +200,7 @@ def plan(
 @command(
     f"cli dump-teacher {TEACHER} --out teacher.zarr",
     "cli dump-teacher configs/demo/dump.yaml --data world --random-weights --out teacher.zarr --part 0/4",
+    computes=True,
 )
 def dump_teacher(
     config: DumpFile,
@@ -273,10 +295,58 @@ def verify(
 
 
 @command(
+    "cli copy teacher.zarr s3://bucket/teacher.zarr",
+    "cli copy s3://bucket/teacher.zarr /local/teacher.zarr --layers head",
+)
+def copy(
+    source: Annotated[str, typer.Argument(help="A complete store, or its URL: s3://, gs://, hf://datasets/, ...")],
+    target: Annotated[str, typer.Argument(help="The copy's folder or URL; an interrupted copy goes on.")],
+    layers: Annotated[list[str] | None, typer.Option(help="Copy this layer only; repeat for several.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Shards to copy at a time.")] = 8,
+    json: Json = False,
+) -> None:
+    """Copy a store, or some layers of it, and compare every byte that arrives with its checksum."""
+    from cache.store.copy import copy_store
+
+    with report_writer(json) as write_report, progress("shards") as advance:
+        write_report(copy_store(source, target, layers, workers, advance))
+
+
+@command(
+    "cli derive teacher.zarr small.zarr --set layers.head.target_sqnr_db=26",
+    "cli derive a.zarr b.zarr c.zarr committee.zarr --mean",
+)
+def derive(
+    stores: Annotated[list[Path], typer.Argument(help="A complete store; with --mean, those of several teachers.")],
+    out: Annotated[Path, typer.Argument(help="The store to create or resume.")],
+    overrides: Overrides = None,
+    mean: Annotated[bool, typer.Option("--mean", help="Average several teachers, and keep their variance.")] = False,
+    align: Annotated[bool, typer.Option(help="With --mean: rotate each teacher's features to the first's.")] = True,
+    json: Json = False,
+) -> None:
+    """Write a store without running the teacher: with other codecs, or the mean of several teachers' stores."""
+    from cache.store.committee import average
+    from cache.store.reencode import reencode
+
+    if (len(stores) > 1) != mean or (mean and overrides):
+        raise ConfigError(
+            "derive takes one store and --set, or several stores and --mean",
+            got=f"{len(stores)} stores{', --mean' if mean else ''}{', --set' if overrides else ''}",
+            cure="Add or leave out --mean; codecs of a mean are the first store's",
+        )
+    with report_writer(json) as write_report, progress("shards") as advance:
+        if mean:
+            write_report(average(stores, out, align, advance))
+        else:
+            write_report(reencode(stores[0], out, overrides or (), advance))
+
+
+@command(
     "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --out runs/distilled",
     "cli train-student configs/bevdepth_r50.yaml --data nuscenes --set distill=null --out runs/alone",
     "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --resume",
     "cli train-student configs/bevdepth_r50.yaml --data nuscenes --cache teacher.zarr --profile",
+    computes=True,
 )
 def train_student(
     config: StudentFile,
@@ -290,13 +360,13 @@ def train_student(
 ) -> None:
     """Train a camera student, distilling from the store (without distillation: --set distill=null)."""
     from student.config.student import StudentConfig
+    from student.training.launcher import is_first_rank
     from student.training.profile import profile_student
     from student.training.trainer import train_student
     from student.visualization.training import profile_advice, profile_table
 
     settings = load_yaml(config, StudentConfig, overrides or ())
-    # With training.devices=N, Lightning starts this command N times; only the first process shows progress.
-    bar = progress("steps") if os.environ.get("LOCAL_RANK", "0") == "0" else nullcontext(lambda *_: None)
+    bar = progress("steps") if is_first_rank() else nullcontext(lambda *_: None)
     with report_writer(json) as write_report, bar as advance:
         if profile:
             times = profile_student(settings, data, cache or [], progress=advance)
@@ -352,14 +422,13 @@ def import_checkpoint(
     "cli evaluate --data nuscenes --checkpoint runs/distilled/checkpoints/last.ckpt",
     "cli evaluate --data images --frames teacher.zarr --checkpoint runs/distilled/checkpoints/last.ckpt",
     "cli evaluate --data nuscenes --cache teacher.zarr --json",
+    computes=True,
 )
 def evaluate(
     data: Data,
     checkpoint: Annotated[Path | None, typer.Option(help="A student's checkpoint.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A store: evaluate the teacher from its cached maps.")] = None,
-    frames_of: Annotated[
-        Path | None, typer.Option("--frames", help="A store whose frames to evaluate on where --data has no tables.")
-    ] = None,
+    frames_of: FramesOf = None,
     version: Annotated[str | None, typer.Option(help="nuScenes version, by default the detector's.")] = None,
     split: Annotated[str | None, typer.Option(help="nuScenes split, by default the detector's last.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results and the devkit's files.")] = Path("evaluation"),
@@ -368,7 +437,10 @@ def evaluate(
 ) -> None:
     """Compute the official nuScenes detection metrics of a student, or of the teacher from its store."""
     from cache import Frames, TeacherCache
-    from student.evaluation.evaluate import evaluate, student_detections, write_results
+    from cache.store.stored_frames import StoredFrames
+    from student.evaluation.detect import student_detections
+    from student.evaluation.evaluate import evaluate
+    from student.evaluation.submission import RESULTS, write_submission
     from student.evaluation.teacher_boxes import teacher_detections
     from student.evaluation.truth import is_secret
     from student.models.checkpoint import load_student
@@ -384,7 +456,7 @@ def evaluate(
             max_sweeps=0,
             cameras=cameras,
             lidar=lidar,
-            store=frames_of or cache,
+            store=StoredFrames(path=store) if (store := frames_of or cache) else None,
         )
 
     with report_writer(json) as write_report, progress("samples") as advance:
@@ -402,7 +474,8 @@ def evaluate(
             raise _exactly_one("evaluate needs exactly one detector", checkpoint, "--checkpoint or --cache")
         sensor: Literal["camera", "lidar"] = "camera" if cache is None else "lidar"
         if is_secret(frames):
-            results = write_results(detections, frames, out, sensor, advance)
+            results = out / RESULTS
+            write_submission(detections, frames, results, sensor, advance)
             known = "no metrics: nuScenes keeps the annotations of test, and its server evaluates this file"
             write_report({"results": results, "metrics": None}, f"results: {results}", known)
             return
@@ -414,7 +487,70 @@ def evaluate(
         warnings.warn(remark, OfflineDistillWarning, stacklevel=1)
 
 
-@command("cli fidelity teacher.zarr --teacher configs/demo/teacher_model.py --checkpoint teacher.pth --data world")
+@command(
+    "cli predict student.ckpt --data nuscenes --version v1.0-test --split test --out results_nusc.json",
+    "cli predict student.ckpt --data nuscenes --split scene-0103 --out scene.json --video scene.mp4",
+    "cli predict student.ckpt --data nuscenes --tokens ca9a282c9e77460f8360f564131a8af5 --out frame.json",
+    computes=True,
+)
+def predict(
+    student: Annotated[Path, typer.Argument(help="A student's checkpoint.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="File of the results in nuScenes' JSON format, as its server takes it.")],
+    split: Annotated[
+        str | None, typer.Option(help="nuScenes split or a scene's name, by default the detector's last split.")
+    ] = None,
+    tokens: Annotated[list[str] | None, typer.Option(help="A key frame's token; repeat for several frames.")] = None,
+    version: Annotated[str | None, typer.Option(help="nuScenes version, by default the detector's.")] = None,
+    frames_of: FramesOf = None,
+    video: Annotated[Path | None, typer.Option(help="The first scene of the frames, as .mp4 or .gif.")] = None,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a box in the video.")] = 0.3,
+    json: Json = False,
+) -> None:
+    """Detect boxes with a student and write them in nuScenes' results format; show a scene as a video."""
+    from cache import Frames
+    from cache.nuscenes.completeness import only
+    from cache.store.stored_frames import StoredFrames
+    from student.evaluation.detect import student_detections
+    from student.evaluation.results import read_submission
+    from student.evaluation.submission import write_submission
+    from student.models.checkpoint import load_student
+    from student.training.preflight import chosen_frames
+    from student.visualization.video import require_suffix, scene_pictures, write_video
+
+    if split is not None and tokens:
+        raise ConfigError("frames are chosen twice", got="--split and --tokens", cure="Give one of them")
+    if video is not None:
+        require_suffix(video)
+    with report_writer(json) as write_report:
+        detector, config = load_student(student)
+        frames = Frames(
+            root=data,
+            version=version or config.data.version,
+            splits=("all",) if tokens else (split or config.data.val_split,),
+            max_sweeps=0,
+            cameras=config.data.cameras,
+            lidar=config.data.lidar,
+            store=StoredFrames(path=frames_of) if frames_of else None,
+        )
+        frames = only(frames, tokens) if tokens else chosen_frames(frames, config, lidar=False)
+        with progress("samples") as advance:
+            write_submission(student_detections(detector, config, frames), frames, out, progress=advance)
+        found = read_submission(out)
+        report = {"results": out, "frames": len(frames), "boxes": sum(map(len, found.values())), "video": video}
+        lines = [f"{out}: {report['boxes']:,} boxes in {len(frames):,} frames"]
+        if video is not None:
+            reach_m = max(map(abs, (*config.detector.grid.x_range_m, *config.detector.grid.y_range_m)))
+            with progress("pictures") as advance:
+                write_video(video, scene_pictures(frames, found, student.stem, reach_m, min_score, advance))
+            lines.append(str(video))
+        write_report(report, *lines)
+
+
+@command(
+    "cli fidelity teacher.zarr --teacher configs/demo/teacher_model.py --checkpoint teacher.pth --data world",
+    computes=True,
+)
 def fidelity(
     store: Annotated[Path, typer.Argument(help="A store; its views determine which sets of views are compared.")],
     teacher: Annotated[str, typer.Option(help="The teacher's mmdet3d configuration, as in its DumpConfig.")],
@@ -443,7 +579,7 @@ def fidelity(
         frames = Frames(root=data, version=identity.version, splits=splits, lidar=identity.lidar)
         study = FidelityStudy(cache, live, draws, seed)
         with progress("frames") as advance:
-            report = study.run(_with_sweeps(frames, live), out, advance)
+            report = study.run(frames.with_sweeps(live.points.past_sweeps), out, advance)
         paths = write(report, out)
         write_report({"tables": tables(report), "files": paths}, *tables(report), *paths)
 
@@ -479,13 +615,7 @@ def _dump_inputs(
     counts = count_boxes(frames)
     print_note(f"{where}: {counts}")
     warn_of_boxes(counts, where)
-    return settings, _with_sweeps(frames, live), live
-
-
-def _with_sweeps(frames: "Frames", teacher: "Teacher") -> "Frames":
-    """The frames with as many past sweeps as the teacher was trained with."""
-    past = teacher.points.past_sweeps
-    return frames if past <= frames.max_sweeps else replace(frames, max_sweeps=past)
+    return settings, frames.with_sweeps(live.points.past_sweeps), live
 
 
 def _live_teacher(name: str, weights: Weights, hook: str | None) -> "Teacher":

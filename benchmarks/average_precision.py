@@ -6,18 +6,16 @@ The matches of a frame do not depend on other frames, so a bootstrap over scenes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.detection.data_classes import DetectionBox
-from nuscenes.eval.detection.evaluate import DetectionEval
 from scipy.spatial.distance import cdist
 
 from cache.nuscenes.frames import Frames
-from student.evaluation.official_tables import official_tables
+from student.evaluation.official_tables import OfficialEval
 
 RULES = config_factory("detection_cvpr_2019")
 RECALLS = np.linspace(0, 1, 101)
@@ -69,9 +67,7 @@ class Evaluated:
     @classmethod
     def of(cls, folder: Path, frames: Frames) -> "Evaluated":
         """From what `evaluate` has left in a folder."""
-        with official_tables(frames) as (tables, split), TemporaryDirectory() as out:
-            results = str(folder / "results_nusc.json")
-            official = DetectionEval(tables, RULES, results, split, output_dir=out, verbose=False)
+        official = OfficialEval(frames, folder / "results_nusc.json", folder)
         names = [frames[token].scene for token in frames.tokens]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         scene = {token: numbers[name] for token, name in zip(frames.tokens, names, strict=True)}

@@ -33,6 +33,7 @@ from cache.dumping.verify import verify
 from cache.errors import StoreError
 from cache.store.layout import ROOT
 from cache.store.reader import TeacherCache
+from cache.store.stored_frames import StoredFrames
 from tests.factories.stores import SmallFrames, dump_in_process
 
 PROJECT = Path(__file__).parent.parent
@@ -196,7 +197,9 @@ def read_everything(path: Path) -> list[bytes]:
     tensors = [batch.heatmap, batch.canvas_mask, batch.view_matrix, *batch.head_maps.values()]
     tensors += [t for layer in batch.features.values() for t in (layer.values, layer.scale)]
     tensors += cache.head_weights().values()
-    return [tensor.numpy().tobytes() for tensor in tensors] + [cache.attributes.model_dump_json().encode()]
+    frames = StoredFrames(path=path).read()
+    columns = [] if frames is None else [value.tobytes() for value in vars(frames[0].columns).values()]
+    return [tensor.numpy().tobytes() for tensor in tensors] + columns + [cache.attributes.model_dump_json().encode()]
 
 
 def _kinds(path: Path) -> dict[str, list[Path]]:

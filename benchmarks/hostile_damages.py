@@ -1,11 +1,12 @@
 """Damages of a store whose parts are whole but not its own, or not in their place, and what finds and mends them."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from cache.store.documents import sign
 from cache.store.format import with_checksum
 from cache.store.layout import sample_arrays
 from cache.store.reader import TeacherCache
-from tests.factories.stores import SmallFrames, SmallTeacher, make_config
+from tests.factories.carried import CarriedFrames
+from tests.factories.stores import SmallTeacher, make_config
 
 Damage = Callable[[Path], object]
 
@@ -46,11 +48,11 @@ class Damages:
 def apply_damages(folder: Path) -> Damages:
     """Apply each damage to a copy of a store."""
     folder.mkdir()
-    frames = SmallFrames(root=folder / "points", count=12)
+    frames = CarriedFrames(root=folder / "points", count=12)
     stores = {name: folder / f"{name}.zarr" for name in ("own", "other", "fewer")}
     dump(make_config(), frames, SmallTeacher(), stores["own"])
-    dump(make_config(), frames, SmallTeacher(seed=1), stores["other"])
-    dump(make_config(), SmallFrames(root=folder / "points", count=11), SmallTeacher(), stores["fewer"])
+    dump(make_config(), replace(frames, seed=1), SmallTeacher(seed=1), stores["other"])
+    dump(make_config(), replace(frames, count=11), SmallTeacher(), stores["fewer"])
     expected, whole = read_everything(stores["own"]), contents(stores["own"])
     by_reader, by_verify, mended = 0, 0, 0
     silent, refused, not_mended = [], [], []
@@ -123,7 +125,7 @@ def all_damages(own: Path, other: Path, fewer: Path) -> dict[str, Damage]:
         damages[f"shard {shard} of other tokens with its record"] = partial(_take, fewer, [*keys, record])
         damages[f"record {shard} missing"] = partial(_remove, record)
         damages[f"record {shard} of another teacher"] = partial(_take, other, [record])
-    for key in ("zarr.json", "teacher_head.safetensors", "token", "token_order", "view_matrix", "manifest"):
+    for key in ("zarr.json", "teacher_head.safetensors", "token", "token_order", "view_matrix", "manifest", "frames"):
         damages[f"{key} of another teacher"] = partial(_take, other, [key])
         damages[f"{key} of other tokens"] = partial(_take, fewer, [key])
         damages[f"{key} missing"] = partial(_remove, key)
@@ -131,6 +133,7 @@ def all_damages(own: Path, other: Path, fewer: Path) -> dict[str, Damage]:
         damages[f"{name}: its checksum recomputed after a change"] = partial(_change, name)
         damages[f"{name}: rows rotated"] = partial(_rotate, name)
     damages["tokens duplicated"] = _duplicate_tokens
+    damages |= _damages_of_frames(own, other)
     damages["a new store copied over, interrupted after its root and weights"] = partial(
         _take, other, ["zarr.json", "teacher_head.safetensors"]
     )
@@ -141,6 +144,26 @@ def all_damages(own: Path, other: Path, fewer: Path) -> dict[str, Damage]:
     damages["a record without an array"] = partial(_edit_record, lambda record: record["files"].pop("heatmap"))
     damages["a record with the checksums of rows exchanged"] = partial(_edit_record, _exchange_rows)
     return {name: damage for name, damage in damages.items() if _differs(damage, own)}
+
+
+def _damages_of_frames(own: Path, other: Path) -> dict[str, Damage]:
+    """Of the frames that a store carries."""
+    return {
+        "frames: a column of another teacher's": partial(_take, other, ["frames/box_center.npy"]),
+        "frames: the record of another teacher's": partial(_take, other, ["frames/index.json"]),
+        "frames: all columns of another teacher's, not the record": partial(
+            _take, other, [f"frames/{file.name}" for file in other.glob("frames/*.npy")]
+        ),
+        "frames: two columns exchanged": partial(_swap, "frames/box_previous.npy", "frames/box_next.npy"),
+        "frames: the rows of a column rotated": _rotate_column,
+        "frames: a column missing": partial(_remove, "frames/pose.npy"),
+        "frames: the record missing": partial(_remove, "frames/index.json"),
+        "frames: a folder in a file's place": partial(_folder_for, "frames/pose.npy"),
+        "frames: a file in the folder's place": partial(_file_for, "frames"),
+        "frames: a link to the same bytes elsewhere": partial(_link_for, own, "frames/pose.npy"),
+        "frames: a link for the folder": partial(_link_for, own, "frames"),
+        "frames: a pipe": _pipe_for,
+    }
 
 
 def _differs(damage: Damage, own: Path) -> bool:
@@ -186,8 +209,18 @@ def _file_for(key: str, path: Path) -> None:
 
 
 def _link_for(own: Path, key: str, path: Path) -> None:
-    (path / key).unlink()
+    _remove(key, path)
     (path / key).symlink_to(own / key)
+
+
+def _pipe_for(path: Path) -> None:
+    (path / "frames/pose.npy").unlink()
+    os.mkfifo(path / "frames/pose.npy")
+
+
+def _rotate_column(path: Path) -> None:
+    file = path / "frames/box_center.npy"
+    np.save(file, np.roll(np.load(file), 1, axis=0))
 
 
 def _small(name: str, path: Path) -> tuple[Path, np.ndarray]:

@@ -1,5 +1,7 @@
 """Stores made by hand to hurt: `cli verify` and `cli inspect` of each, in a process of its own."""
 
+import hashlib
+import io
 import json
 import os
 import re
@@ -15,16 +17,20 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+import msgspec
 import numcodecs.zstd as zstd
 import numpy as np
 
 import cli
 from cache.config import differing
 from cache.errors import OfflineDistillError
+from cache.nuscenes.index_files import META, IndexFiles
 from cache.spec import CacheSpec
 from cache.store.documents import ArrayFile, sign
 from cache.store.format import with_checksum
-from tests.factories.stores import make_store
+from tests.factories.carried import make_files, make_index
+from tests.factories.stores import make_store, make_tokens
 
 LONGEST_S = 15
 MOST_BYTES = 10**9
@@ -39,6 +45,9 @@ class HandMade:
 
     stores: int
     commands: int
+    slowest_s: float
+    largest_mb: float
+    """Of memory that a command took."""
     slow: tuple[str, ...]
     large: tuple[str, ...]
     tracebacks: tuple[str, ...]
@@ -55,9 +64,9 @@ class HandMade:
 def try_stores(folder: Path) -> HandMade:
     """Make each store, run the commands, and look at what they print and take."""
     folder.mkdir()
-    sound = make_store(folder / "sound.zarr")
+    sound = make_store(folder / "sound.zarr", frames=make_files(make_tokens(10)))
     found: dict[str, list[str]] = {name: [] for name in ("slow", "large", "traceback", "bug", "control", "outside")}
-    commands = 0
+    trials: list[Trial] = []
     stores = hand_made()
     for name, make in stores.items():
         work = folder / "work"
@@ -66,8 +75,9 @@ def try_stores(folder: Path) -> HandMade:
         make(path)
         token = next(iter(_tokens(path)), "0000")
         for arguments in (["verify", str(path)], ["inspect", str(path)], ["inspect", str(path), token]):
-            commands += 1
-            for problem in _problems(arguments, work):
+            tried = _try(arguments, work)
+            trials.append(tried)
+            for problem in tried.problems:
                 found[problem].append(f"{name}: {arguments[0]}")
         allowed = {"teacher.zarr", "out", *(file.name for file in work.glob("*.png"))}
         if {file.name for file in work.iterdir()} != allowed | {"out"} or list(folder.glob("*.png")):
@@ -75,7 +85,9 @@ def try_stores(folder: Path) -> HandMade:
         shutil.rmtree(work)
     return HandMade(
         stores=len(stores),
-        commands=commands,
+        commands=len(trials),
+        slowest_s=round(max(tried.seconds for tried in trials), 1),
+        largest_mb=round(max(tried.peak_bytes for tried in trials) / 1e6),
         slow=tuple(found["slow"]),
         large=tuple(found["large"]),
         tracebacks=tuple(found["traceback"]),
@@ -85,7 +97,16 @@ def try_stores(folder: Path) -> HandMade:
     )
 
 
-def _problems(arguments: list[str], work: Path) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A command that ended, or was ended."""
+
+    problems: tuple[str, ...]
+    seconds: float
+    peak_bytes: int
+
+
+def _try(arguments: list[str], work: Path) -> Trial:
     output = work / "out"
     process = get_context("fork").Process(target=_command, args=(arguments, output))
     began = time.monotonic()
@@ -96,10 +117,12 @@ def _problems(arguments: list[str], work: Path) -> list[str]:
         process.kill()
         problems.append("slow")
     process.join()
+    seconds = time.monotonic() - began
     text = output.read_text(encoding="utf-8", errors="surrogateescape")
-    if "peak " in text and int(re.findall(r"peak (\d+)", text)[-1]) > MOST_BYTES:
+    peak = max(map(int, re.findall(r"\npeak (\d+)\n", text)), default=0)
+    if peak > MOST_BYTES:
         problems.append("large")
-    if process.exitcode not in (0, 1) and time.monotonic() - began < LONGEST_S:
+    if process.exitcode not in (0, 1) and seconds < LONGEST_S:
         problems.append("traceback")  # killed by a signal, or by an error that nothing mapped
     if "Traceback" in text:
         problems.append("traceback")
@@ -107,7 +130,7 @@ def _problems(arguments: list[str], work: Path) -> list[str]:
         problems.append("bug")
     if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text):
         problems.append("control")
-    return problems
+    return Trial(problems=tuple(problems), seconds=seconds, peak_bytes=peak)
 
 
 def _command(arguments: list[str], output: Path) -> None:
@@ -209,12 +232,12 @@ def hand_made() -> dict[str, Callable[[Path], object]]:
     for name, (place, value) in records.items():
         stores[name] = partial(_edit, "manifest/1.json", partial(_set, place, value))
     files = "zarr.json", "manifest/1.json", "token/c.0.0", "heatmap/c.1.0.0.0.0", "teacher_head.safetensors"
-    for key in (*files, "heatmap/zarr.json"):
+    for key in (*files, "heatmap/zarr.json", "frames/index.json", "frames/pose.npy"):
         stores[f"{key}: a pipe"] = partial(_pipe, key)
         stores[f"{key}: a link to /dev/zero"] = partial(_link, key, "/dev/zero")
         stores[f"{key}: a folder"] = partial(_folder, key)
         stores[f"{key}: 1 TB of nothing"] = partial(_sparse, key)
-    for name in ("features", "manifest", "token", "heatmap"):
+    for name in ("features", "manifest", "token", "heatmap", "frames"):
         stores[f"{name}: a link to /"] = partial(_link, name, "/")
     values = np.zeros(3 * 6 * 8, np.uint8)
     stores["a chunk of fewer bytes"] = partial(_first_chunk, zstd.compress(values[:40], 1))
@@ -232,6 +255,7 @@ def hand_made() -> dict[str, Callable[[Path], object]]:
         stores[f"a token {name}"] = partial(_token, token)
     stores["an order out of range"] = partial(_small, "token_order", np.full(10, 2**60, "<i8").tobytes())
     stores["matrices of NaN"] = partial(_small, "view_matrix", np.full((1, 4, 4), np.nan, "<f4").tobytes())
+    stores |= {f"frames: {name}": partial(_frames, files) for name, files in _hostile_frames().items()}
     for name, data in {
         "of 2^60 bytes": struct.pack("<Q", 2**60) + b"{}",
         "that are none": b"PK\x03\x04",
@@ -352,6 +376,50 @@ def _small(name: str, values: bytes, path: Path) -> None:
     _edit("zarr.json", partial(_set, f"attributes.small_arrays.{name}", own), path)
 
 
+def _hostile_frames() -> dict[str, dict[str, bytes]]:
+    """Files of frames that a record describes and the root names."""
+    index = make_index(make_tokens(10))
+    rows = np.full(20, 2**31 - 1, np.int32)
+    header = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118)
+    claims = "{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000, 7), }".ljust(117) + "\n"
+    scenes = msgspec.structs.replace(index.names, scenes=(f"scene{ESCAPE}",))
+    return {
+        "a column that is pickled": {"pose.npy": _npy(np.array([{}], dtype=object))},
+        "a column of 10^13 rows": {"pose.npy": header + claims.encode()},
+        "a header that is code": {"pose.npy": header + b"__import__('os').abort()".ljust(117) + b"\n"},
+        "a column of another type": {"pose.npy": _npy(np.array(["a", "b"]))},
+        "a column of fewer rows": {"pose.npy": _npy(index.columns.pose[:3])},
+        "a column of nothing": {"pose.npy": b""},
+        "rows that lead out": {"box_next.npy": _npy(rows)},
+        "poses of NaN": {"pose.npy": _npy(np.full((10, 7), np.nan))},
+        "tokens that are no text": {"sample_token.npy": _npy(np.full(10, b"\xff\xfe"))},
+        "scenes with escapes": {META: IndexFiles(index.columns, scenes, "v1.0-mini")[META]},
+        "a record of another version": {META: IndexFiles(index.columns, index.names, f"v{ESCAPE}")[META]},
+        "a record that is deep": {META: b"[" * 100_000},
+    }
+
+
+def _npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def _frames(files: dict[str, bytes], path: Path) -> None:
+    """Write files of the frames, describe them in the record, and name the record in the root."""
+    for name, data in files.items():
+        (path / "frames" / name).write_bytes(data)
+    text = (path / "frames" / META).read_bytes().rpartition(b"\n")[0]
+    if text:
+        record = json.loads(text)
+        described = {n.removesuffix(".npy"): (len(d), google_crc32c.value(d)) for n, d in files.items() if n != META}
+        record["files"] |= described
+        text = json.dumps(record).encode()
+        (path / "frames" / META).write_bytes(text + f"\n{google_crc32c.value(text)}".encode())
+    digest = hashlib.sha256((path / "frames" / META).read_bytes()).hexdigest()
+    _edit("zarr.json", partial(_set, "attributes.frames_sha256", digest), path)
+
+
 def _overlapping() -> bytes:
     tensor = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     header = json.dumps({"a": tensor, "b": tensor}).encode()
@@ -359,8 +427,6 @@ def _overlapping() -> bytes:
 
 
 def _head_weights(data: bytes, path: Path) -> None:
-    import hashlib
-
     (path / "teacher_head.safetensors").write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     _edit("zarr.json", partial(_set, "attributes.head_weights_sha256", digest), path)

@@ -196,7 +196,7 @@ def _only(items: list[float]) -> float:
 def _devkit(folder: Path) -> dict[str, str]:
     from nuscenes.nuscenes import NuScenes
 
-    from tests.factories.tables import devkit_frame
+    from tests.factories.devkit import devkit_frame
 
     nusc = NuScenes(VERSION, str(folder), verbose=False)
     memory, opened_s = _memory_mb(), time.process_time()

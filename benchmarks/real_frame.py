@@ -1,6 +1,6 @@
 """One real nuScenes key frame through the full-size teacher into a store, and one full-size student step from it.
 
-    python -m benchmarks.real_frame DATA
+    python -m benchmarks.real_frame DATA [--teacher voxel01]
 
 DATA is a nuScenes root whose v1.0-mini tables hold a frame of mini_train. Prints seconds, megabytes and the codec's
 error. The teacher's weights are random (the store says so): this measures cost and loss of bits, not detection.
@@ -25,25 +25,39 @@ from cache.teacher.mmdet3d import load_teacher
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINI = ["version=v1.0-mini", "splits=[mini_train]", "workers=0"]
 ONE_STEP = ["--set", "data.version=v1.0-mini", "--set", "data.train_split=mini_train", "--set", "data.workers=0"]
-ONE_STEP += ["--set", "training.epochs=1", "--set", "training.batch_size=1"]
+ONE_STEP += ["--set", "training.epochs=1", "--set", "training.batch_size=1", "--set", "data.val_split=mini_val"]
+ONE_STEP += [
+    "--set",
+    "training.class_balanced=false",
+    "--set",
+    "training.validate_every=0",
+    "--set",
+    "detector.image_weights=null",
+]
+STUDENTS = {
+    "pillar02": "bevdepth_r50.yaml",
+    "voxel01": "bevdepth_r50_voxel.yaml",
+    "voxel0075": "bevdepth_r50_voxel.yaml",
+}
 
 
-def main(data: Path) -> None:
+def main(data: Path, teacher: str = "pillar02") -> None:
     """Measure on the first frame of mini_train in DATA."""
+    student = STUDENTS[teacher]
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "teacher.zarr"
-        settings = load_yaml(CONFIGS / "centerpoint_pillar02.yaml", DumpConfig, MINI)
+        settings = load_yaml(CONFIGS / f"centerpoint_{teacher}.yaml", DumpConfig, MINI)
         frames = Frames(root=data, version=settings.version, splits=settings.splits)
         began = time.perf_counter()
-        teacher = load_teacher(settings.teacher, checkpoint=None)
+        live = load_teacher(settings.teacher, checkpoint=None)
         typer.echo(f"teacher built in {time.perf_counter() - began:.1f} s")
-        report = dump(settings, frames, teacher, store)
+        report = dump(settings, frames, live, store)
         typer.echo(f"{report}; {report.seconds / report.samples:.2f} s a sample")
         cache = TeacherCache(store)
         raw = sum(layer.channels * layer.grid.shape[0] * layer.grid.shape[1] * 4 for layer in cache.spec.layers)
         typer.echo(f"the same layers as float32: {raw / 1e6:.1f} MB a sample; weights: {cache.spec.teacher.weights}")
         run = Path(folder) / "run"
-        command = ["train-student", CONFIGS / "bevdepth_r50.yaml", "--data", data, "--cache", store, "--out", run]
+        command = ["train-student", CONFIGS / student, "--data", data, "--cache", store, "--out", run]
         began = time.perf_counter()
         # A process of its own, as on a machine that trains: its peak memory holds no teacher.
         subprocess.run([sys.executable, "-m", "cli", *map(str, command), *ONE_STEP], check=True)

@@ -78,7 +78,7 @@ class Arm(Strict):
     @property
     def changes(self) -> tuple[str, ...]:
         """Of the student's configuration."""
-        unlabelled = (f"distill.unlabelled_split={UNLABELLED}",) if self.unlabelled else ()
+        unlabelled = (f"data.unlabelled_split={UNLABELLED}", "distill.pseudo_labels=0.3") if self.unlabelled else ()
         return f"data.train_split={self.split}", *unlabelled
 
 

@@ -1,6 +1,6 @@
 """A LiDAR teacher's features and maps, dumped once to a Zarr store and read while camera students train.
 
-The names below are the public API. Each is imported when it is first used: `import cache` loads no library.
+The names below are the public API. Each is imported when it is first used: importing this package loads no library.
 """
 
 import importlib
@@ -27,23 +27,24 @@ if TYPE_CHECKING:
     __version__: str
 
 _PUBLIC = {
-    "BevGrid": "cache.geometry.grid:BevGrid",
-    "CacheSpec": "cache.spec:CacheSpec",
-    "DumpConfig": "cache.dumping.config:DumpConfig",
-    "Frames": "cache.nuscenes.frames:Frames",
-    "PointPipeline": "cache.spec:PointPipeline",
-    "Teacher": "cache.teacher.base:Teacher",
-    "TeacherBatch": "cache.store.batch:TeacherBatch",
-    "TeacherCache": "cache.store.reader:TeacherCache",
-    "TeacherIdentity": "cache.spec:TeacherIdentity",
-    "TeacherInput": "cache.teacher.base:TeacherInput",
-    "TeacherOutput": "cache.teacher.base:TeacherOutput",
-    "dump": "cache.dumping.run:dump",
-    "errors": "cache.errors",
-    "prefetched": "cache.store.prefetch:prefetched",
-    "verify": "cache.dumping.verify:verify",
-    "weights_sha256": "cache.teacher.checkpoint:weights_sha256",
+    "BevGrid": "geometry.grid:BevGrid",
+    "CacheSpec": "spec:CacheSpec",
+    "DumpConfig": "dumping.config:DumpConfig",
+    "Frames": "nuscenes.frames:Frames",
+    "PointPipeline": "spec:PointPipeline",
+    "Teacher": "teacher.base:Teacher",
+    "TeacherBatch": "store.batch:TeacherBatch",
+    "TeacherCache": "store.reader:TeacherCache",
+    "TeacherIdentity": "spec:TeacherIdentity",
+    "TeacherInput": "teacher.base:TeacherInput",
+    "TeacherOutput": "teacher.base:TeacherOutput",
+    "dump": "dumping.run:dump",
+    "errors": "errors",
+    "prefetched": "store.prefetch:prefetched",
+    "verify": "dumping.verify:verify",
+    "weights_sha256": "teacher.checkpoint:weights_sha256",
 }
+"""By name, the module within this package and the member."""
 
 __all__ = [*_PUBLIC, "__version__"]
 
@@ -56,7 +57,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, member = _PUBLIC[name].partition(":")
-    imported = importlib.import_module(module)
+    imported = importlib.import_module(f".{module}", __name__)
     return getattr(imported, member) if member else imported
 
 

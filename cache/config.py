@@ -82,14 +82,32 @@ def load_yaml(path: str | Path | None, model: type[Model], overrides: Iterable[s
             "invalid configuration: not a mapping of keys to values",
             where=path,
             got=type(values).__name__,
-            cure="Correct it",
+            cure="Write `key: value` lines, as the files in configs/ have them",
         )
-    for override in overrides:
-        key, equals, value = override.partition("=")
+    return model.parse(override(values, overrides), where=path or model.__name__)
+
+
+def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Set values of plain data in place.
+
+    Args:
+        overrides: "dotted.key=value" each, with the value in YAML.
+
+    Raises:
+        ConfigError: one has another form.
+    """
+    for each in overrides:
+        key, equals, value = each.partition("=")
         if not equals:
-            raise ConfigError("not an override", where="--set", got=override, expected="dotted.key=value")
+            raise ConfigError(
+                "not an override",
+                where="--set",
+                got=each,
+                expected="dotted.key=value",
+                cure="Write a key of the file with its parents, and a value: --set training.epochs=2",
+            )
         _set_at(values, key.split("."), parse_yaml(value, where=f"--set {key}"))
-    return model.parse(values, where=path or model.__name__)
+    return values
 
 
 def differing(first: Any, second: Any, *, whole: bool = True, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -160,6 +160,11 @@ class Decoding(Strict):
     """The head's `dim` map holds logarithms of metres (`norm_bbox`)."""
 
 
+def variance_layer(layer: str) -> str:
+    """The name of the layer that holds the variance of a committee's members, of one of their layers."""
+    return f"{layer}_variance"
+
+
 class TeacherIdentity(Strict):
     """The detector that made the features, as far as it decides their values."""
 
@@ -196,6 +201,32 @@ class DataIdentity(Strict):
         return cls(version=version, splits=splits, samples=len(tokens), tokens_sha256=digest, lidar=lidar)
 
 
+class LineageSource(Strict):
+    """A store that another was derived from."""
+
+    fingerprint: str
+    """Of its spec."""
+    codecs: dict[str, CodecSpec]
+    """Of its layers."""
+    sqnr_db: dict[str, float | None]
+    """What its codecs left of each layer; null where nothing was lost."""
+    lineage: "Lineage | None" = None
+    """Its own, where it was derived as well."""
+
+
+class Lineage(Strict):
+    """How a store was made from others, without the teacher."""
+
+    operation: Literal["encode", "mean", "aligned mean"]
+    """encode: the decoded features of one store, encoded again by the codecs of this one. mean: of several teachers'
+    maps; aligned mean: with the features of each rotated to those of the first."""
+    sources: tuple[LineageSource, ...] = Field(min_length=1)
+
+    def __str__(self) -> str:
+        names = " and ".join(source.fingerprint[:12] for source in self.sources)
+        return f"{self.operation} of {names}"
+
+
 class CacheSpec(Strict):
     """Everything that decides a store's content."""
 
@@ -216,6 +247,8 @@ class CacheSpec(Strict):
     """How the drawn views were drawn; None without drawn views."""
     depth: DepthSpec | None = None
     """How the key sweep's points in the cameras are stored; None where they are not."""
+    lineage: Lineage | None = None
+    """The stores that this one was derived from; None of a teacher's own."""
 
     @model_validator(mode="after")
     def _views_in_order(self) -> "CacheSpec":
@@ -248,6 +281,7 @@ class CacheSpec(Strict):
             *([("heatmap", "none")] if self.heatmap == "none" else []),
             ("points", str(self.points)),
             ("depth", "not kept" if self.depth is None else str(self.depth)),
+            *([] if self.lineage is None else [("derived", str(self.lineage))]),
         )
 
     def __repr__(self) -> str:
@@ -274,7 +308,10 @@ class CacheSpec(Strict):
                 return layer
         known = ", ".join(layer.name for layer in self.layers)
         raise MismatchError(
-            "the cache lacks a layer", got=known, expected=name, cure="Dump it, or distil another layer"
+            "the cache lacks a layer",
+            got=known,
+            expected=name,
+            cure="Dump it with `layers`, or name another in distill.pairs",
         )
 
     def differences(self, expected: "CacheSpec | dict[str, Any]") -> list[str]:

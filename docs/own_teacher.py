@@ -1,7 +1,4 @@
-"""A teacher of your own: `cli dump-teacher CONFIG --teacher own_teacher:make_teacher`, run where this file lies.
-
-The network is built as OpenPCDet's are: a dictionary `batch` passes through its modules, each of which adds to it.
-"""
+"""A teacher of your own, built as OpenPCDet's are: `cli dump-teacher CONFIG --teacher own_teacher:make_teacher ...`."""
 
 import numpy as np
 import torch
@@ -10,73 +7,43 @@ from torch import nn
 from cache import BevGrid, PointPipeline, TeacherIdentity, TeacherInput, TeacherOutput, weights_sha256
 
 CANVAS = BevGrid(x_range_m=(-16.0, 16.0), y_range_m=(-16.0, 16.0), cell_m=(0.4, 0.4))
-CLASSES = (("car",), ("pedestrian",))
-
-
-class Network(nn.Module):
-    """Stands for OpenPCDet's: maps of points -> batch["spatial_features_2d"], batch["hm"]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone_2d = nn.Sequential(nn.Conv2d(2, 8, 3, stride=2, padding=1), nn.ReLU())
-        self.dense_head = nn.Conv2d(8, 2, 1)
-
-    def forward(self, batch: dict) -> dict:
-        batch["spatial_features_2d"] = self.backbone_2d(batch["spatial_features"])
-        batch["hm"] = self.dense_head(batch["spatial_features_2d"])
-        return batch
 
 
 def prepare(frame: TeacherInput) -> torch.Tensor:
-    """In a loader worker: counts of points and their largest height, (2, H, W). Cameras are in frame.cameras."""
-    cells = np.floor(CANVAS.to_cells(frame.points[:, :2].astype(np.float64))).astype(int)
-    height, width = CANVAS.shape
-    inside = ((cells >= 0) & (cells < (width, height))).all(axis=1)
-    maps = np.zeros((2, height, width), np.float32)
-    rows, columns = cells[inside, 1], cells[inside, 0]  # row = y, column = x
-    np.add.at(maps[0], (rows, columns), 1)
-    np.maximum.at(maps[1], (rows, columns), frame.points[inside, 2] + 5)
-    return torch.from_numpy(maps)
+    """In a loader worker: numbers of points (1, H, W), row = y and column = x; images are in frame.cameras."""
+    y, x = frame.points[:, 1], frame.points[:, 0]
+    counts, *_ = np.histogram2d(y, x, CANVAS.shape, (CANVAS.y_range_m, CANVAS.x_range_m))
+    return torch.from_numpy(counts.astype(np.float32))[None]
 
 
-class OwnTeacher(nn.Module):
-    """What cache.Teacher asks for: attributes, `prepare`, a call and `head_weights`."""
+class OwnTeacher:
+    """The protocol cache.Teacher around a network whose modules add to a dictionary, as OpenPCDet's do."""
 
-    def __init__(self, network: nn.Module, identity: TeacherIdentity, device: str) -> None:
-        super().__init__()
-        self.network = network.to(device)
-        self.eval().requires_grad_(False)  # A dump refuses a teacher that trains.
-        self.identity, self.device = identity, device
-        self.points = PointPipeline(past_sweeps=9)
-        self.canvas_grid, self.heatmap_grid = CANVAS, CANVAS.coarser(2)
-        self.layer_grids = {"head": self.heatmap_grid}
-        self.prepare = prepare  # Pickled for the workers: no method of this object, which holds the network.
+    points, prepare = PointPipeline(past_sweeps=9), staticmethod(prepare)
+    canvas_grid, heatmap_grid, layer_grids = CANVAS, CANVAS.coarser(2), {"head": CANVAS.coarser(2)}
 
-    def forward(self, prepared: list[torch.Tensor]) -> TeacherOutput:
-        maps = torch.stack(prepared).to(self.device)
-        batch = self.network({"spatial_features": maps})
-        return TeacherOutput(
-            layers={"head": batch["spatial_features_2d"]},
-            heatmap=batch["hm"].sigmoid(),  # None where the detector has no heatmaps
-            head_maps={},
-            canvas_mask=maps[:, 0] > 0,
-        )
+    def __init__(self, network: nn.ModuleDict, weights: str, device: str) -> None:
+        self.network, self.device = network.to(device).eval().requires_grad_(False), device
+        decided_by = {"weights_sha256": weights_sha256(network), "config_sha256": "0" * 64}  # of the network's settings
+        self.identity = TeacherIdentity(name="own", weights=weights, tasks=(("car",), ("pedestrian",)), **decided_by)
+
+    def __call__(self, prepared: list[torch.Tensor]) -> TeacherOutput:
+        """Layers and heatmaps (None where the detector has none) of a batch of prepared frames."""
+        batch = {"spatial_features": torch.stack(prepared).to(self.device)}
+        batch["spatial_features_2d"] = self.network["backbone_2d"](batch["spatial_features"])
+        batch["hm"] = self.network["dense_head"](batch["spatial_features_2d"])
+        canvas, layers = batch["spatial_features"][:, 0] > 0, {"head": batch["spatial_features_2d"]}
+        return TeacherOutput(layers=layers, heatmap=batch["hm"].sigmoid(), head_maps={}, canvas_mask=canvas)
 
     def head_weights(self) -> dict[str, torch.Tensor]:
-        return {name: value.cpu() for name, value in self.network.dense_head.state_dict().items()}
+        return {name: value.cpu() for name, value in self.network["dense_head"].state_dict().items()}
 
 
 def make_teacher(checkpoint, device: str) -> OwnTeacher:
-    """Called with --checkpoint (None with --random-weights) and the device."""
+    """The factory, called with --checkpoint (None with --random-weights) and the device."""
     torch.manual_seed(0)
-    network = Network()
+    backbone = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU())
+    network = nn.ModuleDict({"backbone_2d": backbone, "dense_head": nn.Conv2d(8, 2, 1)})  # here: yours
     if checkpoint is not None:
         network.load_state_dict(torch.load(checkpoint, weights_only=True)["model_state"])
-    identity = TeacherIdentity(
-        name="own-pillars",
-        weights="random" if checkpoint is None else "checkpoint",
-        weights_sha256=weights_sha256(network),
-        config_sha256="0" * 64,  # of whatever else decides the network
-        tasks=CLASSES,
-    )
-    return OwnTeacher(network, identity, device)
+    return OwnTeacher(network, "random" if checkpoint is None else "checkpoint", device)

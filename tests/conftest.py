@@ -1,6 +1,8 @@
 """Shapes and types checked while testing, one thread a process, and two small data sets."""
 
+import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ install_import_hook(["cache", "student", "demo"], "beartype.beartype(conf=bearty
 from cache.nuscenes.frames import Frames  # noqa: E402
 from demo.world.config import WorldConfig  # noqa: E402
 from demo.world.make import make_world  # noqa: E402
+from tests.factories.object_store import ObjectStore, object_store  # noqa: E402
 
 ONE_FRAME = Path(__file__).parent.parent.parent / "shared" / "nuscenes-one-frame"
 
@@ -32,6 +35,40 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+OPTIONAL = ("nuscenes", "mmdet3d", "mmcv", "mmengine")
+"""Libraries that a training does without; under some Pythons they are not to be had."""
+
+MISSING = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
+NEEDS = {"nuscenes": r"(?:nuscenes|tests\.factories\.devkit)"}
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the modules that import a library that is not installed."""
+    if not MISSING or collection_path.suffix != ".py":
+        return None
+    pattern = rf"^(?:from|import) (?:{'|'.join(NEEDS.get(name, name) for name in MISSING)})\b"
+    return re.search(pattern, collection_path.read_text(encoding="utf-8"), re.MULTILINE) is not None or None
+
+
+def pytest_report_header() -> str | None:
+    return f"left out: the modules that import {', '.join(MISSING)}, not installed" if MISSING else None
+
+
+@pytest.fixture(scope="session")
+def running_object_store() -> Iterator[ObjectStore]:
+    """An S3 server, for the whole session."""
+    with object_store() as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(running_object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """The S3 server without faults, s3://bucket; attempts follow each other at once."""
+    monkeypatch.setattr("cache.store.remote.WAITS_S", (0.01,) * 4)
+    running_object_store.heal()
+    return running_object_store
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from PIL import Image
 
 from cache.versions import PROJECT
 from cli import main
@@ -94,7 +95,8 @@ def refused(*arguments: object, saying: str) -> str:
     run = cli(*arguments)
     assert run.code == 1, run.stdout + run.stderr
     # What there is to learn from is shown once every check has passed; files are opened later.
-    message = " ".join(re.sub(r"\Av1\.0-mini, .* frames, .* without a point left out\n", "", run.stderr).split())
+    notes = r"\Av1\.0-mini, .* frames, .* without a point left out\n(image backbone .*\n)?"
+    message = " ".join(re.sub(notes, "", run.stderr).split())
     assert message.startswith("error: "), run.stderr
     assert "Traceback" not in message
     assert saying in message
@@ -146,7 +148,7 @@ def trained(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-REPORTS = ("plan", "dump-teacher", "inspect", "verify", "train-student", "evaluate", "fidelity")
+REPORTS = ("plan", "dump-teacher", "inspect", "verify", "train-student", "evaluate", "predict", "fidelity")
 
 
 def answered(*arguments: object) -> dict:
@@ -345,6 +347,55 @@ def test_student_and_cached_teacher_are_evaluated(workshop: Workshop, trained: P
         assert "mAP" in run.stdout
 
 
+def test_the_split_without_annotations_gets_its_results(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    root = tmp_path / "world"
+    shutil.copytree(workshop.world / "v1.0-mini", root / "v1.0-test")
+    (root / "samples").symlink_to(workshop.world / "samples")
+    scenes = json.loads((root / "v1.0-test" / "scene.json").read_text())
+    scenes[0]["name"] = "scene-0077"  # of nuScenes' test split
+    (root / "v1.0-test" / "scene.json").write_text(json.dumps(scenes))
+    (root / "v1.0-test" / "sample_annotation.json").write_text("[]")
+    what = ("evaluate", "--data", root, "--version", "v1.0-test", "--split", "test", "--out", tmp_path / "evaluation")
+    run = cli(*what, "--checkpoint", trained / "checkpoints" / "last.ckpt")
+    assert run.code == 0, run.stderr
+    results = tmp_path / "evaluation" / "results_nusc.json"
+    assert f"results: {results}" in run.stdout
+    assert "no metrics: nuScenes keeps the annotations of test, and its server evaluates this file" in run.stdout
+    assert "mAP" not in run.stdout
+    found = json.loads(results.read_text())
+    samples = json.loads((root / "v1.0-test" / "sample.json").read_text())
+    assert found["results"].keys() == {row["token"] for row in samples if row["scene_token"] == scenes[0]["token"]}
+    assert found["meta"]["use_camera"]
+
+
+def test_frames_are_left_out_of_a_dump_and_a_training_and_counted(
+    workshop: Workshop, copy_world: Callable[[], Path], tmp_path: Path
+) -> None:
+    """Of four frames one is excluded, and one lacks its LiDAR file and an image."""
+    world = copy_world()
+    samples = json.loads((world / "v1.0-mini" / "sample.json").read_text())
+    excluded = samples[0]["token"]
+    files = json.loads((world / "v1.0-mini" / "sample_data.json").read_text())
+    for row in files:
+        if row["sample_token"] == samples[-1]["token"] and row["is_key_frame"]:
+            (world / row["filename"]).unlink()
+    store, out = tmp_path / "teacher.zarr", tmp_path / "run"
+    dump = ("dump-teacher", workshop.dump, "--data", world, "--random-weights", "--out", store)
+    run = cli(*dump, "--set", f"exclude=[{excluded}]", "--set", "skip_missing=true")
+    assert run.code == 0, run.stderr
+    assert "mini_train, mini_val: 2 of 4 frames are left out" in run.stderr
+    assert "2 of 2 samples written" in run.stdout
+    splits = ("--set", "data.train_split=all", "--set", "data.val_split=test")
+    training = ("train-student", workshop.student, "--data", world, "--cache", store, "--out", out, *splits)
+    refused(*training, saying="frames of the training split are not in the cache")
+    run = cli(*training, "--set", f"data.exclude=[{excluded}]", "--set", "data.skip_missing=true")
+    assert run.code == 0, run.stderr
+    assert "1 of 3 frames lack a file and are left out (data.skip_missing)" in " ".join(run.stderr.split())
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["frames"], summary["frames_left_out"]) == (2, 2)
+    assert "2 frames of 4 left out" in run.stdout
+
+
 def test_images_and_a_store_suffice_to_evaluate(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
     """The root has no tables; the store was dumped on both splits."""
     images = tmp_path / "images"
@@ -365,6 +416,29 @@ def test_images_and_a_store_suffice_to_evaluate(workshop: Workshop, trained: Pat
         *("evaluate", "--data", images, *checkpoint, *other),
         saying="got frames of v1.0-mini; expected frames of v1.0-test",
     )
+
+
+def test_a_student_predicts_frames_and_shows_a_scene(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    student = ("predict", trained / "checkpoints" / "last.ckpt", "--data", workshop.world)
+    results, video = tmp_path / "new" / "results.json", tmp_path / "scene.gif"
+    told = answered(*student, "--out", results, "--video", video, "--min-score", 0.0)
+    found = json.loads(results.read_text())
+    assert found["meta"]["use_camera"] and len(found["results"]) == told["frames"] == 2
+    assert told["boxes"] == sum(map(len, found["results"].values()))
+    with Image.open(video) as opened:
+        assert opened.n_frames == 2
+    token = sorted(found["results"])[0]
+    run = cli(*student, "--tokens", token, "--out", tmp_path / "one.json")
+    assert (run.code, run.stdout) == (
+        0,
+        f"{tmp_path / 'one.json'}: {len(found['results'][token]):,} boxes in 1 frames\n",
+    )
+    assert json.loads((tmp_path / "one.json").read_text())["results"] == {token: found["results"][token]}
+    where = ("--out", tmp_path / "none.json")
+    refused(*student, *where, "--tokens", "abc", saying="no key frame that is to be used (tokens, ")
+    refused(*student, *where, "--tokens", token, "--split", "mini_val", saying="frames are chosen twice")
+    refused(*student, *where, "--video", tmp_path / "scene.avi", saying="written as MP4 or GIF")
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_the_cached_teacher_is_compared_with_the_live_one(workshop: Workshop, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Every configuration in configs/ parses, builds and fits the teacher that it is meant for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,21 @@ from cache.config import Strict, load_yaml
 from cache.dumping.config import DumpConfig
 from cache.geometry.grid import BevGrid
 from cache.geometry.views import PUBLIC_AUGMENT
+from cache.nuscenes.frames import Frames
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
+from cache.store.batch import TeacherBatch
+from cache.store.codec import encode
 from demo.world.config import WorldConfig
 from student.config.student import TASKS, StudentConfig
+from student.data.dataset import StudentDataset
+from student.distill.head_maps import HEAD_MAPS
 from student.models.detectors import build_detector
 from student.training.module import StudentModule
+from tests.factories.distill import make_spec
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-STUDENTS = sorted(path.name for path in CONFIGS.glob("bev*.yaml"))
+RECIPES = sorted(f"recipes/{path.name}" for path in CONFIGS.glob("recipes/*.yaml"))
+STUDENTS = [*sorted(path.name for path in CONFIGS.glob("bev*.yaml")), *RECIPES]
 KINDS: dict[str, type[Strict]] = {
     "demo/world.yaml": WorldConfig,
     "demo/student.yaml": StudentConfig,
@@ -47,6 +55,7 @@ def dumped(name: str) -> CacheSpec:
         ),
         heatmap_grid=canvas.coarser(stride),
         canvas_grid=canvas,
+        head_maps=HEAD_MAPS,
     )
 
 
@@ -73,6 +82,52 @@ def test_every_student_builds_and_fits_its_teacher(name: str, teacher: str) -> N
     with torch.device("meta"):
         module = StudentModule(load_yaml(CONFIGS / name, StudentConfig), [dumped(teacher)])
     assert module.objective is not None
+
+
+SMALL = (
+    "training.activation_checkpointing=false",
+    "detector.image_backbone=resnet18",
+    "detector.image_neck_channels=8",
+    "detector.lift_channels=8",
+    "detector.bev_channels=[8, 8, 8]",
+    "detector.bev_neck_channels=8",
+    "detector.head.shared_channels=8",
+    "detector.depth_m=[1.0, 41.0, 4.0]",
+    "detector.grid={x_range_m: [-16.0, 16.0], y_range_m: [-16.0, 16.0], cell_m: [0.8, 0.8]}",
+    "image.size=[64, 96]",
+)
+
+
+def made_up_teacher(spec: CacheSpec) -> TeacherBatch:
+    """Two samples of a teacher with these layers."""
+    return TeacherBatch(
+        tokens=("a", "b"),
+        features={
+            layer.name: encode(torch.randn(2, layer.channels, *layer.grid.shape).relu(), layer.codec)
+            for layer in spec.layers
+        },
+        heatmap=(torch.rand(2, 10, *spec.heatmap_grid.shape) ** 8 * 255).to(torch.uint8),
+        canvas_mask=torch.rand(2, *spec.canvas_grid.shape) > 0.9,
+        head_maps={name: torch.randn(2, 6, n, *spec.heatmap_grid.shape).half() for name, n in HEAD_MAPS.items()},
+        view_matrix=torch.eye(4).expand(2, 4, 4),
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_a_step(name: str, made_frames: Frames) -> None:
+    config = load_yaml(CONFIGS / name, StudentConfig, SMALL)
+    grid = config.detector.grid
+    layers = {"head": (6, grid), "backbone1": (5, grid), "backbone2": (4, grid.coarser(2))}
+    spec = make_spec(layers, head_maps=HEAD_MAPS)
+    torch.manual_seed(0)
+    module = StudentModule(config, [spec])
+    dataset = StudentDataset(made_frames, config, config.detector.times, module.detector.supervise_depth)
+    batch = replace(dataset.collate([dataset[0], dataset[1]]), teachers=(made_up_teacher(spec),), to_teachers=(None,))
+    terms = module.loss_terms(batch)
+    torch.stack(list(terms.values())).sum().backward()
+    assert {term for term in terms if term.startswith("distill/")}
+    assert all(value.isfinite() and value > 0 for value in terms.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALLER = [
     *("data.version=v1.0-mini", "data.train_split=mini_train", "data.workers=0", "image.size=[64,160]"),
-    *("detector.image_backbone=resnet18", "detector.image_neck_channels=64", "training.epochs=1"),
+    *("detector.image_backbone=resnet18", "detector.image_weights=null", "detector.image_neck_channels=64"),
+    "training.epochs=1",
     # The only frame is drawn once, and there is none to validate on.
     *("data.val_split=mini_val", "training.batch_size=1", "training.class_balanced=false", "training.validate_every=0"),
 ]

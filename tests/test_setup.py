@@ -45,6 +45,20 @@ def test_nothing_is_done_when_nothing_changed(checkout: Path) -> None:
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
+def test_other_pythons_are_skipped_with_a_reason(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3.13").symlink_to("/bin/true")
+    for tool in ("bash", "dirname"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    only = os.environ | {"PATH": str(tmp_path / "bin")}
+    script = checkout / ".ci" / "other-pythons"
+    run = subprocess.run([script], env=only, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout.splitlines()) == (0, [
+        "Python 3.12: skipped (no python3.12)",
+        "Python 3.13: skipped (no .venv-3.13: .ci/other-pythons --install 3.13)",
+    ]), run.stderr  # fmt: skip
+
+
 def test_a_kept_wheel_is_reused(checkout: Path, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho mmcv-key\n")

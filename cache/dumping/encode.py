@@ -84,7 +84,7 @@ def _probabilities(heatmap: Float[Tensor, "B K H W"], tokens: tuple[str, ...]) -
         [f"token {token}" for token in tokens],
         "the teacher's heatmap is no probability",
         expected="0 .. 1",
-        cure="Check the teacher's checkpoint and this frame's points",
+        cure="Leave the frame out with exclude; where it is every frame, give the checkpoint of this configuration",
     )
     return (heatmap.float() * 255).round().to(torch.uint8)
 

@@ -63,7 +63,7 @@ def require_sound(config: DumpConfig, teacher: Teacher, output: TeacherOutput) -
             where=teacher.identity.name,
             got=", ".join(unknown),
             expected=f"some of {', '.join(output.layers)}",
-            cure="Change `layers`",
+            cure="Name some of these under `layers` of the configuration",
         )
     for name in config.layers:
         grid = teacher.layer_grids.get(name)
@@ -112,7 +112,7 @@ def _require_map(
     _require(len(shape) == dimensions and shape[0] == 1, what, shape, f"{dimensions} dimensions, 1 frame first")
     if grid is not None and shape[-2:] != grid.shape:
         raise TeacherError(
-            "a map of the teacher does not fit its grid", where=what, got=shape[-2:], expected=grid.shape
+            "a map of the teacher does not fit its grid", where=what, got=shape[-2:], expected=grid.shape, cure=_CURE
         )
     if floating:
         _require(values.is_floating_point(), what, values.dtype, "a floating-point type")

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from cache.dumping.config import DumpConfig
-from cache.dumping.prepared import PreparedFrame
 from cache.dumping.setup import DumpSetup
 from cache.errors import UnsealedError
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.loader import Loader, loader_errors, require_shared_memory
+from cache.nuscenes.loader import Loader, loader_errors, require_shared_memory, shared_bytes
 from cache.store.layout import StoredSample
 from cache.store.partition import WHOLE, Part
 from cache.store.writer import StoreWriter
@@ -53,15 +52,23 @@ class DumpReport:
     """Of this run's part."""
     missing: int = 0
     """Of the whole store, after this run: other parts write them."""
+    written_again: tuple[str, ...] = ()
+    """Small files and frames that the store lacked, or that were damaged."""
 
     def __str__(self) -> str:
+        if not self.written_again:
+            return self._progress()
+        return f"{self._progress()}; written again: {', '.join(self.written_again)}"
+
+    def _progress(self) -> str:
         whole = self.part_samples == self.samples
         rest = "complete" if self.sealed else f"not complete yet: other parts still write {self.missing} samples"
         if self.written:
             size = self.bytes_written / self.written / 1e6
             return f"{self.path}: {self.written} of {self.samples} samples written, {size:.2f} MB each; {rest}"
         if whole:
-            return f"{self.path}: all {self.samples} samples were there already, nothing to do"
+            rest = "" if self.written_again else ", nothing to do"
+            return f"{self.path}: all {self.samples} samples were there already{rest}"
         if not self.part_samples:
             return f"{self.path}: part {self.part} has no shard to write, there are fewer shards than parts; {rest}"
         return f"{self.path}: all {self.part_samples} samples of part {self.part} were there already; {rest}"
@@ -109,7 +116,6 @@ def fill_store(
     """
     began = time.monotonic()
     with setup.open_writer(out, part, redo) as writer:
-        setup.write_frames(out)
         try:
             with loader_errors():
                 written, size = _fill(writer, setup, progress)
@@ -120,6 +126,7 @@ def fill_store(
         sealed = writer.seal()
         missing = writer.missing_samples()
         part_samples = sum(len(writer.positions(shard)) for shard in writer.shards)
+        written_again = tuple(writer.mended)
     return DumpReport(
         path=Path(out),
         samples=setup.spec.data.samples,
@@ -130,6 +137,7 @@ def fill_store(
         part=str(part),
         part_samples=part_samples,
         missing=missing,
+        written_again=written_again,
     )
 
 
@@ -170,7 +178,8 @@ def _jobs(writer: StoreWriter, batches: list[_Batch], setup: DumpSetup) -> Itera
     workers = setup.config.workers if batches else 0
     if workers:
         one = setup.prepared[batches[0].positions[0]]
-        require_shared_memory(_tensor_bytes(one) * setup.config.batch_size, workers + 1)
+        tensors = (part for part in tree_leaves(tuple(one)) if isinstance(part, Tensor))
+        require_shared_memory(shared_bytes(tensors) * setup.config.batch_size, workers + 1)
     loader = Loader(
         setup.prepared,
         batch_sampler=[batch.positions for batch in batches],
@@ -180,10 +189,6 @@ def _jobs(writer: StoreWriter, batches: list[_Batch], setup: DumpSetup) -> Itera
     )
     for batch, frames in zip(batches, loader, strict=True):
         yield partial(_write, writer, batch, setup.encode(frames))
-
-
-def _tensor_bytes(frame: PreparedFrame) -> int:
-    return sum(part.nbytes for part in tree_leaves(tuple(frame)) if isinstance(part, Tensor))
 
 
 def _write(writer: StoreWriter, batch: _Batch, samples: list[StoredSample]) -> int:

@@ -1,6 +1,6 @@
 """The set-up that dump, plan and repair share: the spec, prepared frames, passes of the teacher and the writer."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from cache.geometry.views import sample_label
 from cache.nuscenes.frame import Frame
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import camera_points
-from cache.nuscenes.stored_frames import write_frames
+from cache.nuscenes.scene_columns import files_of_scenes
+from cache.nuscenes.splits import custom_splits
 from cache.spec import CacheSpec, DataIdentity, LayerSpec
-from cache.store.atomic import store_errors
 from cache.store.documents import TeacherFile
 from cache.store.layout import StoredSample
 from cache.store.partition import WHOLE, Part
@@ -65,18 +65,8 @@ class DumpSetup:
             part=part,
             redo=redo,
             teacher_file=self.teacher_file,
+            frames=frame_files(self.prepared.frames),
         )
-
-    def write_frames(self, out: Path) -> None:
-        """Write the frames into the store, so that a training needs no tables.
-
-        Raises:
-            StoreError: they cannot be written.
-        """
-        frames = self.prepared.frames
-        if hasattr(frames, "tables"):  # frames that are not made of tables are left out
-            with store_errors(out):
-                write_frames(frames, out)
 
     def encode_view(self, frames: Sequence[PreparedFrame], view: int) -> list[StoredSample]:
         """Run the teacher over one view of a batch of frames and encode its output.
@@ -92,6 +82,14 @@ class DumpSetup:
         """Run the teacher over a batch of frames, view after view; join each frame's views and its depth codes."""
         views = [self.encode_view(frames, view) for view in range(len(self.spec.views))]
         return join_views(views, [frame.depth for frame in frames])
+
+
+def frame_files(frames: Frames) -> Mapping[str, bytes]:
+    """The files of the index of the frames' scenes, so that a training needs no tables; none without tables."""
+    if not hasattr(frames, "tables"):
+        return {}
+    own = custom_splits(frames.root / frames.version)
+    return files_of_scenes(frames.tables, frames.rows(), own, frames.version)
 
 
 def build_spec(config: DumpConfig, frames: Frames, teacher: Teacher) -> CacheSpec:

@@ -1,7 +1,8 @@
 """Check the integrity of a store, and repair it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ from cache.dumping.run import DumpProgress, fill_store
 from cache.dumping.setup import DumpSetup
 from cache.errors import CorruptStoreError
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.index_files import FRAMES_FOLDER
-from cache.nuscenes.stored_frames import damaged_files
 from cache.store.documents import FORMAT_VERSION
 from cache.store.files import file_size
 from cache.store.format import REPAIR, index_bytes
+from cache.store.layout import FRAMES
 from cache.store.reader import TeacherCache
 from cache.store.small_faults import small_faults
+from cache.store.stored_frames import frame_faults
 from cache.teacher.base import Teacher
 
 MOST_FAULTS = 10_000
@@ -29,6 +30,10 @@ SHOWN_FAULTS = 100
 WEAKER = (
     "format version 1: its shards are not bound to the store, so that whole shards that were exchanged with others "
     "are not found; stores dumped now are of version 2"
+)
+UNBOUND = (
+    "the frames that it carries are not bound to it by its root, so that those of another store are not found unless "
+    "they lack samples; `cli dump-teacher` with the store's configuration binds them"
 )
 
 
@@ -55,6 +60,12 @@ class VerifyReport:
     format_version: int = FORMAT_VERSION
     checked_all: bool = True
     """False where the check ended at MOST_FAULTS."""
+    frames_bound: bool = True
+    """False where the store carries frames that its root does not name."""
+    written_again: tuple[str, ...] = ()
+    """By a repair: small files that were missing, damaged or another store's."""
+    dumped_again: tuple[int, ...] = ()
+    """By a repair: damaged shards."""
 
     @property
     def damaged_shards(self) -> list[int]:
@@ -68,15 +79,21 @@ class VerifyReport:
                 lines.append(f"and {len(self.damage) - len(lines)} more")
             if not self.checked_all:
                 lines.append("the rest was not checked")
-            return f"{self.path}: {len(self.damage)} faults\n" + "\n".join([*lines, *self._weaker()])
+            return f"{self.path}: {len(self.damage)} faults\n" + "\n".join([*lines, *self._notes()])
         depth = "every byte was checked" if self.full else "documents, sizes and indexes were checked, not the data"
         state = "complete" if self.sealed else "not complete yet"
         size = f"{self.bytes / 1e6:.1f} MB"
         first = f"{self.path}: no fault in {self.samples} samples, {size} ({depth}); {state}"
-        return "\n".join([first, *self._weaker()])
+        return "\n".join([first, *self._notes()])
 
-    def _weaker(self) -> list[str]:
-        return [WEAKER] if self.format_version == 1 else []
+    def _notes(self) -> list[str]:
+        """What a repair did, and what was not checked."""
+        notes = [WEAKER] if self.format_version == 1 else [UNBOUND] if not self.frames_bound else []
+        if self.dumped_again:
+            notes.append(f"dumped again: shards {', '.join(map(str, self.dumped_again))}")
+        if self.written_again:
+            notes.append(f"written again: {', '.join(self.written_again)}")
+        return notes
 
 
 def verify(path: str | Path, full: bool = True, progress: Callable[[int, int], None] = lambda *_: None) -> VerifyReport:
@@ -95,7 +112,8 @@ def verify(path: str | Path, full: bool = True, progress: Callable[[int, int], N
         cache = TeacherCache(path, allow_partial=True)
     except CorruptStoreError as error:
         return VerifyReport(path=path, full=full, sealed=False, samples=0, bytes=0, damage=(Damage(error=error),))
-    damage = [Damage(error=error) for error in small_faults(cache)] + _damaged_frames(cache)
+    small = chain(small_faults(cache), frame_faults(path, cache.attributes, cache.tokens))
+    damage = [Damage(error=error) for error in small]
     size = 0
     shards = cache.committed_shards()
     for done, shard in enumerate(shards, start=1):
@@ -114,6 +132,7 @@ def verify(path: str | Path, full: bool = True, progress: Callable[[int, int], N
         damage=tuple(damage),
         format_version=cache.attributes.format_version,
         checked_all=len(damage) < MOST_FAULTS,
+        frames_bound=cache.attributes.frames_sha256 is not None or not (path / FRAMES).exists(),
     )
 
 
@@ -125,7 +144,7 @@ def repair(
     progress: Callable[[DumpProgress], None] = lambda _: None,
     checkpoint: Path | None = None,
 ) -> VerifyReport:
-    """Write damaged small files again, and dump the frames of damaged shards again.
+    """Write damaged small files again, and dump the frames of damaged shards again; the report says which.
 
     Args:
         checkpoint: the file that the teacher was loaded from; see `cache.dumping.run.dump`.
@@ -135,18 +154,11 @@ def repair(
         MismatchError: the teacher or the frames are not those of the store.
     """
     setup = DumpSetup.of(config, frames, teacher, checkpoint)
-    setup.open_writer(Path(path), redo=()).close()  # the small files first: verify reads tokens
-    fill_store(setup, Path(path), progress, redo=verify(path).damaged_shards)
-    return verify(path)
-
-
-def _damaged_frames(cache: TeacherCache) -> list[Damage]:
-    """Faults of the frames that the store carries."""
-    what = "a file of the frames that the store carries is missing or damaged"
-    return [
-        Damage(error=CorruptStoreError(what, where=cache.path / FRAMES_FOLDER / name, cure=REPAIR))
-        for name in damaged_files(cache.path, cache.tokens)
-    ]
+    with setup.open_writer(Path(path), redo=()) as writer:  # the small files first: verify reads tokens
+        mended = tuple(writer.mended)
+    damaged = verify(path).damaged_shards
+    fill_store(setup, Path(path), progress, redo=damaged)
+    return replace(verify(path), written_again=mended, dumped_again=tuple(damaged))
 
 
 def _check_shard(cache: TeacherCache, shard: int, full: bool) -> tuple[list[Damage], int]:

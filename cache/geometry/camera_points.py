@@ -61,7 +61,7 @@ def depth_codes(points: Sequence[Float[np.ndarray, "_ 3"]], spec: DepthSpec) -> 
                 where=name,
                 got=f"{len(found)} points, the last of them at pixel {uvd[:, :2].max():.0f}",
                 expected=f"at most {spec.room} points, in an image of {CODES * spec.pixel_step:g} pixels a side",
-                cure="The first frame sets the capacity, and this one differs too much: dump without `depth`",
+                cure="Dump without `depth`, or images of one size each by themselves: the first frame sets the room",
             )
         row[:, : len(found)] = found[np.argsort(found[:, 2], kind="stable")].T
     return codes

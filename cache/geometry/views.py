@@ -82,7 +82,11 @@ class ViewsConfig(Strict):
     @model_validator(mode="after")
     def _some_view(self) -> "ViewsConfig":
         if not self.names:
-            raise ConfigError("the dump has no view", where="views", cure="Leave canonical on, or choose others")
+            raise ConfigError(
+                "the dump has no view",
+                where="views",
+                cure="Set views.canonical to true, views.reflections to 2 or 4, or views.drawn",
+            )
         return self
 
     @property

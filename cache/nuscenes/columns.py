@@ -34,7 +34,7 @@ class Columns:
     sample_scene: Int[np.ndarray, "N"]
     sample_time_us: Int[np.ndarray, "N"]
     sample_previous: Int[np.ndarray, "N"]
-    sample_boxes: Int[np.ndarray, "N1"]
+    sample_boxes: Int[np.ndarray, "N+1"]
     sample_files: Int[np.ndarray, "N channels"]
     file_name: Shaped[np.ndarray, "D"]
     file_time_us: Int[np.ndarray, "D"]

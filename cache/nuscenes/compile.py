@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from cache.nuscenes.columns import NO_ROW, Columns, Names
 from cache.nuscenes.compile_boxes import box_columns
 from cache.nuscenes.linked_table import LinkedTable, dangling, times_us, wrong_order, wrong_times
+from cache.nuscenes.official import CATEGORIES, CLASS_OF, split_scenes
 from cache.nuscenes.tables import (
     Advance,
     AnyRow,
@@ -75,11 +76,6 @@ def _names(
     sensor: LinkedTable[SensorRow],
     channels: tuple[str, ...],
 ) -> Names:
-    # The devkit takes 1.5 s and 100 MB to import: here it is imported once for all later openings.
-    from nuscenes.eval.detection.utils import category_to_detection_name
-    from nuscenes.utils.color_map import get_colormap
-    from nuscenes.utils.splits import create_splits_scenes
-
     scenes, categories, attributes = (tuple(row.name for row in of.rows) for of in (scene, category, attribute))
     modality_of = {row.channel: row.modality for row in sensor.rows}
     return Names(
@@ -88,10 +84,10 @@ def _names(
         lidars=tuple(name for name in channels if modality_of[name] != CAMERA),
         cameras=tuple(name for name in channels if modality_of[name] == CAMERA),
         categories=categories,
-        classes=tuple(category_to_detection_name(name) for name in categories),
+        classes=tuple(CLASS_OF.get(name) for name in categories),
         attributes=attributes,
-        splits={name: tuple(of_split) for name, of_split in create_splits_scenes().items()},
-        official=tuple(get_colormap()),
+        splits=split_scenes(),
+        official=CATEGORIES,
     )
 
 

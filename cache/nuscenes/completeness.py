@@ -51,25 +51,32 @@ def without(frames: Frames, tokens: Collection[str]) -> Frames:
     Raises:
         ConfigError: the tables hold no such key frame, or none is left.
     """
-    rows = frames.tables.rows(list(tokens))
-    unknown = [token for token, row in zip(tokens, rows.tolist(), strict=True) if row < 0]
-    if unknown:
-        raise ConfigError(
-            "the tables hold no key frame that is to be excluded",
-            where=f"exclude, {frames.root / frames.version}",
-            got=", ".join(unknown[:5]),
-            expected="tokens of sample.json",
-            cure="Correct the list",
-        )
+    _require_known(
+        frames,
+        tokens,
+        "excluded",
+        "exclude",
+        "Take these tokens out of `exclude`: they are mistyped, or of another version",
+    )
     left = frames.keeping(lambda token: token not in tokens)
     if not left.tokens:
         raise ConfigError(
             "every frame of the split is excluded",
             where=f"exclude, {', '.join(frames.splits)}",
             got=f"{len(tokens)} tokens",
-            cure="Leave some frames in",
+            cure="Take some tokens out of `exclude`, or choose another split",
         )
     return left
+
+
+def only(frames: Frames, tokens: Collection[str]) -> Frames:
+    """Some of the frames, in the tables' order.
+
+    Raises:
+        ConfigError: they hold no such key frame.
+    """
+    _require_known(frames, tokens, "used", "tokens", "Correct them, or name the version that they belong to")
+    return frames.keeping(frozenset(tokens).__contains__)
 
 
 def on_disk(frames: Frames, channels: Collection[str], history: int = 0, past_sweeps: int = 0) -> Frames:
@@ -106,6 +113,19 @@ def on_disk(frames: Frames, channels: Collection[str], history: int = 0, past_sw
             cure="Unpack the blobs that hold this split, or choose another",
         )
     return frames.keeping(left.__contains__)
+
+
+def _require_known(frames: Frames, tokens: Collection[str], purpose: str, where: str, cure: str) -> None:
+    rows = frames.tables.rows(list(tokens))
+    unknown = [token for token, row in zip(tokens, rows.tolist(), strict=True) if row < 0]
+    if unknown:
+        raise ConfigError(
+            f"the tables hold no key frame that is to be {purpose}",
+            where=f"{where}, {frames.root / frames.version}",
+            got=", ".join(unknown[:5]),
+            expected="tokens of sample.json",
+            cure=cure,
+        )
 
 
 def _all_there(

@@ -11,6 +11,12 @@ from jaxtyping import Float, Int
 
 from cache.nuscenes.poses import Matrix
 
+EXCLUDE = "Unpack the data set's blobs again, or leave the frame out with data.exclude (for a dump: exclude)"
+SKIP_MISSING = (
+    "Unpack the data set's blobs again, or leave such frames out with data.skip_missing=true (for a dump: skip_missing)"
+)
+"""The cures of faults of sensors' files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:

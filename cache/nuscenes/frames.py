@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -13,7 +14,7 @@ from cache.errors import DataError
 from cache.nuscenes.columns import NO_ROW
 from cache.nuscenes.frame import Camera, Frame, Sweep
 from cache.nuscenes.index import open_index
-from cache.nuscenes.index_files import FRAMES_FOLDER, TableIndex, read_index
+from cache.nuscenes.index_files import TableIndex
 from cache.nuscenes.plausibility import require_boxes, require_older, require_poses
 from cache.nuscenes.poses import Matrix, boxes_in_lidar, pose_matrices
 from cache.nuscenes.splits import scenes_of_splits
@@ -21,6 +22,18 @@ from cache.nuscenes.tables import UNPACK
 from cache.spec import CLASSES, LIDAR
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+
+
+@runtime_checkable
+class IndexSource(Protocol):
+    """Where an index comes from, if not from tables."""
+
+    @property
+    def path(self) -> Path:
+        """Of the file or folder."""
+
+    def read(self) -> tuple[TableIndex, str] | None:
+        """The index and the version of its tables; None where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +57,8 @@ class Frames(Sequence[Frame]):
     its cameras where it lists none of the six."""
     lidar: str = ""
     """The channel whose frame all geometry is in: by default LIDAR_TOP, or the only LiDAR that sensor.json lists."""
-    store: Path | None = None
-    """A store that carries its frames (`cache.dump` writes them): read where the root has no tables."""
+    store: IndexSource | None = None
+    """A store that carries its frames (`cache.store.stored_frames.StoredFrames`): read where the root has no tables."""
     tables: TableIndex = field(init=False, repr=False, compare=False)
     tokens: tuple[str, ...] = field(init=False, repr=False)
 
@@ -61,6 +74,10 @@ class Frames(Sequence[Frame]):
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def with_sweeps(self, past: int) -> "Frames":
+        """The same frames, which list at least so many past rotations."""
+        return self if past <= self.max_sweeps else replace(self, max_sweeps=past)
 
     def __getitem__(self, key: int | str) -> Frame:  # type: ignore[override]
         token = self.tokens[key] if isinstance(key, int) else key
@@ -150,17 +167,13 @@ class Frames(Sequence[Frame]):
     def _index(self) -> TableIndex:
         if self.store is None or (self.root / self.version).is_dir():
             return open_index(self.root, self.version)
-        found = read_index(self.store / FRAMES_FOLDER)
-        if isinstance(found, tuple) and found[1] == self.version:
+        found = self.store.read()
+        if found is not None and found[1] == self.version:
             return found[0]
-        if isinstance(found, tuple):
-            got = f"frames of {found[1]}"
-        else:
-            got = f"damaged ones ({_listed(found)})" if (self.store / FRAMES_FOLDER).is_dir() else "none"
         raise DataError(
             "the nuScenes tables are missing, and the store does not carry their frames",
-            where=f"{self.root / self.version}, {self.store}",
-            got=got,
+            where=f"{self.root / self.version}, {self.store.path}",
+            got="none" if found is None else f"frames of {found[1]}",
             expected=f"frames of {self.version}",
             cure="Name a store of this version, run its `dump-teacher` again to add the frames, or unpack the tables",
         )
@@ -175,7 +188,8 @@ class Frames(Sequence[Frame]):
                 "the split holds no key frame",
                 where=f"{self.root / self.version}, {', '.join(self.splits) or 'no split named'}",
                 got=f"scenes {_listed(names.scenes)}",
-                cure="Choose a split of this version (mini_train and mini_val belong to v1.0-mini), or `all`",
+                cure="Choose a split of this version (mini_train and mini_val belong to v1.0-mini), `all`, or "
+                "name scenes of your own in splits.json beside the tables",
             )
         return tuple(token.decode() for token in tokens.tolist())
 
@@ -234,6 +248,15 @@ class Frames(Sequence[Frame]):
                 where=f"token {token}, {self.cameras[int(np.isnan(intrinsics).any(axis=(1, 2)).argmax())]}",
                 expected="camera_intrinsic of 3 x 3 in calibrated_sensor.json",
                 cure=UNPACK,
+            )
+        # A network inverts them on its device, where a matrix without an inverse would pass unseen.
+        if (singular := np.linalg.det(intrinsics) == 0).any():
+            raise DataError(
+                "a camera's intrinsics have no inverse",
+                where=f"token {token}, {self.cameras[int(singular.argmax())]}",
+                got=f"camera_intrinsic {intrinsics[int(singular.argmax())].tolist()}",
+                expected="focal lengths above 0",
+                cure="Correct calibrated_sensor.json",
             )
         return tuple(
             Camera(name=channel, path=self.root / name.decode(), intrinsics=matrix, to_lidar=pose, size=(height, width))

@@ -19,7 +19,8 @@ import msgspec
 from cache.errors import DataError, OfflineDistillWarning
 from cache.nuscenes.columns import Columns, Names
 from cache.nuscenes.compile import TABLES, compile_tables
-from cache.nuscenes.index_files import FORMAT, META, TableIndex, read_index, write_index
+from cache.nuscenes.index_files import FORMAT, META, IndexFiles, TableIndex, read_index, write_index
+from cache.nuscenes.tables import UNPACK
 from cache.terminal.console import progress as console_progress
 
 EDGE_BYTES = 1 << 16
@@ -50,10 +51,12 @@ def open_index(root: Path, version: str, progress: Progress | None = None) -> Ta
             return index
         columns, names = _compiled(folder, progress)
         if tables_identity(folder) != identity:
-            raise DataError("the tables changed while they were read", where=folder, cure="Start again")
+            raise DataError(
+                "the tables changed while they were read", where=folder, cure="Run it again once nothing writes there"
+            )
         if problem is None:
             _remove_stale(path, str(folder))
-            problem = _try(lambda: write_index(columns, names, path, str(folder), identity))
+            problem = _try(lambda: write_index(IndexFiles(columns, names, str(folder), identity), path))
         if problem is None and (index := _opened(path)) is not None:
             return index
     warnings.warn(
@@ -108,7 +111,7 @@ def tables_identity(folder: Path) -> str:
                 "a nuScenes table cannot be read",
                 where=path,
                 got=f"{type(error).__name__}: {error.strerror}",
-                cure="Unpack the tables again",
+                cure=UNPACK,
             ) from None
     return digest.hexdigest()[:32]
 

@@ -1,8 +1,9 @@
 """An index on disk: a folder of one .npy file for each column, memory-mapped, and a record of their checksums."""
 
+import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,6 @@ FORMAT = 1
 """Of the columns; another number makes every index again."""
 
 META = "index.json"
-FRAMES_FOLDER = "frames"
-"""The folder of the index that a store carries."""
-
 CHECKED_BYTES = 4 << 20
 
 
@@ -76,11 +74,41 @@ class TableIndex:
         return np.where(stored[found] == wanted, found, -1)
 
 
-def write_index(columns: Columns, names: Names, path: Path, tables: str, identity: str = "") -> None:
-    """Write an index beside its name, and rename it over one that is there.
+class IndexFiles(Mapping[str, bytes]):
+    """The files of an index by name, each made when it is asked for; the record of the others comes last.
 
     Args:
-        tables: what it is made of.
+        tables: what the index is made of.
+    """
+
+    def __init__(self, columns: Columns, names: Names, tables: str, identity: str = "") -> None:
+        self._columns, self._names, self._tables, self._identity = columns, names, tables, identity
+
+    def __getitem__(self, name: str) -> bytes:
+        if name == META:
+            return self._meta
+        file = io.BytesIO()
+        np.save(file, getattr(self._columns, name.removesuffix(".npy")), allow_pickle=False)
+        return file.getvalue()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (f"{field.name}.npy" for field in fields(Columns))
+        yield META
+
+    def __len__(self) -> int:
+        return len(fields(Columns)) + 1
+
+    @cached_property
+    def _meta(self) -> bytes:
+        columns = (name for name in self if name != META)
+        files = {name.removesuffix(".npy"): (len(data := self[name]), google_crc32c.value(data)) for name in columns}
+        meta = Meta(format=FORMAT, tables=self._tables, identity=self._identity, names=self._names, files=files)
+        text = msgspec.json.encode(meta)
+        return text + f"\n{google_crc32c.value(text)}".encode()
+
+
+def write_index(files: IndexFiles, path: Path) -> None:
+    """Write an index beside its name, and rename it over one that is there.
 
     Raises:
         OSError: it cannot be written; nothing is left of it.
@@ -88,14 +116,8 @@ def write_index(columns: Columns, names: Names, path: Path, tables: str, identit
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         beside.mkdir()
-        files = {}
-        for field in fields(Columns):
-            file = beside / f"{field.name}.npy"
-            np.save(file, getattr(columns, field.name), allow_pickle=False)
-            files[field.name] = (file.stat().st_size, _crc(file))
-        meta = Meta(format=FORMAT, tables=tables, identity=identity, names=names, files=files)
-        text = msgspec.json.encode(meta)
-        (beside / META).write_bytes(text + f"\n{google_crc32c.value(text)}".encode())
+        for name, data in files.items():
+            (beside / name).write_bytes(data)
         shutil.rmtree(path, ignore_errors=True)
         beside.rename(path)
     except OSError:
@@ -120,11 +142,19 @@ def _intact(path: Path, name: str, size_and_crc: tuple[int, int]) -> bool:
         return False
 
 
+def parse_meta(data: bytes) -> Meta | None:
+    """What the bytes of an index.json hold; None where they are damaged."""
+    try:
+        text, _, crc = data.rpartition(b"\n")
+        return msgspec.json.decode(text, type=Meta) if google_crc32c.value(text) == int(crc) else None
+    except (ValueError, RecursionError, msgspec.DecodeError):
+        return None
+
+
 def _meta(path: Path) -> Meta | None:
     try:
-        text, _, crc = (path / META).read_bytes().rpartition(b"\n")
-        return msgspec.json.decode(text, type=Meta) if google_crc32c.value(text) == int(crc) else None
-    except (OSError, ValueError, msgspec.DecodeError):
+        return parse_meta((path / META).read_bytes())
+    except OSError:
         return None
 
 
@@ -149,7 +179,10 @@ def _reopened(path: Path) -> TableIndex:
     meta = _meta(path)
     if meta is None:
         raise DataError(
-            "the index of the tables is gone", where=path, got="no such folder, or a damaged one", cure="Start again"
+            "the index of the tables is gone",
+            where=path,
+            got="no such folder, or a damaged one",
+            cure="Run the command again",
         )
     return _mapped(path, meta)
 

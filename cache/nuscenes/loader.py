@@ -4,7 +4,7 @@ import errno
 import os
 import resource
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkContext, ForkProcess
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cache.errors import ConfigError, OfflineDistillError
@@ -87,11 +88,16 @@ def loader_errors() -> Iterator[None]:
         raise known from error
 
 
+def shared_bytes(tensors: Iterable[Tensor]) -> int:
+    """The shared memory that tensors take on their way from a worker: a file of whole pages for each."""
+    return sum(-(-tensor.nbytes // resource.getpagesize()) * resource.getpagesize() for tensor in tensors)
+
+
 def require_shared_memory(batch_bytes: int, batches: int, processes: int = 1) -> None:
     """Raise unless /dev/shm has room for the batches that workers hold ready.
 
     Args:
-        batch_bytes: of a batch's tensors.
+        batch_bytes: of a batch's tensors; see `shared_bytes`.
         batches: that are ready or in use at a time, in each of the processes.
 
     Raises:

@@ -17,7 +17,7 @@ LARGEST_BOX_M = 1e3
 NORMS = (0.01, 100.0)
 """Of a quaternion: those of a rotation need not be exactly 1."""
 
-CURE = "Correct this row of the table, or leave the frame out"
+CURE = "Correct this row of the table, or leave the frame out with data.exclude (for a dump: exclude)"
 
 Where = Callable[[int], str]
 

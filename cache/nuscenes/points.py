@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 
 from cache.errors import DataError
 from cache.geometry.views import transform_points
-from cache.nuscenes.frame import Frame
+from cache.nuscenes.frame import EXCLUDE, SKIP_MISSING, Frame
 from cache.spec import PointPipeline
 
 POINT_BYTES = 5 * 4
@@ -77,14 +77,14 @@ def _read_sweep(path: Path) -> Float[np.ndarray, "N 5"]:
     try:
         content = bytearray(path.read_bytes())
     except FileNotFoundError as error:
-        raise DataError("a LiDAR file is missing", where=path, cure="Unpack the data set's blobs again") from error
+        raise DataError("a LiDAR file is missing", where=path, cure=SKIP_MISSING) from error
     if not content or len(content) % POINT_BYTES:
         raise DataError(
             "a LiDAR file is cut short",
             where=path,
             got=f"{len(content)} bytes",
             expected=f"{POINT_BYTES} for each point, and at least one point",
-            cure="Unpack the data set's blobs again",
+            cure=EXCLUDE,
         )
     values = np.frombuffer(content, dtype=np.float32)
     if not np.isfinite(values).all():
@@ -93,7 +93,7 @@ def _read_sweep(path: Path) -> Float[np.ndarray, "N 5"]:
             "a LiDAR file holds a value that is not finite",
             where=path,
             got=f"point {bad}: {values[5 * bad : 5 * bad + 5].tolist()}",
-            cure="Unpack the data set's blobs again, or leave the frame out with data.exclude (for a dump: exclude)",
+            cure=EXCLUDE,
         )
     points = values.reshape(-1, 5)
     _require_five_columns(points, path)

@@ -166,4 +166,4 @@ def _decode_prefix(
 
 
 def _unreadable(path: Path, got: str) -> DataError:
-    return DataError("a nuScenes table cannot be read", where=path, got=got, cure="Unpack the tables again")
+    return DataError("a nuScenes table cannot be read", where=path, got=got, cure=UNPACK)

@@ -131,7 +131,7 @@ def _require_finite(peak: Float[Tensor, "*n C"], layer: str, tokens: Sequence[st
             "the teacher's features are not finite",
             where=_place(layer, tokens, ~finite),
             got="NaN or infinity",
-            cure="Run the teacher in float32, and check its checkpoint and this frame's points",
+            cure="Leave the frame out with exclude; where it is every frame, run the teacher in float32",
         )
 
 

@@ -18,7 +18,7 @@ from cache.errors import ConfigError, CorruptStoreError, MismatchError, StoreErr
 from cache.spec import CacheSpec
 from cache.store.distortion import Distortion
 from cache.store.files import open_file, read_file, unreadable
-from cache.store.format import REPAIR, checksum_of
+from cache.store.format import DISTRUST, REPAIR, checksum_of
 from cache.store.layout import (
     FEATURES,
     LARGEST_CHUNK,
@@ -97,6 +97,9 @@ class StoreAttributes(Strict):
     """None for a teacher without a checkpoint, and in version 1."""
     small_arrays: dict[str, ArrayFile] = Field(default_factory=dict)
     """By array; empty in version 1."""
+    frames_sha256: str | None = None
+    """Of the record of the frames that the store carries, which has the checksums of their files; None where it
+    carries none, in version 1, and in stores whose frames were not bound to them."""
     codec_report: dict[str, LayerReport] = Field(default_factory=dict)
     """By layer, once sealed."""
     sealed: bool = False
@@ -104,8 +107,10 @@ class StoreAttributes(Strict):
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, without the fields that its format version does not have."""
-        later = {"teacher_file", "small_arrays"} if self.format_version == 1 else None
-        return self.model_dump(mode="json", exclude=later)
+        absent = {"teacher_file", "small_arrays"} if self.format_version == 1 else set()
+        if self.frames_sha256 is None:
+            absent.add("frames_sha256")
+        return self.model_dump(mode="json", exclude=absent)
 
 
 class ShardFile(Strict):
@@ -209,7 +214,7 @@ def _require_consistent(attributes: StoreAttributes, where: str) -> None:
                 where=f"{where}, {array.name}",
                 got=f"{array.chunk_bytes} bytes for a view of a sample",
                 expected=f"at most {LARGEST_CHUNK}",
-                cure="Do not use this store unless you know who made it",
+                cure=DISTRUST,
             )
 
 

@@ -13,7 +13,8 @@ from numcodecs import zstd
 from cache.errors import CorruptStoreError
 
 CHECKSUM_BYTES = 4
-REPAIR = "Run `cli verify` on the store, then repair it or restore it from a copy"
+REPAIR = "Repair the store with `cli verify STORE --repair CONFIG` and the dump's other options, or copy it again"
+DISTRUST = "Do not use this store unless you know who made it"
 
 HEADER_BYTES = 18
 """Of a zstd frame, at most."""
@@ -36,9 +37,7 @@ def unpack_chunk(stored: UInt8[np.ndarray, "n"], out: np.ndarray, where: str, cr
     Raises:
         CorruptStoreError: its checksum does not match, it is another chunk, or it does not fill `out`.
     """
-    body = checked(stored, where)
-    if crc32c is not None and checksum_of(stored) != crc32c:
-        raise CorruptStoreError("a chunk is whole, but not the one that was committed", where=where, cure=REPAIR)
+    body = require_chunk(stored, where, crc32c)
     size = content_size(body[:HEADER_BYTES].tobytes())
     if size is None:
         raise CorruptStoreError(
@@ -51,6 +50,14 @@ def unpack_chunk(stored: UInt8[np.ndarray, "n"], out: np.ndarray, where: str, cr
         zstd.decompress(body, out)
     except (RuntimeError, ValueError) as error:
         raise CorruptStoreError("a chunk cannot be decompressed", where=where, got=error, cure=REPAIR) from error
+
+
+def require_chunk(stored: UInt8[np.ndarray, "n"], where: str, crc32c: int | None) -> UInt8[np.ndarray, "_"]:
+    """The zstd frame of a chunk; CorruptStoreError where a checksum does not match, as in `unpack_chunk`."""
+    body = checked(stored, where)
+    if crc32c is not None and checksum_of(stored) != crc32c:
+        raise CorruptStoreError("a chunk is whole, but not the one that was committed", where=where, cure=REPAIR)
+    return body
 
 
 def content_size(header: bytes) -> int | None:

@@ -38,6 +38,7 @@ ROOT = "zarr.json"
 MANIFEST = "manifest"
 LOCK = "manifest/lock"
 HEAD_WEIGHTS = "teacher_head.safetensors"
+FRAMES = "frames"
 
 FEATURES = "features"
 HEATMAP = "heatmap"

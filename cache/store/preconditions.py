@@ -58,7 +58,7 @@ def require_same_matrices(path: Path, attributes: StoreAttributes, matrices: Flo
             "the drawn views are not those of the store",
             where=path / whole_key(VIEW_MATRIX, matrices.ndim),
             got=f"other numbers from numpy {np.__version__}",
-            cure="Go on with the version of numpy that the store's `software` names",
+            cure="Go on with the version of numpy that `cli inspect` shows under software",
         )
 
 
@@ -69,7 +69,7 @@ def require_tokens(spec: CacheSpec, tokens: Sequence[str]) -> None:
         raise DataError(
             "the tokens cannot name samples",
             got=f"{len(tokens)} tokens, {len(set(tokens))} different, {len(bad)} empty or with a zero byte",
-            cure="Check sample.json",
+            cure="Correct the tokens in sample.json",
         )
     identity = DataIdentity.of(spec.data.version, spec.data.splits, tuple(tokens), spec.data.lidar)
     if identity != spec.data:

@@ -1,17 +1,19 @@
 """TeacherCache: samples and batches of a store by token, on the CPU and still encoded.
 
 No file stays open and no thread or event loop exists, so a cache may be forked, pickled and used from several threads.
+Of a store at a URL (`cache.store.mirror`), threads and event loops belong to the process that asked for them.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cache.errors import CorruptStoreError, MismatchError, NotCachedError, UnsealedError
@@ -21,7 +23,17 @@ from cache.store.batch import TeacherBatch, TeacherSample, empty_batch
 from cache.store.documents import read_attributes, recorded_shards
 from cache.store.files import read_file
 from cache.store.format import REPAIR
-from cache.store.layout import CANVAS_MASK, DEPTH_POINTS, HEAD_WEIGHTS, VIEW_MATRIX, view_matrix_shape
+from cache.store.layout import (
+    CANVAS_MASK,
+    DEPTH_POINTS,
+    HEAD_WEIGHTS,
+    VIEW_MATRIX,
+    batch_arrays,
+    head_map_array,
+    view_matrix_shape,
+)
+from cache.store.mirror import Mirror, MirroredShards
+from cache.store.remote import local_path
 from cache.store.shard_reader import Chunk, ShardReader
 from cache.store.small_arrays import Tokens, read_array
 
@@ -30,30 +42,51 @@ class TeacherCache:
     """A store of teacher features, opened for reading.
 
     Args:
-        path: The store's folder.
+        path: The store's folder; or a URL that fsspec reads, such as s3://bucket/teacher.zarr.
         allow_partial: Read what is committed of a dump that has not finished.
         expect: A spec, or a part of one as nested dicts, that the store must agree with.
+        local_cache: A folder for the shards of stores at URLs; processes may share it.
+        limit_gb: Of that folder; the shards that were not used for the longest time make room for others.
 
     Raises:
-        StoreError: there is no store.
+        StoreError: there is no store, or a server fails.
         UnsealedError: the dump has not finished.
         MismatchError: the store differs from `expect` (with one line for each difference), or is of another version.
         CorruptStoreError: a checksum fails.
+        ConfigError: a URL without local_cache, or one that fsspec cannot read.
 
     Attributes:
+        path: the store's folder; of a store at a URL, the folder in `local_cache` where its files are.
+        url: None for a local store.
         all_tokens: also those that are not committed.
         stored_matrices: the array `view_matrix`.
     """
 
     def __init__(
-        self, path: str | Path, *, allow_partial: bool = False, expect: CacheSpec | dict[str, Any] | None = None
+        self,
+        path: str | Path,
+        *,
+        allow_partial: bool = False,
+        expect: CacheSpec | dict[str, Any] | None = None,
+        local_cache: str | Path | None = None,
+        limit_gb: float | None = None,
     ) -> None:
-        self.path, self._allow_partial = Path(path), allow_partial
-        self.attributes = read_attributes(self.path)
+        self._allow_partial = allow_partial
+        self._reopen = partial(TeacherCache, path, allow_partial=allow_partial)
+        local = local_path(path)
+        self.shards: ShardReader
+        self.url: str | None = None
+        if local is None:
+            mirror = Mirror(str(path), local_cache, limit_gb)
+            self._reopen = partial(self._reopen, local_cache=local_cache, limit_gb=limit_gb)
+            self.path, self.url, self.attributes = mirror.path, mirror.url, mirror.attributes
+            self.shards = MirroredShards(mirror)
+        else:
+            self.path, self.attributes = local, read_attributes(local)
+            self.shards = ShardReader(self.path, self.attributes)
         self.spec = self.attributes.spec
         if expect is not None:
             self.spec.require(expect, self.path)
-        self.shards = ShardReader(self.path, self.attributes)
         files = self.attributes.small_arrays
         self.all_tokens = Tokens.open(self.path, self.spec.data.samples, files)
         self.tokens: Sequence[str] = self.all_tokens if self.attributes.sealed else self._committed_tokens()
@@ -62,11 +95,11 @@ class TeacherCache:
 
     def __reduce__(self) -> tuple:
         """Pickle as a path: a worker process opens the store again."""
-        return _reopen, (self.path, self._allow_partial)
+        return self._reopen, ()
 
     def __repr__(self) -> str:
         state = "" if self.attributes.sealed else ", not complete"
-        return f"TeacherCache({str(self.path)!r}, {len(self)} samples{state}: {self.spec!r})"
+        return f"TeacherCache({self.url or str(self.path)!r}, {len(self)} samples{state}: {self.spec!r})"
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -133,6 +166,32 @@ class TeacherCache:
         chosen = self.spec.layers if layers is None else [self._layer(name) for name in layers]
         return empty_batch(self.spec, chosen, samples, head_maps, pin)
 
+    def fetch_ahead(
+        self,
+        tokens: Sequence[str],
+        layers: Sequence[str] | None = None,
+        head_maps: bool = False,
+        depth: bool = False,
+    ) -> None:
+        """Fetch the shards of these tokens in the background, in their order; nothing is done for a local store.
+
+        Args:
+            layers, head_maps: as in `read`.
+            depth: also what `camera_points` reads.
+
+        Raises:
+            NotCachedError: a token or layer was not dumped.
+        """
+        if not isinstance(self.shards, MirroredShards):
+            return
+        chosen = [layer.name for layer in self.spec.layers] if layers is None else layers
+        wanted = batch_arrays(self._layer(name).name for name in chosen)
+        wanted |= {head_map_array(name) for name in self.spec.head_maps if head_maps}
+        wanted |= {DEPTH_POINTS} if depth else set()
+        arrays = [name for name in self.shards.arrays if name in wanted]
+        shards = dict.fromkeys(chunk.shard for chunk in self._chunks(tokens, None))
+        self.shards.fetch_ahead([(name, shard) for shard in shards for name in arrays])
+
     def head_weights(self) -> dict[str, Tensor]:
         """The state dict of the teacher's head, for students that inherit it.
 
@@ -195,6 +254,14 @@ class TeacherCache:
         """The tokens of a shard's samples, in its order."""
         positions = self.attributes.layout.positions(shard, len(self.all_tokens))
         return self.all_tokens[positions.start : positions.stop]
+
+    def shards_of(self, tokens: Sequence[str]) -> Int[np.ndarray, "B"]:
+        """The shard of each token.
+
+        Raises:
+            NotCachedError: a token was not dumped.
+        """
+        return np.array([self._position(token) // self.shards.size for token in tokens], dtype=np.int64)
 
     def chunks_of(self, shard: int) -> list[Chunk]:
         """All samples and views of a shard, in its order."""
@@ -267,7 +334,3 @@ class TeacherCache:
                 cure="Run `cli dump-teacher` again to resume it, or open the store with allow_partial=True",
             )
         return tuple(token for shard in self.committed_shards() for token in self.tokens_of(shard))
-
-
-def _reopen(path: Path, allow_partial: bool) -> TeacherCache:
-    return TeacherCache(path, allow_partial=allow_partial)

@@ -15,8 +15,16 @@ from jaxtyping import Int, UInt8
 from cache.errors import CorruptStoreError
 from cache.store.documents import ShardFile, StoreAttributes, read_record
 from cache.store.files import open_file, require_no_links, unreadable
-from cache.store.format import REPAIR, checksum_of, index_bytes, most_stored, unpack_chunk, unpack_index
-from cache.store.layout import sample_arrays
+from cache.store.format import (
+    REPAIR,
+    checksum_of,
+    index_bytes,
+    most_stored,
+    require_chunk,
+    unpack_chunk,
+    unpack_index,
+)
+from cache.store.layout import SampleArray, sample_arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,35 +89,66 @@ class ShardReader:
             require_no_links(self._path, self.arrays[array].key(shard))
             size = index_bytes(self.size * self.arrays[array].chunks)
             stored = self._pread(array, shard, max(0, file.bytes - size), size, place)
-            if checksum_of(stored) != file.index_crc32c:
-                raise CorruptStoreError("a shard is not the one that was committed", where=place, cure=REPAIR)
-            index = unpack_index(stored, place)
-            self._require_bounds(array, index, file, place)
+            index = _committed_index(stored, file, self.arrays[array], place)
             found = self._indexes[array, shard] = index, file.checksums
         return found
 
-    def _require_bounds(self, array: str, index: Int[np.ndarray, "_ 2"], file: ShardFile, place: str) -> None:
-        """Raise CorruptStoreError where a chunk lies beyond its file, or is larger than its values can be."""
-        (offset, size), most = index[index[:, 0] != -1].T, most_stored(self.arrays[array].chunk_bytes)
-        bad = (offset < 0) | (size < 0) | (size > most) | (offset > file.bytes - size)
-        if bad.any():
-            got = f"{size[bad][0]} bytes at {offset[bad][0]}"
-            raise CorruptStoreError("an index leads out of its shard", where=place, got=got, cure=REPAIR)
+    def _open(self, array: str, shard: int) -> int:
+        """Open a shard's file for one read."""
+        return open_file(self._path / self.arrays[array].key(shard))
 
     def _pread(self, array: str, shard: int, offset: int, size: int, place: str) -> UInt8[np.ndarray, "_"]:
-        path = self._path / self.arrays[array].key(shard)
         try:
-            file = open_file(path)
+            file = self._open(array, shard)
             try:
-                data = os.pread(file, size, offset)
+                return _pread(file, offset, size, place)
             finally:
                 os.close(file)
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise unreadable(path, error) from error
+                raise unreadable(self._path / self.arrays[array].key(shard), error) from error
             raise CorruptStoreError("a shard cannot be read", where=place, got=error.strerror, cure=REPAIR) from error
-        if len(data) != size:
-            raise CorruptStoreError(
-                "a shard is cut short", where=place, got=f"{len(data)} bytes", expected=size, cure=REPAIR
-            )
-        return np.frombuffer(data, np.uint8)
+
+
+def require_committed(file: int, recorded: ShardFile, array: SampleArray, samples_per_shard: int, where: str) -> None:
+    """Compare an open file, byte for byte, with the checksums of the shard that a record describes.
+
+    Raises:
+        CorruptStoreError: it has another size, or a checksum differs.
+    """
+    size = os.fstat(file).st_size
+    if size != recorded.bytes:
+        raise CorruptStoreError("a shard has another size", where=where, got=f"{size} bytes", expected=recorded.bytes)
+    length = index_bytes(samples_per_shard * array.chunks)
+    index = _committed_index(_pread(file, max(0, size - length), length, where), recorded, array, where)
+    committed = index[index[:, 0] != -1]
+    checksums = recorded.checksums
+    if committed[:, 1].sum() + length != size or (checksums is not None and len(checksums) != len(committed)):
+        raise CorruptStoreError("an index does not account for its shard", where=where, cure=REPAIR)
+    for number, (offset, chunk_size) in enumerate(committed.tolist()):
+        stored = _pread(file, offset, chunk_size, where)
+        require_chunk(stored, where, None if checksums is None else checksums[number])
+
+
+def _committed_index(
+    stored: UInt8[np.ndarray, "n"], file: ShardFile, array: SampleArray, place: str
+) -> Int[np.ndarray, "_ 2"]:
+    """The index in its bytes; CorruptStoreError where it is another one, or leads out of its file."""
+    if checksum_of(stored) != file.index_crc32c:
+        raise CorruptStoreError("a shard is not the one that was committed", where=place, cure=REPAIR)
+    index = unpack_index(stored, place)
+    (offset, size), most = index[index[:, 0] != -1].T, most_stored(array.chunk_bytes)
+    bad = (offset < 0) | (size < 0) | (size > most) | (offset > file.bytes - size)
+    if bad.any():
+        got = f"{size[bad][0]} bytes at {offset[bad][0]}"
+        raise CorruptStoreError("an index leads out of its shard", where=place, got=got, cure=REPAIR)
+    return index
+
+
+def _pread(file: int, offset: int, size: int, place: str) -> UInt8[np.ndarray, "_"]:
+    data = os.pread(file, size, offset)
+    if len(data) != size:
+        raise CorruptStoreError(
+            "a shard is cut short", where=place, got=f"{len(data)} bytes", expected=size, cure=REPAIR
+        )
+    return np.frombuffer(data, np.uint8)

@@ -13,8 +13,8 @@ from jaxtyping import Int
 
 from cache.errors import CorruptStoreError
 from cache.store.documents import ArrayFile
-from cache.store.files import read_file
-from cache.store.format import REPAIR, checked, checksum_of
+from cache.store.files import read_checked
+from cache.store.format import CHECKSUM_BYTES, REPAIR, checksum_of
 from cache.store.layout import TOKEN, TOKEN_ORDER, whole_key
 
 
@@ -31,8 +31,9 @@ def read_array(
         CorruptStoreError: it is missing, damaged, of another size, or another store's.
     """
     key = whole_key(name, len(shape))
-    stored = np.frombuffer(read_file(store, key), np.uint8)
-    body = checked(stored, str(store / key))
+    stored = read_checked(store, key)
+    stored.flags.writeable = False
+    body = stored[:-CHECKSUM_BYTES]
     if expected is not None and (expected.size, expected.crc32c) != (len(stored), checksum_of(stored)):
         raise CorruptStoreError("a small array is whole, but not this store's", where=store / key, cure=REPAIR)
     try:

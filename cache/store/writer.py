@@ -31,11 +31,13 @@ from cache.store.documents import (
     sign,
 )
 from cache.store.folder import StoreFolder
+from cache.store.format import REPAIR
 from cache.store.layout import MANIFEST, ROOT, Layout, record_key, sample_arrays
 from cache.store.metadata import small_array_files, small_files, view_matrix, weights_file
 from cache.store.partition import WHOLE, Part
 from cache.store.preconditions import require_free_folder, require_same_matrices, require_tokens
 from cache.store.shard_writer import ShardWriter
+from cache.store.stored_frames import FrameFiles
 
 PARTIAL = re.compile(r"(.+)\.\d+\.partial")
 """A file that is being written, and what it is to become."""
@@ -44,7 +46,7 @@ PARTIAL = re.compile(r"(.+)\.\d+\.partial")
 class StoreWriter:
     """Creates or resumes a store, and holds the leases of its part's shards until it is closed.
 
-    A store that is sealed already is left alone: `sealed` is true and no shard is missing.
+    A store that is sealed already is left alone, unless it lacks its frames: `sealed` is true and no shard is missing.
 
     Args:
         tokens: of all samples, in dump order, also where a part is written.
@@ -52,6 +54,10 @@ class StoreWriter:
         software: versions to record when the store is created.
         redo: shards whose commitment is withdrawn, to repair a store; small files that differ are written again.
         teacher_file: the checkpoint that the teacher was loaded from, to be recorded when the store is created.
+        frames: the files of the frames' index by name, its record last; empty where there are no tables.
+
+    Attributes:
+        mended: small files that were missing, damaged or another store's, and were written again.
 
     Raises:
         MismatchError: the store there has another spec, layout, teacher's file or drawn views; nothing was touched.
@@ -73,11 +79,14 @@ class StoreWriter:
         part: Part = WHOLE,
         redo: Collection[int] | None = None,
         teacher_file: TeacherFile | None = None,
+        frames: Mapping[str, bytes] | None = None,
     ) -> None:
         require_tokens(spec, tokens)
         self.path, self.spec, self.layout = Path(path), spec, layout
         self._tokens, self._head_weights, self._software = tokens, head_weights, software
         self._teacher_file = teacher_file
+        self._frames = FrameFiles(files=frames or {}, tokens=tokens)
+        self.mended: list[str] = []
         self._all_shards = layout.shards(spec.data.samples)
         self._shards = part.shards(len(self._all_shards))
         self._open: dict[int, ShardWriter] = {}
@@ -186,7 +195,7 @@ class StoreWriter:
         return self._folder.status(record_key(shard)) is not None
 
     def _finished(self) -> bool:
-        """Whether there is a sealed store; raises where it is another one than this writer's, or lacks records."""
+        """Whether there is a sealed store with its frames; raises where it is not this writer's, or lacks records."""
         if not (self.path / ROOT).exists():
             return False
         attributes = read_attributes(self.path)
@@ -198,9 +207,9 @@ class StoreWriter:
                 "the store was complete, and lacks the records of some shards",
                 where=self.path / MANIFEST,
                 got=f"shards {', '.join(map(str, missing[:10]))}{', ...' if len(missing) > 10 else ''} missing",
-                cure="Run `cli verify` on it with --repair",
+                cure=REPAIR,
             )
-        return attributes.sealed
+        return attributes.sealed and self._frames.are_in(self.path, attributes)
 
     def _require_same(self, attributes: StoreAttributes) -> None:
         stored, ours = attributes.teacher_file, self._teacher_file
@@ -224,7 +233,7 @@ class StoreWriter:
 
     def _take_leases(self, redo: Collection[int] | None) -> None:
         """Create the store unless it exists, and take the leases of the part's shards."""
-        require_free_folder(self.path, lambda: self._small_files(self._new_attributes()))
+        require_free_folder(self.path, lambda: [*self._small_files(self._new_attributes()), *self._frames.keys])
         self.path.mkdir(parents=True, exist_ok=True)
         self._folder = folder = StoreFolder(self.path)
         folder.make(MANIFEST)
@@ -240,6 +249,7 @@ class StoreWriter:
             if redo:
                 self._withdraw(folder, redo)
             self._mend_small_files(folder)
+            self._mend_frames(folder)
 
     def _new_attributes(self) -> StoreAttributes:
         return StoreAttributes(
@@ -252,6 +262,7 @@ class StoreWriter:
             head_weights_sha256=hashlib.sha256(weights_file(self._head_weights)).hexdigest(),
             teacher_file=self._teacher_file,
             small_arrays=small_array_files(self.spec, self._tokens),
+            frames_sha256=self._frames.sha256,
         )
 
     def _attributes(self, folder: StoreFolder) -> StoreAttributes:
@@ -262,6 +273,7 @@ class StoreWriter:
         return small_files(attributes, self._tokens, self._head_weights)
 
     def _create(self, folder: StoreFolder) -> None:
+        self._frames.write(folder)
         for key, data in self._small_files(self._new_attributes()).items():
             folder.write_durably(key, data)
 
@@ -284,6 +296,20 @@ class StoreWriter:
             folder.make(key.rpartition("/")[0])
             if key != ROOT and folder.read(key) != data:
                 folder.write_durably(key, data)
+                self.mended.append(key)
+
+    def _mend_frames(self, folder: StoreFolder) -> None:
+        """Write the frames, and bind them to the root, unless the store has intact ones of its samples.
+
+        Those of a store may differ from the tables as they are now.
+        """
+        attributes = self._attributes(folder)
+        if self._frames.are_in(self.path, attributes):
+            return
+        self._require_ours(sealed=None)
+        self.mended += self._frames.write(folder)
+        if attributes.format_version > 1:
+            self._update_root(folder, frames_sha256=self._frames.sha256)
 
     def _update_root(self, folder: StoreFolder, **changes: object) -> None:
         attributes = self._attributes(folder).model_copy(update=changes)
@@ -295,7 +321,7 @@ class StoreWriter:
         """Remove what a killed process left of documents and of this part's shards; their leases are held."""
         attributes = self._attributes(folder)
         shards = {array.key(shard) for array in sample_arrays(self.spec).values() for shard in self._shards}
-        written = {*self._small_files(attributes), *shards, *map(record_key, self._shards)}
+        written = {*self._small_files(attributes), *self._frames.keys, *shards, *map(record_key, self._shards)}
         for name in {key.rpartition("/")[0] for key in written}:
             folder.make(name)
             for file in folder.files(name):

@@ -99,13 +99,8 @@ def load_weights(detector: nn.Module, path: Path, options: LoadOptions | None = 
     if options.boxes == "old" or (options.boxes == "auto" and checkpoint.old_boxes):
         weights, changed = to_current_boxes(checkpoint.weights)
         checkpoint = replace(checkpoint, weights=weights)
-        trained = f"mmdet3d {checkpoint.mmdet3d_version}" if checkpoint.old_boxes else "an old mmdet3d, as you say"
-        warnings.warn(
-            f"{path} was trained with {trained}, whose boxes swap width and length and turn "
-            f"yaw; the centre head's last convolutions were converted to mmdet3d 1.x ({len(changed)} tensors)",
-            OfflineDistillWarning,
-            stacklevel=2,
-        )
+        if changed:  # Detectors without a centre head have none.
+            _warn_of_old_boxes(path, checkpoint, len(changed))
     match = load_state_dict(detector, checkpoint.weights, checkpoint.versions)
     if match:
         raise TeacherError(
@@ -116,8 +111,23 @@ def load_weights(detector: nn.Module, path: Path, options: LoadOptions | None = 
         )
     broken = not_finite(detector.state_dict())
     if broken:
-        raise TeacherError("the checkpoint holds weights that are not finite", where=path, got=abridged(broken))
+        raise TeacherError(
+            "the checkpoint holds weights that are not finite",
+            where=path,
+            got=abridged(broken),
+            cure="Take another checkpoint of that training, or copy this one again",
+        )
     return checkpoint
+
+
+def _warn_of_old_boxes(path: Path, checkpoint: Checkpoint, changed: int) -> None:
+    trained = f"mmdet3d {checkpoint.mmdet3d_version}" if checkpoint.old_boxes else "an old mmdet3d, as you say"
+    warnings.warn(
+        f"{path} was trained with {trained}, whose boxes swap width and length and turn "
+        f"yaw; the centre head's last convolutions were converted to mmdet3d 1.x ({changed} tensors)",
+        OfflineDistillWarning,
+        stacklevel=3,
+    )
 
 
 def _plain_or_averaged(weights: dict[str, Tensor], averaged: bool | None, path: Path) -> dict[str, Tensor]:

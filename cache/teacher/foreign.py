@@ -36,6 +36,11 @@ _KINDS = (
         cure=OWN_TEACHER,
     ),
     _Kind(
+        names=re.compile(r"(encoders\.(camera|lidar)|heads\.(object|map))\."),
+        what="the checkpoint is of MIT's BEVFusion, whose networks are not mmdet3d's",
+        cure="Take the LiDAR-only checkpoint of mmdet3d's projects/BEVFusion",
+    ),
+    _Kind(
         names=re.compile(r"pytorch-lightning_version$"),
         what="the checkpoint is Lightning's, not a LiDAR detector's",
         cure="Give the checkpoint of the LiDAR teacher; a student's goes to evaluate --checkpoint",

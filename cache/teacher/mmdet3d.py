@@ -1,15 +1,12 @@
 """An mmdet3d detector as a `Teacher`."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from cache.errors import TeacherError
@@ -27,12 +24,19 @@ from cache.teacher.mmdet3d_detector import (
     tasks_of,
 )
 from cache.teacher.mmdet3d_grids import canvas_grid, require_consistent, require_decodable, strided
-from cache.teacher.mmdet3d_points import point_pipeline
+from cache.teacher.mmdet3d_points import input_columns, point_pipeline
+from cache.teacher.mmdet3d_voxels import (
+    CpuVoxels,
+    Prepared,
+    Voxelise,
+    collate,
+    occupied,
+    rows_along_x,
+    voxel_layer_of,
+    voxelises_itself,
+)
 from cache.teacher.recorded import require_same_training
 from cache.teacher.sparse import sparse_convolutions
-
-Voxels = dict[str, Tensor]
-"""mmdet3d's own format: `voxels`, `coors` (batch, z, y, x) and what else the detector's encoder takes."""
 
 
 def load_teacher(
@@ -49,7 +53,7 @@ def load_teacher(
         config: a .py file, or a name of mmdet3d's model zoo. The detector needs a BEV backbone, neck and head; heatmaps
             come from a CenterHead alone.
         checkpoint: its weights; None for random ones, which are marked as such in the identity.
-        device: where the network runs; voxels are always made on the CPU.
+        device: where the network runs; mmdet3d's preprocessor voxelises on the CPU.
         random_seed: of the random weights.
         options: what the checkpoint's file does not say.
         hook: `module:function` that makes the points instead of the configuration's test pipeline.
@@ -76,40 +80,8 @@ def load_teacher(
         tasks=tasks_of(network, resolved),
         decoding=decoding_of(network),
     )
-    return Mmdet3dTeacher(network, identity, point_pipeline(resolved, hook), device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Voxelise:
-    """Points -> voxels with the detector's own preprocessor, which has no weights and is pickled cheaply."""
-
-    preprocessor: Any
-    pipeline: PointPipeline
-
-    def __call__(self, frame: TeacherInput) -> Voxels:
-        """Voxels of one frame.
-
-        Raises:
-            TeacherError: no point lies within the detector's range.
-        """
-        points = self._taken(np.ascontiguousarray(frame.points, np.float32))
-        voxels = self.preprocessor.voxelize([torch.from_numpy(points)], None)
-        if not (voxels["coors"] >= 0).all(dim=1).any():
-            range_m = self.preprocessor.voxel_layer.point_cloud_range
-            raise TeacherError(
-                "no point of the frame lies within the teacher's range",
-                got=f"{len(frame.points)} points",
-                expected=f"some with x, y, z in {range_m[:3]} .. {range_m[3:]}",
-            )
-        return voxels
-
-    def _taken(self, points: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "M C"]:
-        """The points and columns that the pipeline leaves, as PointsRangeFilter does: its edges are outside."""
-        if self.pipeline.range_m is not None:
-            low, high = np.split(np.asarray(self.pipeline.range_m, np.float32), 2)
-            points = points[((points[:, :3] > low) & (points[:, :3] < high)).all(axis=1)]
-        columns = self.pipeline.columns
-        return points if columns is None else np.ascontiguousarray(points[:, columns])
+    columns = input_columns(resolved.model) or len(COLUMNS)
+    return Mmdet3dTeacher(network, identity, point_pipeline(resolved, hook), device, columns)
 
 
 class Mmdet3dTeacher(nn.Module):
@@ -117,21 +89,30 @@ class Mmdet3dTeacher(nn.Module):
 
     The detector is in eval mode and its parameters require no gradient from the start; `train()` does not change it.
     Layers are the BEV neck's output (`head`; a pyramid's further levels are `head1`, ...), the stages of the BEV
-    backbone (`backbone0..`) and, of a sparse encoder, its own output (`middle`); row = y, column = x.
+    backbone (`backbone0..`) and, of a sparse encoder, its own output (`middle`); row = y, column = x, into which the
+    maps of a detector whose rows run along x are transposed.
     """
 
     def __init__(
-        self, network: Detector, identity: TeacherIdentity, points: PointPipeline, device: torch.device | str
+        self,
+        network: Detector,
+        identity: TeacherIdentity,
+        points: PointPipeline,
+        device: torch.device | str,
+        columns: int = len(COLUMNS),
     ) -> None:
         super().__init__()
         super().train(False)
         self.network: Detector = network.eval().requires_grad_(False)
         self.identity = identity
         self.points = points
-        self.prepare = Voxelise(preprocessor=copy.deepcopy(network.data_preprocessor), pipeline=points)
-        self.canvas_grid = canvas_grid(self.prepare.preprocessor.voxel_layer, identity.name)
-        require_consistent(network, self.canvas_grid, identity.name)
+        self.prepare = Voxelise.of(network, points, columns)
+        self.canvas_grid = canvas_grid(voxel_layer_of(network), identity.name)
         self.has_heatmap = has_heatmap(network)
+        self.along_x = rows_along_x(network, identity.name)
+        if voxelises_itself(network):
+            network.pts_voxel_layer = CpuVoxels(network.pts_voxel_layer, self.along_x)
+        require_consistent(network, self.canvas_grid, self.along_x, identity.name)
         produced = self._try_out(device)
         self.layer_grids = {
             name: strided(self.canvas_grid, _size(layer), name, identity.name)
@@ -141,28 +122,32 @@ class Mmdet3dTeacher(nn.Module):
         self.heatmap_grid = self.layer_grids["head"]
         if produced.heatmap is not None:
             self.heatmap_grid = strided(self.canvas_grid, _size(produced.heatmap), "heatmap", identity.name)
-            require_decodable(network, self.canvas_grid, self.heatmap_grid.shape, identity.name)
+            require_decodable(network, self.canvas_grid, self.heatmap_grid.shape, self.along_x, identity.name)
 
     def train(self, mode: bool = True) -> "Mmdet3dTeacher":
         """Stay in eval mode: neither batch statistics nor dropout may change, whichever module owns the teacher."""
         return self
 
-    def forward(self, prepared: list[Voxels]) -> TeacherOutput:
+    def forward(self, prepared: list[Prepared]) -> TeacherOutput:
         """Run B prepared frames through the network, without gradients."""
-        device = next(self.network.parameters()).device
-        voxels = _collate(prepared, device)
-        parts = {"head": self.network.pts_neck, "backbone": self.network.pts_backbone}
-        if sparse_convolutions(self.network.pts_middle_encoder):
-            parts["middle"] = self.network.pts_middle_encoder
+        inputs = collate(prepared, next(self.network.parameters()).device)
+        parts = {
+            "head": self.network.pts_neck,
+            "backbone": self.network.pts_backbone,
+            "middle": self.network.pts_middle_encoder,
+        }
         with torch.inference_mode():
-            with _outputs_of(parts) as outputs:
-                self.network.extract_feat({"voxels": voxels}, [{}] * len(prepared))
+            with _passing(parts) as (taken, outputs):
+                self.network.extract_feat(inputs, [{}] * len(prepared))
             heatmap, head_maps = self._head_maps(outputs["head"][0]) if self.has_heatmap else (None, {})
+            if not sparse_convolutions(self.network.pts_middle_encoder):
+                del outputs["middle"]
+            layers = _named(outputs)
             return TeacherOutput(
-                layers=_named(outputs),
+                layers={name: layer.mT.contiguous() for name, layer in layers.items()} if self.along_x else layers,
                 heatmap=heatmap,
                 head_maps=head_maps,
-                canvas_mask=_occupied(voxels["coors"], len(prepared), self.canvas_grid.shape),
+                canvas_mask=occupied(taken["middle"][1], len(prepared), self.canvas_grid.shape, self.along_x),
             )
 
     def head_weights(self) -> dict[str, Tensor]:
@@ -178,8 +163,9 @@ class Mmdet3dTeacher(nn.Module):
 
     def _try_out(self, device: torch.device | str) -> TeacherOutput:
         """Run a synthetic frame, which gives the maps' shapes and shows whether the device has all operators."""
-        low, high = np.split(np.asarray(self.prepare.preprocessor.voxel_layer.point_cloud_range), 2)
-        points = np.zeros((64, self._point_columns()), np.float32)
+        low, high = np.split(np.asarray(self.prepare.range_m), 2)
+        taken = self.points.columns
+        points = np.zeros((64, self.prepare.columns if taken is None else len(COLUMNS)), np.float32)
         points[:, :3] = np.linspace(low, high, len(points), endpoint=False)
         try:
             self.network.to(device)
@@ -189,34 +175,12 @@ class Mmdet3dTeacher(nn.Module):
                 "the teacher cannot run on this device",
                 where=self.identity.name,
                 got=f"{device}: {_first_line(error)}",
-                cure="Try another device; sparse convolutions need spconv's wheel for it",
+                cure="Choose another with --device; sparse convolutions need spconv's wheel for it",
             ) from error
-
-    def _point_columns(self) -> int:
-        """How many columns the points have; a hook's are those that the voxel encoder takes."""
-        if self.points.columns is not None:
-            return len(COLUMNS)
-        encoder = self.network.pts_voxel_encoder
-        return int(getattr(encoder, "in_channels", getattr(encoder, "num_features", len(COLUMNS))))
 
 
 def _size(maps: Tensor) -> tuple[int, int]:
     return maps.shape[-2], maps.shape[-1]
-
-
-def _collate(prepared: list[Voxels], device: torch.device) -> Voxels:
-    """Frames' voxels in one dictionary; the first coordinate of a voxel is its frame's number."""
-    batch = {name: torch.cat([voxels[name] for voxels in prepared]) for name in prepared[0]}
-    sizes = torch.tensor([len(voxels["coors"]) for voxels in prepared])
-    batch["coors"][:, 0] = torch.repeat_interleave(torch.arange(len(prepared)), sizes)
-    return {name: part.to(device) for name, part in batch.items()}
-
-
-def _occupied(coors: Tensor, frames: int, shape: tuple[int, int]) -> Bool[Tensor, "B H W"]:
-    mask = torch.zeros(frames, *shape, dtype=torch.bool, device=coors.device)
-    frame, _, row, column = coors[(coors >= 0).all(dim=1)].long().unbind(1)
-    mask[frame, row, column] = True
-    return mask
 
 
 def _first_line(error: Exception) -> str:
@@ -232,19 +196,21 @@ def _named(outputs: dict[str, list[Tensor]]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _outputs_of(parts: dict[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
-    """Record what modules return within the context: mmdet3d's own forward pass keeps only the neck's output."""
+def _passing(parts: dict[str, nn.Module]) -> Iterator[tuple[dict[str, tuple], dict[str, list[Tensor]]]]:
+    """Record what modules take and return within the context: mmdet3d's own forward pass keeps the neck's output."""
+    taken: dict[str, tuple] = {}
     outputs: dict[str, list[Tensor]] = {}
 
     def record(name: str) -> Callable[..., None]:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def keep(_module: nn.Module, inputs: Any, output: Any) -> None:
+            taken[name] = inputs
             outputs[name] = [output] if isinstance(output, Tensor) else list(output)
 
         return keep
 
     handles = [module.register_forward_hook(record(name)) for name, module in parts.items()]
     try:
-        yield outputs
+        yield taken, outputs
     finally:
         for handle in handles:
             handle.remove()

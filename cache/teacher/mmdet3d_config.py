@@ -16,6 +16,7 @@ from typing import Any
 
 from cache.errors import TeacherError
 from cache.teacher.foreign import OWN_TEACHER
+from cache.teacher.plugins import look_in_working_directory
 
 Config = Any
 """mmengine's Config."""
@@ -57,8 +58,17 @@ def read_config(name: str) -> Config:
         from mmengine.config import Config
 
         path = _find_config(name)
+        look_in_working_directory()
         try:
             config = Config.fromfile(path)
+        except ImportError as error:
+            raise TeacherError(
+                "a module that the mmdet3d configuration imports cannot be imported",
+                where=path,
+                got=_first_cause(error),
+                cure="Run the command where the module lies, or name that folder in PYTHONPATH: for mmdet3d's projects "
+                "a clone of mmdetection3d, with the project's operators built",
+            ) from error
         except Exception as error:  # A configuration is a Python program: it can fail in any way.
             raise TeacherError(
                 "the mmdet3d configuration cannot be read", where=path, got=f"{type(error).__name__}: {error}"
@@ -67,12 +77,20 @@ def read_config(name: str) -> Config:
     return config
 
 
+def _first_cause(error: BaseException) -> str:
+    """The exception that began it: mmengine's own lists the whole of sys.path."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return f"{type(error).__name__}: {error}"
+
+
 def _require_current(config: Config, path: Path) -> None:
     """Refuse configurations of other frameworks, and of mmdet3d 0.x."""
     if "MODEL" in config and "DATA_CONFIG" in config:
         raise TeacherError("the configuration is OpenPCDet's", where=path, got="MODEL, DATA_CONFIG", cure=OWN_TEACHER)
     if "model" not in config:
-        raise TeacherError("the mmdet3d configuration describes no model", where=path, got=", ".join(config))
+        cure = "Name a detector's whole configuration: this one is a part that others take over"
+        raise TeacherError("the mmdet3d configuration describes no model", where=path, got=", ".join(config), cure=cure)
     if "reader" in config.model:
         what = "the configuration is of det3d (tianweiy/CenterPoint)"
         raise TeacherError(what, where=path, got="model.reader", cure=OWN_TEACHER)

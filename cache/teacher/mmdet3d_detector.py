@@ -1,5 +1,6 @@
 """Build mmdet3d detectors and check that they can teach."""
 
+import copy
 import logging
 from typing import Any
 
@@ -9,8 +10,9 @@ from cache.errors import TeacherError
 from cache.spec import CLASSES, Decoding
 from cache.teacher.foreign import OWN_TEACHER
 from cache.teacher.mmdet3d_config import Config, mmdet3d_scope
-from cache.teacher.mmdet3d_points import voxel_layer
-from cache.teacher.sparse import run_in_one_thread, sparse_convolutions, spconv_wheel
+from cache.teacher.mmdet3d_points import type_name, voxel_layer
+from cache.teacher.mmdet3d_voxels import voxel_layer_of
+from cache.teacher.sparse import run_in_one_thread, sparse_convolutions, spconv_extra
 
 Detector = Any
 """An mmdet3d detector, an nn.Module whose parts are known at run time only."""
@@ -23,17 +25,16 @@ def build_detector(config: Config) -> Detector:
         TeacherError: it cannot be built, takes no points or images as well, has no BEV backbone, neck and head, knows a
             class that nuScenes does not, or needs sparse convolutions where there are none.
     """
+    _require_points_alone(config)
     with mmdet3d_scope():
         from mmdet3d.registry import MODELS
 
         try:
-            # MODELS.build and the detectors alter the configuration that they are given.
-            detector = MODELS.build(config.copy().model)
+            detector = MODELS.build(_own_copy(config))
         except Exception as error:  # The types that a configuration names run their own code.
             raise TeacherError(
                 "the detector cannot be built", where=config.filename, got=f"{type(error).__name__}: {error}"
             ) from error
-        _require_points_alone(detector, config)
         _require_parts(detector, config.filename)
         _require_sparse(detector, config.filename)
     _require_classes(detector, config)
@@ -43,6 +44,12 @@ def build_detector(config: Config) -> Detector:
         if sparse_convolutions(part):
             run_in_one_thread(part)
     return detector
+
+
+def _own_copy(config: Config) -> Any:
+    """A configuration's model, of which MODELS.build takes `type` away, and BEVFusion its preprocessor's voxels."""
+    model = copy.copy(config.model)
+    return model | {key: copy.deepcopy(model[key]) for key in ("data_preprocessor",) if key in model}
 
 
 def head_of(detector: Detector) -> Any:
@@ -116,36 +123,40 @@ def _set_prior(head: Any) -> None:
         nn.init.constant_(branch[-1].bias, task.init_bias)
 
 
-def _require_points_alone(detector: Detector, config: Config) -> None:
-    if not voxel_layer(config.model) and not hasattr(detector, "pts_voxel_layer"):
-        raise TeacherError(
-            "the detector takes no voxels of LiDAR points",
-            where=config.filename,
-            got=_described(detector),
-            expected="a data_preprocessor with a voxel_layer, and pts_backbone, pts_neck and pts_bbox_head",
-            cure="Choose a LiDAR detector: camera detectors and detectors on single points have no BEV voxels",
-        )
-    images = [
-        name for name, part in detector.named_children() if part is not None and name.startswith(("img_", "view_trans"))
-    ]
-    if images:
+def _require_points_alone(config: Config) -> None:
+    """Refuse fusion before a detector is built: BEVFusion's downloads the weights of its image branch meanwhile."""
+    parts = [name for name, part in config.model.items() if hasattr(part, "get")]
+    images = [name for name in parts if name.startswith("img_") or name in _FUSION]
+    if images and voxel_layer(config.model):
         raise TeacherError(
             "the detector fuses images with points, and a dump as a LiDAR detector would leave them out",
             where=config.filename,
-            got=f"{type(detector).__name__} with {', '.join(images)}",
+            got=f"{type_name(config.model)} with {', '.join(images)}",
             cure=f"Choose its LiDAR-only configuration. Or: {OWN_TEACHER}",
         )
 
 
+_FUSION = ("view_transform", "vtransform", "fusion_layer", "pts_fusion_layer")
+"""Parts of fusion detectors beside their image branch: cameras to BEV, and BEV with BEV."""
+
+
 def _require_parts(detector: Detector, where: str) -> None:
-    parts = [getattr(detector, name, None) for name in ("pts_backbone", "pts_neck")]
-    if None in parts or head_of(detector) is None:
+    if voxel_layer_of(detector) is None:
+        raise TeacherError(
+            "the detector takes no voxels of LiDAR points",
+            where=where,
+            got=_described(detector),
+            expected="a data_preprocessor with a voxel_layer, and pts_backbone, pts_neck and pts_bbox_head",
+            cure="Choose a LiDAR detector: camera detectors and detectors on single points have no BEV voxels",
+        )
+    parts = [getattr(detector, name, None) for name in ("pts_middle_encoder", "pts_backbone", "pts_neck")]
+    if None in (*parts, head_of(detector)):
         raise TeacherError(
             "the detector has no backbone, neck and head over a bird's-eye view of its own",
             where=where,
             got=_described(detector),
-            expected="pts_backbone, pts_neck and pts_bbox_head",
-            cure="Choose a CenterPoint, PointPillars or SSN configuration of nuScenes",
+            expected="pts_middle_encoder, pts_backbone, pts_neck and pts_bbox_head (or bbox_head)",
+            cure="Choose a CenterPoint, PointPillars, SSN or LiDAR-only BEVFusion configuration of nuScenes",
         )
 
 
@@ -184,6 +195,6 @@ def _require_sparse(detector: Detector, where: str) -> None:
             "the detector needs sparse convolutions and spconv is not installed",
             where=where,
             got=f"pts_middle_encoder: {type(detector.pts_middle_encoder).__name__}",
-            cure=f"Run `make setup WITH=voxel` for the CPU, or pip install {spconv_wheel()} for this torch; or take a "
-            "pillar configuration",
+            cure=f"Run `make setup WITH=voxel` for the CPU, or `make setup WITH={spconv_extra()}` for a GPU and this "
+            "torch; or take a pillar configuration",
         )

@@ -30,8 +30,11 @@ def canvas_grid(voxel_layer: Any, where: str) -> BevGrid:
         ) from error
 
 
-def require_consistent(detector: Detector, canvas: BevGrid, where: str) -> None:
+def require_consistent(detector: Detector, canvas: BevGrid, along_x: bool, where: str) -> None:
     """Check that the parts of a detector with a range or a canvas of their own have the voxel layer's.
+
+    Args:
+        along_x: whether the rows of the detector's maps run along x; see `rows_along_x`.
 
     Raises:
         TeacherError: one has another; features would lie elsewhere than the grids say.
@@ -39,8 +42,10 @@ def require_consistent(detector: Detector, canvas: BevGrid, where: str) -> None:
     encoder: Any = getattr(detector, "pts_middle_encoder", None)
     if hasattr(encoder, "ny"):
         _require(f"{where}, pts_middle_encoder.output_shape", (encoder.ny, encoder.nx), canvas.shape)
-    if hasattr(encoder, "sparse_shape") and not _along_x_first(encoder):
-        _require(f"{where}, pts_middle_encoder.sparse_shape[1:]", tuple(encoder.sparse_shape[1:]), canvas.shape)
+    if hasattr(encoder, "sparse_shape"):
+        cells = tuple(encoder.sparse_shape)
+        seen, expected = (cells[:2], canvas.shape[::-1]) if along_x else (cells[1:], canvas.shape)
+        _require(f"{where}, pts_middle_encoder.sparse_shape{'[:2]' if along_x else '[1:]'}", seen, expected)
     coder: Any = getattr(_head(detector), "bbox_coder", None)
     if hasattr(coder, "pc_range") and hasattr(coder, "out_size_factor"):
         corner = canvas.x_range_m[0], canvas.y_range_m[0]
@@ -48,12 +53,20 @@ def require_consistent(detector: Detector, canvas: BevGrid, where: str) -> None:
         _require(f"{where}, bbox_coder.voxel_size", _floats(coder.voxel_size[:2]), canvas.cell_m)
 
 
-def require_decodable(detector: Detector, canvas: BevGrid, heatmap: tuple[int, int], where: str) -> None:
+def require_decodable(detector: Detector, canvas: BevGrid, heatmap: tuple[int, int], along_x: bool, where: str) -> None:
     """Check that the head's cells are those in which its coder decodes boxes.
 
     Raises:
-        TeacherError: `out_size_factor` is not the stride of the heatmap.
+        TeacherError: the maps' rows run along x, or `out_size_factor` is not the stride of the heatmap.
     """
+    if along_x:
+        raise TeacherError(
+            "mmdet3d's CenterHead takes rows for y, and the rows of the detector's maps run along x",
+            where=where,
+            got="a voxel layer that numbers voxels x, y, z",
+            expected="z, y, x",
+            cure="Take mmdet3d's voxel layer (model.data_preprocessor.voxel_layer)",
+        )
     factor = _head(detector).bbox_coder.out_size_factor
     strides = tuple(round(cells / size, 3) for cells, size in zip(canvas.shape, heatmap, strict=True))
     _require(f"{where}, bbox_coder.out_size_factor", (factor, factor), strides)
@@ -78,11 +91,6 @@ def strided(canvas: BevGrid, shape: tuple[int, int], what: str, where: str) -> B
 
 def _head(detector: Detector) -> Any:
     return getattr(detector, "pts_bbox_head", None) or getattr(detector, "bbox_head", None)
-
-
-def _along_x_first(encoder: Any) -> bool:
-    """BEVFusion's encoder takes (x, y, z)."""
-    return "BEVFusion" in type(encoder).__name__
 
 
 def _floats(values: Any) -> tuple[float, ...]:

@@ -125,7 +125,7 @@ def _columns(config: Config, loader: Step, where: str) -> tuple[int, ...]:
     dims = loader.get("use_dim", [0, 1, 2, 4])
     with _reading(where, "LoadPointsFromMultiSweeps", "use_dim"):
         columns = tuple(range(dims)) if isinstance(dims, int) else tuple(map(int, dims))
-    taken = _input_channels(config.model)
+    taken = input_columns(config.model)
     if columns[:3] == (0, 1, 2) and set(columns) <= set(range(len(COLUMNS))) and taken in (None, len(columns)):
         return columns
     raise TeacherError(
@@ -136,7 +136,7 @@ def _columns(config: Config, loader: Step, where: str) -> tuple[int, ...]:
     )
 
 
-def _input_channels(model: Any) -> int | None:
+def input_columns(model: Any) -> int | None:
     """How many columns of the points the detector's voxel encoder takes; None where its configuration does not say."""
     encoder: Any = next((model[name] for name in ("pts_voxel_encoder", "voxel_encoder") if model.get(name)), {})
     return encoder.get("in_channels", encoder.get("num_features"))

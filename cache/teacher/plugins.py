@@ -37,8 +37,7 @@ def imported(name: str, purpose: str) -> Callable[..., Any]:
     if not is_plugin(name):
         raise TeacherError(f"{purpose} is not named as a function of a module", got=name, expected="module:function")
     module_name, _, function_name = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    look_in_working_directory()
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # The user's module runs its own code.
@@ -54,6 +53,12 @@ def imported(name: str, purpose: str) -> Callable[..., Any]:
         what = f"the module of {purpose} has no such function"
         raise TeacherError(what, where=name, got=", ".join(names) or "no function", expected=function_name)
     return function
+
+
+def look_in_working_directory() -> None:
+    """Import modules from the working directory as well, as `python` does and an installed command does not."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 def make_teacher(name: str, checkpoint: Path | None, device: str) -> Teacher:

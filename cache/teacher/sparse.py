@@ -2,10 +2,9 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 from jaxtyping import Shaped
@@ -87,36 +86,49 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def training_on_cpu() -> Iterator[None]:
-    """Let spconv's backward pass run without a GPU: with one thread, and without asking for a CUDA stream.
-
-    Its CPU branch (2.3.8, `indice_conv_backward`) does not use the stream, but asks for it first, which raises.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(one_thread())
-        if importlib.util.find_spec("spconv") is not None:
-            stack.enter_context(patch("spconv.pytorch.ops.get_current_stream", return_value=0))
+    """Let sparse convolutions be trained without a GPU: with one thread, and spconv without a CUDA stream."""
+    with one_thread(), _without_stream():
         yield
 
 
-_CUDA_WHEELS = (118, 120, 121, 124, 126)
-"""Of spconv on PyPI: spconv-cu118, ..."""
+@contextmanager
+def _without_stream() -> Iterator[None]:
+    """Give spconv no CUDA stream.
+
+    Its CPU branch (2.3.8, `indice_conv_backward`) does not use the stream, but asks for it first, which raises.
+    """
+    if importlib.util.find_spec("spconv") is None:
+        yield
+        return
+    from spconv.pytorch import ops
+
+    asked = ops.get_current_stream
+    ops.get_current_stream = lambda: 0
+    try:
+        yield
+    finally:
+        ops.get_current_stream = asked
 
 
-def spconv_wheel() -> str:
-    """The name of spconv's wheel that fits this torch: the newest CUDA version not above its own, or the CPU's."""
+_CUDA_WHEELS = (118, 121, 124, 126)
+"""CUDA versions that spconv 2.3.8 has wheels for; the project's extras voxel-cu118, ..."""
+
+
+def spconv_extra() -> str:
+    """The extra with the spconv that fits this torch: of the newest CUDA version not above its own, or the CPU's."""
     if torch.version.cuda is None:
-        return "spconv"
+        return "voxel"
     major, minor = map(int, torch.version.cuda.split(".")[:2])
     fitting = [version for version in _CUDA_WHEELS if version <= 10 * major + minor]
-    return f"spconv-cu{max(fitting, default=_CUDA_WHEELS[0])}"
+    return f"voxel-cu{max(fitting, default=_CUDA_WHEELS[0])}"
 
 
 def spconv_advice() -> str:
     """Which spconv this machine needs, in a sentence."""
-    wheel = spconv_wheel()
-    if wheel == "spconv" or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return "voxel teachers run on the CPU, with spconv's CPU wheel"
-    return f"for this GPU: pip uninstall spconv, then pip install {wheel}; until then voxel teachers need --device cpu"
+    extra = spconv_extra()
+    return f"on this GPU voxel teachers need `make setup WITH={extra}`; with spconv's CPU wheel, --device cpu"
 
 
 def run_in_one_thread(encoder: nn.Module) -> None:

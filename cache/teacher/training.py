@@ -13,11 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from cache.errors import TeacherError
 from cache.nuscenes.frame import Frame
+from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import load_points
 from cache.spec import CLASSES, PointPipeline
 from cache.teacher.mmdet3d_config import Config, mmdet3d_scope, read_config
 from cache.teacher.mmdet3d_detector import Detector, build_detector, tasks_of
 from cache.teacher.mmdet3d_points import point_pipeline, transforms_of, type_name
+from cache.teacher.mmdet3d_voxels import CpuVoxels, rows_along_x, voxelises_itself
 from cache.teacher.sparse import sparse_convolutions, training_on_cpu
 
 LOADING = ("LoadPointsFromFile", "LoadPointsFromMultiSweeps", "LoadAnnotations3D")
@@ -49,8 +51,11 @@ def train_teacher(config: str, frames: Sequence[Frame], out: Path, seed: int = 0
         raise TeacherError("the configuration describes no training", where=config, expected=", ".join(missing))
     torch.manual_seed(seed)
     detector = build_detector(resolved)
-    preprocessor = detector.data_preprocessor
-    preprocessor.voxel_layer = _VoxelsOnCpu(preprocessor.voxel_layer)
+    if voxelises_itself(detector):
+        detector.pts_voxel_layer = CpuVoxels(detector.pts_voxel_layer, rows_along_x(detector, config))
+    else:
+        preprocessor = detector.data_preprocessor
+        preprocessor.voxel_layer = _VoxelsOnCpu(preprocessor.voxel_layer)
     with mmdet3d_scope():
         loader = _loader(resolved, frames, detector, seed)
         runner = _runner(resolved, detector, loader, out, seed)
@@ -74,7 +79,9 @@ def _loader(config: Config, frames: Sequence[Frame], detector: Detector, seed: i
             cure="Take the step out of the train pipeline, or train with mmdet3d's own tools",
         )
     classes = [name for task in tasks_of(detector, config) for name in task]
-    dataset = _TrainingFrames(frames, point_pipeline(config), classes, Compose(steps))
+    pipeline = point_pipeline(config)
+    frames = frames.with_sweeps(pipeline.past_sweeps) if isinstance(frames, Frames) else frames
+    dataset = _TrainingFrames(frames, pipeline, classes, Compose(steps))
     workers = config.train_dataloader.get("num_workers", 0)
     return DataLoader(
         dataset,

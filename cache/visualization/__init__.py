@@ -33,12 +33,16 @@ _PUBLIC = {
 }
 """Public names by module; each is imported when it is first used."""
 
-SHOWN = (
-    "cache.spec.CacheSpec",
-    "cache.store.batch.TeacherBatch",
-    "cache.store.batch.TeacherSample",
-    "cache.store.reader.TeacherCache",
-    "cache.visualization.tables.Table",
+_CACHE = __name__.rpartition(".")[0]
+SHOWN = tuple(
+    f"{_CACHE}.{name}"
+    for name in (
+        "spec.CacheSpec",
+        "store.batch.TeacherBatch",
+        "store.batch.TeacherSample",
+        "store.reader.TeacherCache",
+        "visualization.tables.Table",
+    )
 )
 """The classes that a notebook shows as HTML."""
 
@@ -52,7 +56,7 @@ def __getattr__(name: str) -> Any:
 
 def load_ipython_extension(ipython: Any) -> None:
     """Show this package's objects as HTML in a notebook (`%load_ext cache.visualization`)."""
-    register_html(ipython, SHOWN, lambda shown: pkgutil.resolve_name("cache.visualization.html:to_html")(shown))
+    register_html(ipython, SHOWN, lambda shown: pkgutil.resolve_name(f"{__name__}.html:to_html")(shown))
 
 
 def register_html(ipython: Any, names: Iterable[str], to_html: Callable[[Any], str]) -> None:

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from nuscenes.utils.splits import mini_train, mini_val
 from pydantic import Field, model_validator
 
 from cache.config import Strict
 from cache.errors import ConfigError
+from cache.nuscenes.official import split_scenes
 from cache.spec import CLASSES
 
 KEY_PERIOD_S = 0.5
@@ -62,12 +62,13 @@ class WorldConfig(Strict):
 
     @model_validator(mode="after")
     def _mini_has_ten_scenes(self) -> "WorldConfig":
-        if self.names == "mini" and (self.train_scenes > len(mini_train) or self.val_scenes > len(mini_val)):
+        most = [len(split_scenes()[name]) for name in ("mini_train", "mini_val")]
+        if self.names == "mini" and (self.train_scenes > most[0] or self.val_scenes > most[1]):
             raise ConfigError(
                 "nuScenes mini has fewer scenes",
                 where="train_scenes, val_scenes",
                 got=f"{self.train_scenes} and {self.val_scenes}, with names: mini",
-                expected=f"at most {len(mini_train)} and {len(mini_val)}",
+                expected="at most {} and {}".format(*most),
                 cure="Set names to own, or lower them",
             )
         return self

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from nuscenes.utils.splits import mini_train, mini_val
-
 from cache.config import differing
 from cache.errors import DataError
+from cache.nuscenes.official import split_scenes
 from cache.nuscenes.splits import SPLITS_FILE
 from demo.world.config import WorldConfig
 from demo.world.scene import Scene, build_scene
@@ -77,7 +76,8 @@ def scene_names(world: WorldConfig) -> tuple[str, ...]:
 def splits(world: WorldConfig) -> dict[str, tuple[str, ...]]:
     """The scenes to train on, and those to evaluate on, by the names of their splits."""
     if world.names == "mini":
-        return {"mini_train": tuple(mini_train[: world.train_scenes]), "mini_val": tuple(mini_val[: world.val_scenes])}
+        known, wanted = split_scenes(), {"mini_train": world.train_scenes, "mini_val": world.val_scenes}
+        return {split: known[split][:count] for split, count in wanted.items()}
     counts = {"made_train": world.train_scenes, "made_val": world.val_scenes}
     return {split: tuple(f"{split}-{number:04d}" for number in range(count)) for split, count in counts.items()}
 

@@ -1,7 +1,7 @@
 """StudentConfig: data, images, augmentation, detector, optimisation and distillation of a student; one YAML file."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,8 @@ SCALE_NMS = Decoding(
 """Scale-NMS of BEVDet, for the six tasks above."""
 
 
+TorchvisionWeights = Annotated[str, Field(pattern=r"^torchvision(:\w+)?$")]
+
 MOST_RESIZE = 2.0
 """Of what is added to the ratio of widths: a wider range is a mistake."""
 
@@ -43,6 +45,9 @@ class DataConfig(Strict):
     version: str = "v1.0-trainval"
     train_split: str = "train"
     val_split: str = "val"
+    unlabelled_split: str = ""
+    """Frames of another split that are trained on beside train_split's, without their annotations: distill.foreground
+    finds the objects for the terms, and distill.pseudo_labels lets the detector learn the teacher's boxes."""
     cameras: tuple[str, ...] = ()
     """Channels of the images, in their order. By default those of nuScenes' six that sensor.json lists, or all of its
     cameras where it lists none of the six."""
@@ -55,6 +60,10 @@ class DataConfig(Strict):
     """Leave out frames of which an image, or a LiDAR file that is needed, is not on the disk; otherwise that is an
     error. Frames of a 4D detector's history count too."""
     workers: int = Field(4, ge=0, le=256)
+    local_cache: Path | None = None
+    """Folder for the shards of stores at URLs; processes may share it."""
+    local_cache_gb: float | None = Field(None, gt=0)
+    """Limit of that folder."""
 
 
 class ImageConfig(Strict):
@@ -157,8 +166,10 @@ class DetectorConfig(Strict):
     """Key frames, of 0.5 s each, from one input frame to the next; 3 for the public 4D models of BEVDet 0.x."""
     image_backbone: str = "resnet50"
     """The name of a torchvision ResNet (ResNeXt, wide ResNet), ConvNeXt, EfficientNet, MobileNet, RegNet or Swin."""
-    image_weights: Path | None = None
-    """A file with torchvision weights for the image backbone; null: random weights."""
+    image_weights: TorchvisionWeights | Path | None = None
+    """First weights of the image backbone. "torchvision": its own, trained on ImageNet, fetched once into torch.hub's
+    cache; IMAGENET1K_V1 as in the public recipes, others by name ("torchvision:IMAGENET1K_V2"). A path: any file that
+    `import-checkpoint` reads. null: random weights. Not used where training.init_from gives all weights."""
     image_neck_channels: Size = 256
     image_stride: Literal[8, 16] = 16
     depth_m: tuple[float, float, float] = (1.0, 60.0, 1.0)
@@ -256,7 +267,39 @@ class StudentConfig(Strict):
     def teacher_layers(self, cache: int = 0) -> tuple[str, ...]:
         """The layers of a teacher that the pairs compare; none without distill."""
         pairs = self.distill.pairs if self.distill else ()
-        return tuple(sorted({pair.teacher for pair in pairs if pair.cache == cache}))
+        return tuple(sorted({layer for pair in pairs if pair.cache == cache for layer in pair.layers}))
+
+    @model_validator(mode="after")
+    def _teachers_for_frames_without_labels(self) -> "StudentConfig":
+        if not self.data.unlabelled_split:
+            return self
+        problems = {
+            "distill, with foreground: teacher or boxes_or_teacher, or with pseudo_labels": self.distill is None
+            or (self.distill.foreground.source == "boxes" and self.distill.pseudo_labels is None),
+            "training.class_balanced: false, since it draws frames by their labels": self.training.class_balanced,
+        }
+        for expected, holds in problems.items():
+            if holds:
+                raise ConfigError(
+                    "frames without labels are trained on, and a setting needs labels",
+                    where="data.unlabelled_split",
+                    got=self.data.unlabelled_split,
+                    expected=expected,
+                    cure="Change it, or leave data.unlabelled_split out",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _depth_to_compare(self) -> "StudentConfig":
+        if self.distill is not None and self.distill.compares_depth and not self.detector.name.startswith("bevdepth"):
+            raise ConfigError(
+                "a term compares the student's depth with the LiDAR's, and the student learns none",
+                where="distill.terms, detector.name",
+                got=self.detector.name,
+                expected="bevdepth or bevdepth4d",
+                cure="Leave tigbev_depth out, or use one of these detectors",
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_to_replay(self) -> "StudentConfig":

@@ -17,17 +17,24 @@ class EmaConfig(Strict):
 
 
 class TrainingConfig(Strict):
-    """Optimisation of a student. A step is one of the optimiser: batch_size * devices * accumulate samples."""
+    """Optimisation of a student. A step is one of the optimiser: `samples_per_step` samples."""
 
     epochs: int = Field(24, ge=1, le=10**6)
     devices: int | Literal["auto"] = Field(1, union_mode="left_to_right")
-    """Processes, each with its own GPU, or all on the CPU where there is none; "auto": every GPU of the machine."""
+    """Processes on each node, each with its own GPU, or all on the CPU where there is none; "auto": every GPU."""
+    nodes: int = Field(1, ge=1, le=2**16)
+    """Machines. torchrun or SLURM starts the processes of more than one."""
     batch_size: int = Field(8, ge=1, le=2**16)
     """Samples of one device that go through the detector together."""
     accumulate: int = Field(1, ge=1, le=2**16)
     """Batches whose gradients are added up for one step."""
     class_balanced: bool = False
     """Sample frames so that every class occurs equally often (CBGS, Zhu et al. 2019)."""
+    shuffle: Literal["samples", "shards"] = "samples"
+    """Order of an epoch: all samples among each other; or those of a window of the store's shards, then of the next, so
+    that of a store at a URL each shard is fetched once an epoch."""
+    shuffle_window: int = Field(8, ge=1, le=2**20)
+    """Shards whose samples are shuffled among each other."""
     learning_rate: float = Field(2e-4, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     gradient_clip: float = Field(5.0, gt=0)
@@ -59,6 +66,16 @@ class TrainingConfig(Strict):
     log_gradients_every: int = Field(0, ge=0)
     """Steps between comparisons of the teacher's terms' gradient with the detection losses'; 0: never."""
     seed: int = Field(0, ge=0, lt=2**32)
+
+    @property
+    def ranks(self) -> int:
+        """Processes of all nodes; `devices` must be a number."""
+        return int(self.devices) * self.nodes
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of all ranks' batches together in a step of the optimiser."""
+        return self.batch_size * self.accumulate * self.ranks
 
     def schedule_factor(self, step: int, steps_per_epoch: int) -> float:
         """Factor of the learning rate at a step, 0 .. 1."""

@@ -97,7 +97,13 @@ class ImportPlan:
         missing = [row.ours for row in self.report.of("missing")]
         idle = [pattern for pattern in allow_missing if not any(fnmatchcase(name, pattern) for name in missing)]
         if idle:
-            raise ConfigError("nothing missing fits the pattern", where="--allow-missing", got=", ".join(idle))
+            raise ConfigError(
+                "nothing missing fits the pattern",
+                where="--allow-missing",
+                got=", ".join(idle),
+                expected=f"patterns of {abridged(missing)}" if missing else "no pattern: nothing is missing",
+                cure="Correct the pattern, or leave it out",
+            )
         refused = [name for name in missing if not any(fnmatchcase(name, pattern) for pattern in allow_missing)]
         fix = "Change the configuration, or let them keep their initial values with --allow-missing PATTERN"
         self._require_none(refused, "nothing in the checkpoint fills tensors of the detector", fix)
@@ -135,7 +141,8 @@ def plan_import(path: Path, config: StudentConfig) -> ImportPlan:
     used = {row.ours: weights[row.public] for row in rows if row.status == "used"}
     if bad := not_finite(used):
         got = abridged(bad, separator="; ")
-        raise DataError("the checkpoint holds weights that are not finite", where=path, got=got)
+        cure = "Take another checkpoint of that training, or copy this one again"
+        raise DataError("the checkpoint holds weights that are not finite", where=path, got=got, cure=cure)
     filled = state | {name: value.to(state[name].dtype) for name, value in used.items()}
     report = ImportReport(source=path, format=known.name, boxes=boxes, rows=tuple(rows))
     return ImportPlan(report=report, config=config, expects=known.expects, state=filled)

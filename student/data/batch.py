@@ -40,8 +40,10 @@ class Batch:
     bev_matrix: current LiDAR -> augmented BEV, the realised augmentation (identity without one).
     depth_m: nearest LiDAR point in each image_stride x image_stride patch of the current images, 0 without a point;
         None for detectors that do not learn depth.
+    points_m: x, y, z of these points in the augmented BEV frame; None unless a term of the objective compares depths.
     boxes: x, y, z (bottom), dx, dy, dz, yaw_rad, vx, vy in the augmented BEV frame, one tensor a sample.
     labels: index into cache.spec.CLASSES, one tensor a sample.
+    labelled: whether each sample has labels; on the others boxes and labels are empty.
     teachers: the cached sample of each teacher, in the view nearest to bev_matrix; empty without distillation.
     to_teachers: for each teacher, metres of the augmented BEV frame -> metres of its view; None where both are the
         same. They stay on the CPU, where `student.distill.warp` decides with them before it starts work on the device.
@@ -62,6 +64,8 @@ class Batch:
     teachers: tuple[TeacherBatch, ...] = ()
     to_teachers: tuple[Float[Tensor, "B 4 4"] | None, ...] = ()
     load_seconds: LoadSeconds = LoadSeconds()
+    points_m: Float[Tensor, "B N hs ws 3"] | None = None
+    labelled: tuple[bool, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on another device; `to_teachers` stays on the CPU."""
@@ -80,6 +84,10 @@ class Batch:
         if self.depth_m is None:
             raise DataError("the detector learns depth and the batch has none", cure="StudentDataset(with_depth=True)")
         return self.depth_m
+
+    def labelled_samples(self) -> list[int] | None:
+        """The indices of the samples with labels; None for all."""
+        return None if all(self.labelled) else [index for index, known in enumerate(self.labelled) if known]
 
     def _each(self, change: Callable[[Any], Any]) -> "Batch":
         moving = [field.name for field in fields(self) if field.name != "to_teachers"]

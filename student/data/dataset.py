@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from cache.nuscenes.frames import Frames
 from cache.nuscenes.points import camera_points
 from student.config.student import StudentConfig
 from student.data.batch import Batch, LoadSeconds, join
-from student.data.depth_map import depth_map
+from student.data.depth_map import depth_map, in_bev, nearest_points
 from student.data.image_augment import image_matrix, warp_image
 from student.data.images import read_image
 from student.data.samplers import SampleDraw
@@ -36,7 +37,7 @@ class StudentDataset(Dataset[Batch]):
         with_depth: Load the current frame's depth, for a detector that learns it.
         sources: The teachers' caches. With `bev_augment.replay` the BEV augmentation is one of the drawn views of the
             first. Depth comes from the first that keeps it, or else from the LiDAR files.
-        predicted_boxes: By token, in place of the frame's annotations (`distill.unlabelled_split`).
+        unlabelled: Tokens of frames whose annotations are not used, with the boxes to learn in their place, or None.
     """
 
     def __init__(
@@ -46,11 +47,11 @@ class StudentDataset(Dataset[Batch]):
         times: int = 1,
         with_depth: bool = False,
         sources: Sequence[TeacherSource] = (),
-        predicted_boxes: Mapping[str, LabelledBoxes] | None = None,
+        unlabelled: Mapping[str, LabelledBoxes | None] = MappingProxyType({}),
     ) -> None:
+        self.unlabelled = unlabelled
         self.frames, self.config, self.times, self.with_depth = frames, config, times, with_depth
         self.sources = tuple(sources)
-        self._predicted_boxes = predicted_boxes or {}
         self._depth_source = next((source for source in self.sources if source.cache.spec.depth), None)
 
     def __len__(self) -> int:
@@ -58,6 +59,7 @@ class StudentDataset(Dataset[Batch]):
 
     def __getitem__(self, draw: SampleDraw | int) -> Batch:
         draw = SampleDraw(index=draw) if isinstance(draw, int) else draw
+        self._fetch_ahead(draw)
         rng = None if draw.seed is None else np.random.default_rng(draw.seed)
         history = list(self._history(self.frames[draw.index]))
         current = history[0]
@@ -65,10 +67,12 @@ class StudentDataset(Dataset[Batch]):
         began = time.perf_counter()
         views = [[self._image(camera, rng) for camera in frame.cameras] for frame in history]
         read = time.perf_counter()
-        depth_m = self._depth(current, [image_matrix for _, image_matrix in views[0]]) if self.with_depth else None
+        image_matrices = [image_matrix for _, image_matrix in views[0]]
+        depth_m, points_m = self._depth(current, image_matrices, matrix) if self.with_depth else (None, None)
         seconds = LoadSeconds(images=read - began, depth=time.perf_counter() - read)
         global_to_current = np.linalg.inv(current.lidar_to_global)
-        boxes, labels = self._predicted_boxes.get(current.token, (current.boxes, current.labels))
+        learnt = self.unlabelled.get(current.token, (current.boxes, current.labels))
+        boxes, labels = learnt or (current.boxes[:0], current.labels[:0])
         return Batch(
             tokens=(current.token,),
             images=torch.from_numpy(np.stack([[image for image, _ in row] for row in views])[None]).movedim(-1, -3),
@@ -79,8 +83,10 @@ class StudentDataset(Dataset[Batch]):
             lidar_to_ego=_float([current.lidar_to_ego]),
             bev_matrix=_float([matrix]),
             depth_m=depth_m,
+            points_m=points_m,
             boxes=(_float(transform_boxes(boxes, matrix)),),
             labels=(torch.from_numpy(labels),),
+            labelled=(learnt is not None,),
             load_seconds=seconds,
         )
 
@@ -97,6 +103,11 @@ class StudentDataset(Dataset[Batch]):
         seconds = joined.load_seconds + LoadSeconds(features=time.perf_counter() - began)
         return replace(joined, teachers=teachers, to_teachers=to_teachers, load_seconds=seconds)
 
+    def _fetch_ahead(self, draw: SampleDraw) -> None:
+        tokens = [self.frames.tokens[index] for index in draw.ahead]
+        for source in self.sources if tokens else ():
+            source.fetch_ahead(tokens, depth=self.with_depth and source is self._depth_source)
+
     def _history(self, frame: Frame) -> Iterator[Frame]:
         """The frame and those before it; at a scene's start, the first one again."""
         for _ in range(self.times):
@@ -110,10 +121,16 @@ class StudentDataset(Dataset[Batch]):
         drawn = self.sources[0].drawn_matrices(token)
         return drawn[rng.integers(len(drawn))]
 
-    def _depth(self, frame: Frame, image_matrices: list[Float[np.ndarray, "3 3"]]) -> Float[Tensor, "1 N hs ws"]:
+    def _depth(
+        self, frame: Frame, image_matrices: list[Float[np.ndarray, "3 3"]], bev_matrix: Float[np.ndarray, "4 4"]
+    ) -> tuple[Float[Tensor, "1 N hs ws"], Float[Tensor, "1 N hs ws 3"] | None]:
+        """`Batch.depth_m` and `Batch.points_m`."""
         nearest_m, source = self.config.detector.depth_m[0], self._depth_source
         points = source.camera_points(frame.token, nearest_m) if source else camera_points(frame, nearest_m)
-        return _float([depth_map(points, image_matrices, self.config)])
+        depth_m = _float([depth_map(points, image_matrices, self.config)])
+        if self.config.distill is None or not self.config.distill.compares_depth:
+            return depth_m, None
+        return depth_m, _float([in_bev(nearest_points(points, image_matrices, self.config), frame.cameras, bev_matrix)])
 
     def _image(
         self, camera: Camera, rng: np.random.Generator | None

@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from cache.errors import DataError
-from cache.nuscenes.frame import Camera
+from cache.nuscenes.frame import EXCLUDE, SKIP_MISSING, Camera
 from student.data.image_augment import reduced_pixels
 
 
@@ -44,17 +44,13 @@ def read_image(camera: Camera, scale: float) -> tuple[UInt8[np.ndarray, "H W 3"]
             image.draft("RGB", (int(scale * width), int(scale * height)))
             pixels = np.asarray(image.convert("RGB"))
     except FileNotFoundError:
-        raise DataError(
-            "a camera image is missing", where=camera.path, cure="Unpack the data set's blobs again"
-        ) from None
+        raise DataError("a camera image is missing", where=camera.path, cure=SKIP_MISSING) from None
     except Image.DecompressionBombError:
         raise _other_size(camera, "more pixels than any camera has") from None
     except (OSError, SyntaxError, ValueError) as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise
-        raise DataError(
-            "a camera image is corrupt", where=camera.path, got=error, cure="Unpack the data set's blobs again"
-        ) from None
+        raise DataError("a camera image is corrupt", where=camera.path, got=error, cure=EXCLUDE) from None
     # A block of 8 x 8 pixels becomes one of 8 / factor; an odd side is rounded up, so the sides' ratio is not exact.
     factor = round(width / pixels.shape[1])
     return pixels, reduced_pixels(factor, factor)
@@ -67,7 +63,7 @@ def _other_size(camera: Camera, got: tuple[int, int] | str) -> DataError:
         where=camera.path,
         got=got if isinstance(got, str) else f"{got[0]} x {got[1]}",
         expected=f"{width} x {height}",
-        cure="Use the original images, not resized ones",
+        cure="Use the original images, not resized ones, or write their size into width and height",
     )
 
 

@@ -12,10 +12,16 @@ from cache.spec import CLASSES
 
 @dataclass(frozen=True, kw_only=True)
 class SampleDraw:
-    """One position of a training's sequence: a frame, and the seed of its augmentation; None for no augmentation."""
+    """One position of a training's sequence.
+
+    index: of the frame.
+    seed: of its augmentation; None for no augmentation.
+    ahead: a frame of each shard that is to be fetched now, to be there when it is needed.
+    """
 
     index: int
     seed: tuple[int, ...] | None = None
+    ahead: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +68,41 @@ class ClassBalanced:
         return rng.permutation(np.concatenate(draws))
 
 
-Order = Shuffled | ClassBalanced
+@dataclass(frozen=True, kw_only=True)
+class ByShards:
+    """The frames of another order by the shards of a store: all those of one window of shards, then of the next.
+
+    The shards are in random order, and the frames of a window are shuffled among each other: an epoch needs each shard
+    during one window only.
+
+    shard_of: each frame's.
+    window: number of shards.
+    """
+
+    order: Shuffled | ClassBalanced
+    shard_of: Int[np.ndarray, "frames"]
+    window: int
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __call__(self, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
+        frames = self.order(rng)
+        shards, row = np.unique(self.shard_of[frames], return_inverse=True)
+        window = rng.permutation(len(shards))[row] // self.window
+        return frames[np.argsort(window, kind="stable")]
+
+    def ahead(self, frames: Int[np.ndarray, "n"]) -> dict[int, tuple[int, ...]]:
+        """The frames whose shards are to be fetched, by position in a sequence: a window before they are needed."""
+        _, first = np.unique(self.shard_of[frames], return_index=True)
+        first.sort()
+        needed = frames[first].tolist()
+        begin = {0: tuple(needed[: self.window])}
+        later = zip(first.tolist(), needed[self.window :], strict=False)
+        return begin | {at: (*begin.get(at, ()), frame) for at, frame in later}
+
+
+Order = Shuffled | ClassBalanced | ByShards
 """Called with an epoch's generator, returns the indices of its len(order) frames."""
 
 
@@ -105,5 +145,8 @@ class SeededSampler(Sampler[SampleDraw]):
     def __iter__(self) -> Iterator[SampleDraw]:
         order = self.order(np.random.default_rng((self.seed, self.epoch)))
         end = self.steps_per_epoch * self.samples_per_step
-        for position in range(self.start + self.rank, end, self.ranks):
-            yield SampleDraw(index=int(order[position]), seed=(self.seed, self.epoch, position))
+        ahead = self.order.ahead(order[self.start : end]) if isinstance(self.order, ByShards) else {}
+        for row in range(0, end - self.start, self.ranks):  # of one sample for each rank; all fetch for all
+            position = self.start + row + self.rank
+            needed = tuple(frame for at in range(row, row + self.ranks) for frame in ahead.get(at, ()))
+            yield SampleDraw(index=int(order[position]), seed=(self.seed, self.epoch, position), ahead=needed)

@@ -10,7 +10,7 @@ from student.distill.config import DistillConfig
 from student.distill.gaussians import draw_heatmaps
 from student.distill.inherit import inherit_head
 from student.distill.objective import DistillObjective
-from student.distill.predictions import TeacherMaps
+from student.distill.predictions import StudentDepth, TeacherMaps
 from student.distill.regions import region_decomposition
 from student.distill.warp import to_teacher
 
@@ -18,6 +18,7 @@ __all__ = [
     "DistillConfig",
     "DistillObjective",
     "FeatureLayer",
+    "StudentDepth",
     "TeacherMaps",
     "draw_heatmaps",
     "inherit_head",

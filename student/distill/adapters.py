@@ -3,23 +3,26 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 from jaxtyping import Float
 from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import orthogonal
 
 from cache.config import Strict
 from cache.errors import ConfigError, MismatchError
 from cache.geometry.grid import BevGrid
 
-Channels = Literal["identity", "1x1conv", "3x3conv", "mlp", "2layer", "3layer"]
+Channels = Literal["identity", "1x1conv", "3x3conv", "mlp", "2layer", "3layer", "orthogonal"]
 Resizing = Literal[
     "upsample",
     "upsample_1x1conv",
     "upsample_2layer",
     "upsample_3layer",
+    "upsample_orthogonal",
     "downsample_2layer",
     "downsample_3layer",
     "avgpool",
@@ -91,6 +94,23 @@ class CellConv(nn.Conv2d):
         return sum(terms, start=self.get_parameter("bias"))
 
 
+class OrthogonalConv(nn.Module):
+    """A 1 x 1 convolution with orthonormal rows or columns, then a learned scale and bias for each channel.
+
+    The orthogonal alignment of DualDistill (Kim et al., BMVC 2025), without the attention before it: distances and
+    angles between cells' features stay as they are, up to the scales.
+    """
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.projection = orthogonal(nn.Linear(channels, out, bias=False))
+        self.scale, self.bias = nn.Parameter(torch.ones(out)), nn.Parameter(torch.zeros(out))
+
+    def forward(self, maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _ H W"]:
+        weight = cast(Tensor, self.projection.weight) * self.scale[:, None]
+        return F.conv2d(maps, weight[..., None, None], self.bias)
+
+
 def _mlp(channels: int, out: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True), nn.Conv2d(channels, out, 1))
 
@@ -101,6 +121,7 @@ CHANNELS: dict[str, Callable[[int, int], nn.Module]] = {
     "mlp": _mlp,
     "2layer": lambda channels, out: Layered(channels, out, depth=2, stride=1),
     "3layer": lambda channels, out: Layered(channels, out, depth=3, stride=1),
+    "orthogonal": OrthogonalConv,
 }
 """Adapters that change channels and keep the cells; the others keep the channels unless they end in one of these."""
 
@@ -125,7 +146,7 @@ def build_adapter(config: AdapterConfig, channels: int, out: int) -> nn.Module:
 
 def changes_channels(config: AdapterConfig) -> bool:
     """Whether the adapter has a convolution that sets the number of channels."""
-    return config.kind.endswith(("conv", "layer", "mlp"))
+    return config.kind.endswith(("conv", "layer", "mlp", "orthogonal"))
 
 
 def adapted_grid(config: AdapterConfig, grid: BevGrid, where: str, inverse: bool = False) -> BevGrid:

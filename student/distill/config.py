@@ -1,14 +1,34 @@
 """Configuration of the distillation objective: pairs of layers, terms, and schedule."""
 
 from collections import Counter
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from cache.config import Strict
 from cache.errors import ConfigError
 from student.distill.pairs import PairConfig
 from student.distill.terms import Term
-from student.distill.terms.base import PairTerm, Probability
+from student.distill.terms.base import DepthTerm, PairTerm, Probability, ResponseTerm
+from student.distill.terms.cross_head import CrossHeadTerm
+
+
+class ForegroundConfig(Strict):
+    """Where the terms' objects come from; a bare string is a source."""
+
+    source: Literal["boxes", "teacher", "boxes_or_teacher"] = "boxes"
+    """The labels' boxes, the boxes at the peaks of a teacher's heatmap, or the latter on samples without labels."""
+    cache: NonNegativeInt = 0
+    """Index of that teacher, where there are several caches."""
+    threshold: Probability = 0.3
+    """The teacher's peaks are above it."""
+    peaks: PositiveInt = 100
+    """Of the teacher's heatmap in a sample, at most."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_source(cls, values: Any) -> Any:
+        return {"source": values} if isinstance(values, str) else values
 
 
 class DistillConfig(Strict):
@@ -16,16 +36,15 @@ class DistillConfig(Strict):
 
     pairs: tuple[PairConfig, ...] = ()
     terms: tuple[Term, ...] = Field(min_length=1)
+    foreground: ForegroundConfig = ForegroundConfig()
     inherit_head: bool = False
     """Start the student's task heads from the teacher's weights."""
     inherit_shared_conv: bool = False
     """Start the convolution before the task heads from the teacher's, too; the student's neck must have the channels
     of the teacher's."""
-    unlabelled_split: str = ""
-    """Frames to train on beside data.train_split, with the boxes that the first teacher predicts there in place of
-    annotations; its store must hold them, with head maps. Empty: none."""
-    box_score: Probability = 0.3
-    """The least score of such a box."""
+    pseudo_labels: Probability | None = None
+    """Learn boxes on the frames of data.unlabelled_split from those that the first teacher predicts there with at least
+    this score; its store must hold head maps. Null: only the terms and the depth loss see these frames."""
     multi_scale_epoch: NonNegativeInt = 0
     """The first epoch of pairs on the student's backbone layers."""
     two_stage_epoch: NonNegativeInt = 0
@@ -45,6 +64,23 @@ class DistillConfig(Strict):
         """The pairs of a term, in its order."""
         by_label = {pair.label: pair for pair in self.pairs}
         return tuple(by_label[label] for label in term.pairs or by_label)
+
+    @property
+    def boxed_caches(self) -> frozenset[int]:
+        """The caches whose head maps are read, beside the heatmap."""
+        caches = {term.cache for term in self.terms if isinstance(term, ResponseTerm)} | self.crossed_caches
+        return frozenset(caches if self.foreground.source == "boxes" else caches | {self.foreground.cache})
+
+    @property
+    def crossed_caches(self) -> frozenset[int]:
+        """The caches whose heads run on the student's features."""
+        crossed = [term for term in self.terms if isinstance(term, CrossHeadTerm)]
+        return frozenset(pair.cache for term in crossed for pair in self.pairs_of(term))
+
+    @property
+    def compares_depth(self) -> bool:
+        """Whether a term compares the student's depth with the LiDAR points in the images."""
+        return any(isinstance(term, DepthTerm) for term in self.terms)
 
 
 def _require_unique(what: str, names: tuple[str, ...]) -> None:

@@ -138,3 +138,14 @@ def draw_heatmaps(
     """
     radius = gaussian_radius(*box_sides(boxes, grid), overlap)
     return draw_at_boxes(gaussian, boxes, radius, channel, channels, grid, min_radius)
+
+
+def focal_loss(probability: Float[Tensor, "*n"], target: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Gaussian focal loss of each element (CornerNet, equation 1; alpha = 2, beta = 4); 1 marks a peak.
+
+    Args:
+        probability: above 0 and below 1.
+    """
+    found = -probability.log() * (1 - probability) ** 2
+    spared = -(1 - probability).log() * probability**2 * (1 - target) ** 4
+    return torch.where(target == 1, found, spared)

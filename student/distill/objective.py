@@ -12,21 +12,32 @@ from cache.errors import ConfigError, MismatchError
 from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES, CacheSpec
 from student.distill.adapters import FeatureLayer
-from student.distill.alignment import require_overlap, same_extent
 from student.distill.boxes import pad_boxes
 from student.distill.config import DistillConfig
+from student.distill.head_maps import Maps, Objects, TeacherBoxes
 from student.distill.pairs import LayerPair, PairConfig, PairFeatures
 from student.distill.predictions import (
     BatchPredictions,
+    StudentDepth,
     TeacherInput,
     TeacherPredictions,
     align_predictions,
+    as_probability,
     class_order,
+    in_order,
 )
-from student.distill.regions import require_multiple
+from student.distill.requirements import (
+    check_boxes,
+    check_caches,
+    check_cells,
+    check_heads,
+    check_heatmaps,
+    require_head_maps,
+    require_labels,
+    require_variance,
+)
 from student.distill.terms import TERMS
-from student.distill.terms.base import HeatmapTerm, PairTerm, TermConfig
-from student.distill.terms.fgd import FgdTerm
+from student.distill.terms.base import PairTerm, TermConfig
 
 Tasks = tuple[tuple[str, ...], ...]
 
@@ -43,13 +54,18 @@ class DistillObjective(nn.Module):
         heatmap_grid: grid of the student's heatmaps.
         tasks: the classes of each of the student's tasks, in the order of its heatmap's channels.
         teachers: the spec of each cache; a pair's or term's `cache` is an index into it.
+        teacher_heads: for `cross_head`, a teacher's head by its cache's index: features -> heatmap logits of its
+            classes, and its other maps by name, (B, T, D, H, W). Their weights are frozen.
 
     Raises:
-        ConfigError: the student has no such layer, there is no such cache, or channels differ without an adapter.
+        ConfigError: the student has no such layer, there is no such cache, or channels differ without an adapter; or a
+            term needs a head or head maps that the teacher lacks.
         MismatchError: the cache has no such layer, grids do not match in metres, or classes differ.
     """
 
     channel_of_label: Int[Tensor, "classes"]
+    task_of_channel: Int[Tensor, "K"]
+    teacher_tasks: Int[Tensor, "teachers K"]
     pairs: nn.ModuleList
     terms: nn.ModuleList
 
@@ -60,6 +76,7 @@ class DistillObjective(nn.Module):
         heatmap_grid: BevGrid,
         tasks: Tasks,
         teachers: Sequence[CacheSpec],
+        teacher_heads: Mapping[int, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.config, self.heatmap_grid, self.teachers = config, heatmap_grid, tuple(teachers)
@@ -68,12 +85,27 @@ class DistillObjective(nn.Module):
         self.task_slices = tuple(slice(*ends) for ends in pairwise(accumulate(map(len, tasks), initial=0)))
         channel_of = [classes.index(name) if name in classes else -1 for name in CLASSES]
         self.register_buffer("channel_of_label", torch.tensor(channel_of), persistent=False)
-        _check_caches(config, teachers)
-        _check_heatmaps(config, teachers)
+        self.register_buffer("task_of_channel", _tasks_of(classes, tasks), persistent=False)
+        check_caches(config, teachers)
+        of_teachers = [_tasks_of(classes, spec.teacher.tasks) for spec in teachers]
+        self.register_buffer("teacher_tasks", torch.stack(of_teachers), persistent=False)
+        check_heatmaps(config, teachers)
+        check_boxes(config, teachers)
+        check_heads(config, teacher_heads or {})
+        # Each batch norm of a frozen head keeps the teacher's statistics: see `train`.
+        heads = {str(cache): (teacher_heads or {})[cache].requires_grad_(False) for cache in config.crossed_caches}
+        self.teacher_heads = nn.ModuleDict(heads)
         pairs = [_build_pair(pair, student, teachers) for pair in config.pairs]
-        _check_cells(config, heatmap_grid, pairs, teachers)
+        check_cells(config, heatmap_grid, pairs, teachers)
         self.pairs = nn.ModuleList(pairs)
         self.terms = nn.ModuleList(nn.ModuleList(self._build_term(term)) for term in config.terms)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "DistillObjective":
+        """Set adapters to training or evaluation; the teachers' heads stay in evaluation."""
+        super().train(mode)
+        self.teacher_heads.eval()
+        return self
 
     def forward(
         self,
@@ -84,6 +116,9 @@ class DistillObjective(nn.Module):
         labels: tuple[Int[Tensor, "_"], ...],
         epoch: int,
         to_teacher: Sequence[Float[Tensor, "B 4 4"] | None] | None = None,
+        student_maps: Maps | None = None,
+        depth: StudentDepth | None = None,
+        labelled: Sequence[bool] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Weighted terms by name: "distill/<term>/<pair>/<part>", or "distill/<term>/<part>" for heatmaps.
 
@@ -96,8 +131,12 @@ class DistillObjective(nn.Module):
             epoch: counts from 0.
             to_teacher: for each cache, the student's (augmented) BEV frame -> the teacher's, in metres; None where they
                 are the same (default: all). Cells outside a teacher's range are excluded from its terms.
+            student_maps: the other maps of the student's head by name, for terms that compare boxes.
+            depth: for terms on depth.
+            labelled: whether each sample has labels (default: all have); on the others `boxes` says nothing.
 
         Raises:
+            ConfigError: a sample has no labels, and the terms' foreground is that of the labels' boxes.
             MismatchError: another number of teachers, a layer that is missing or of another shape than at construction,
                 or a teacher of another frame without its matrix.
         """
@@ -119,7 +158,13 @@ class DistillObjective(nn.Module):
         with torch.autocast(student_heatmap_logits.device.type, enabled=False):
             inputs = zip(teachers, self.teachers, matrices, strict=True)
             aligned = tuple(align_predictions(maps, spec, self.heatmap_grid, matrix) for maps, spec, matrix in inputs)
-            predictions = self._predictions(student_heatmap_logits, aligned, boxes, labels, epoch)
+            teacher_boxes = {
+                cache: self._teacher_boxes(cache, teachers[cache], matrices[cache])
+                for cache in self.config.boxed_caches
+            }
+            predictions = self._predictions(
+                student_heatmap_logits, aligned, boxes, labels, epoch, teacher_boxes, labelled, student_maps, depth
+            )
             return dict(self._losses(features, predictions))
 
     def detection_weight(self, epoch: int) -> float:
@@ -141,17 +186,59 @@ class DistillObjective(nn.Module):
         boxes: tuple[Float[Tensor, "_ 9"], ...],
         labels: tuple[Int[Tensor, "_"], ...],
         epoch: int,
+        teacher_boxes: Mapping[int, TeacherBoxes] | None = None,
+        labelled: Sequence[bool] | None = None,
+        student_maps: Maps | None = None,
+        depth: StudentDepth | None = None,
     ) -> BatchPredictions:
-        padded = pad_sequence(list(labels), batch_first=True).long()
+        objects = self._objects(boxes, labels, teacher_boxes or {}, labelled)
         return BatchPredictions(
-            boxes=pad_boxes(boxes),
-            channels=self.channel_of_label[padded],
+            boxes=objects.boxes,
+            channels=objects.channels,
             task_slices=self.task_slices,
             grid=self.heatmap_grid,
             student_logits=logits,
             teachers=teachers,
             teacher_order=self.orders,
             epoch=epoch,
+            task_of_channel=self.task_of_channel,
+            student_maps=student_maps,
+            teacher_boxes=teacher_boxes or {},
+            teacher_heads={int(cache): head for cache, head in self.teacher_heads.items()},
+            depth=depth,
+        )
+
+    def _objects(
+        self,
+        boxes: tuple[Float[Tensor, "_ 9"], ...],
+        labels: tuple[Int[Tensor, "_"], ...],
+        teacher_boxes: Mapping[int, TeacherBoxes],
+        labelled: Sequence[bool] | None,
+    ) -> Objects:
+        """The objects of all terms, by `foreground`."""
+        config, known = self.config.foreground, tuple(labelled or (True,) * len(boxes))
+        require_labels(config, known)
+        if config.source == "teacher" or not all(known):
+            of_teacher, _ = teacher_boxes[config.cache].peaks(config.peaks, config.threshold)
+        if config.source == "teacher":
+            return of_teacher
+        padded = self.channel_of_label[pad_sequence(list(labels), batch_first=True).long()]
+        of_labels = Objects(boxes=pad_boxes(boxes), channels=padded, scores=torch.ones_like(padded).float())
+        if all(known):
+            return of_labels
+        return of_labels.of_samples(known) + of_teacher.of_samples(tuple(not here for here in known))
+
+    def _teacher_boxes(self, cache: int, maps: TeacherInput, to_teacher: Tensor | None) -> TeacherBoxes:
+        spec = self.teachers[cache]
+        require_head_maps(maps.head_maps, f"cache {cache}")
+        return TeacherBoxes(
+            heatmap=as_probability(in_order(maps.heatmap, self.orders[cache])),
+            maps=maps.head_maps,
+            task_of_channel=self.teacher_tasks[cache],
+            grid=spec.heatmap_grid,
+            student=self.heatmap_grid,
+            to_teacher=to_teacher,
+            log_dimensions=spec.teacher.decoding.log_dimensions,
         )
 
     def _losses(
@@ -170,65 +257,9 @@ class DistillObjective(nn.Module):
                     yield f"{PREFIX}{name}/{part}", value
 
 
-def _check_caches(config: DistillConfig, teachers: Sequence[CacheSpec]) -> None:
-    caches = {pair.cache for pair in config.pairs}
-    caches |= {term.cache for term in config.terms if isinstance(term, HeatmapTerm)}
-    if (largest := max(caches, default=0)) >= len(teachers):
-        raise ConfigError(
-            "a pair or term refers to a cache that does not exist",
-            where="distill",
-            got=f"cache {largest}",
-            expected=f"below {len(teachers)}: that many caches were given, counted from 0",
-            cure="Give the training one more cache, or correct `cache`",
-        )
-
-
-def _check_heatmaps(config: DistillConfig, teachers: Sequence[CacheSpec]) -> None:
-    """Raise unless every term that compares with a teacher's heatmap has a teacher with heatmaps."""
-    for term in config.terms:
-        pairs = config.pairs_of(term) if isinstance(term, PairTerm) else ()
-        caches = {term.cache} if isinstance(term, HeatmapTerm) else {pair.cache for pair in pairs}
-        without = [cache for cache in sorted(caches) if teachers[cache].heatmap == "none"]
-        if without and _needs_heatmap(term):
-            raise ConfigError(
-                "the teacher has no heatmaps, and a term compares with them",
-                where=f"distill.terms, {term.label}, cache {without[0]}",
-                got=f"{teachers[without[0]].teacher.name}, heatmap: none",
-                expected=f"terms on features: {', '.join(_ON_FEATURES)}, and fgd without false_positives",
-                cure="Change the term, or dump a teacher with a CenterHead",
-            )
-
-
-def _needs_heatmap(term: TermConfig) -> bool:
-    return isinstance(term, HeatmapTerm) or (isinstance(term, FgdTerm) and term.finds_false_positives)
-
-
-_ON_FEATURES = [kind for kind, (config, _) in TERMS.items() if issubclass(config, PairTerm) and kind != "fgd"]
-
-
-def _check_cells(
-    config: DistillConfig, heatmap_grid: BevGrid, pairs: list[LayerPair], teachers: Sequence[CacheSpec]
-) -> None:
-    """Raise unless the cells of heatmaps and canvas masks merge or split into those of the student and the pairs."""
-    grids = [_aligned_grids(heatmap_grid, spec, f"cache {index}") for index, spec in enumerate(teachers)]
-    for heatmap, _ in grids:
-        require_multiple(heatmap.shape, heatmap_grid.shape, "heatmaps of teacher and student")
-    uses_canvas = any(isinstance(term, FgdTerm) and term.non_empty_weight for term in config.terms)
-    for pair in pairs:
-        (heatmap, canvas), where = grids[pair.config.cache], f"distill.pairs, {pair.config.label}"
-        require_multiple(heatmap.shape, pair.grid.shape, f"{where}: heatmaps")
-        if uses_canvas:
-            require_multiple(canvas.shape, pair.grid.shape, f"{where}: canvas mask")
-
-
-def _aligned_grids(heatmap_grid: BevGrid, spec: CacheSpec, where: str) -> tuple[BevGrid, BevGrid]:
-    """The grids of heatmap and canvas mask in `TeacherPredictions`, without augmentation."""
-    grids = spec.heatmap_grid, spec.canvas_grid
-    if all(same_extent(heatmap_grid, grid) for grid in grids):
-        return grids
-    for grid, what in zip(grids, ("heatmaps", "canvas mask"), strict=True):
-        require_overlap(heatmap_grid, grid, f"{what} of {where}")
-    return heatmap_grid, heatmap_grid
+def _tasks_of(classes: tuple[str, ...], tasks: Tasks) -> Int[Tensor, "K"]:
+    """The task of each class."""
+    return torch.tensor([next(i for i, task in enumerate(tasks) if name in task) for name in classes], dtype=torch.long)
 
 
 def _build_pair(pair: PairConfig, student: Mapping[str, FeatureLayer], teachers: Sequence[CacheSpec]) -> LayerPair:
@@ -241,4 +272,6 @@ def _build_pair(pair: PairConfig, student: Mapping[str, FeatureLayer], teachers:
             cure="Correct the pair's `student`",
         )
     layer = teachers[pair.cache].layer(pair.teacher)
+    if pair.weight_by == "variance":
+        require_variance(pair, teachers[pair.cache])
     return LayerPair(pair, student[pair.student], FeatureLayer(channels=layer.channels, grid=layer.grid))

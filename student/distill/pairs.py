@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from jaxtyping import Bool, Float
 from pydantic import NonNegativeInt
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cache.config import Strict
 from cache.errors import ConfigError, MismatchError
+from cache.spec import variance_layer
 from cache.store.codec import Encoded
 from student.distill.adapters import AdapterConfig, FeatureLayer, adapted_grid, build_adapter, changes_channels
 from student.distill.alignment import alignment_matrix, requires_warp, same_extent
@@ -32,8 +33,15 @@ class PairConfig(Strict):
     teacher_adapter: AdapterConfig = AdapterConfig()
     cache: NonNegativeInt = 0
     """Index of the teacher, where there are several caches."""
+    weight_by: Literal["none", "variance"] = "none"
+    """variance: errors of a cell count 1 / (1 + variance), the committee's in that cell (`cli derive --mean`)."""
     name: str = ""
     """In the names of the logged terms; by default it follows from the layers."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The teacher's layers that are read."""
+        return (self.teacher, variance_layer(self.teacher)) if self.weight_by == "variance" else (self.teacher,)
 
     @property
     def label(self) -> str:
@@ -47,10 +55,19 @@ class PairFeatures:
 
     adapted: the student's behind its adapter. teacher: behind its adapter, stored or float.
     valid_mask: the valid cells; None for all.
+    weight: of the cells' errors; None for 1.
     """
 
-    def __init__(self, student: Tensor, teacher: Tensor | Encoded, adapt: nn.Module, valid_mask: Region | None) -> None:
+    def __init__(
+        self,
+        student: Tensor,
+        teacher: Tensor | Encoded,
+        adapt: nn.Module,
+        valid_mask: Region | None,
+        weight: Float[Tensor, "B H W"] | None = None,
+    ) -> None:
         self._student, self.teacher, self.adapt, self.valid_mask = student, teacher, adapt, valid_mask
+        self.weight = weight
         self.adapted = mask_cells(adapt(student), valid_mask)
         self._stats: dict[tuple[Criterion, float], FeatureStats] = {}
 
@@ -69,9 +86,11 @@ class PairFeatures:
         """The pair's statistics under a criterion and a channel attention, computed once for all terms."""
         key = (criterion, channel_temperature)
         if key not in self._stats:
-            self._stats[key] = feature_stats(
-                self.adapted, self.teacher, criterion, channel_temperature, self.valid_mask
-            )
+            stats = feature_stats(self.adapted, self.teacher, criterion, channel_temperature, self.valid_mask)
+            if self.weight is not None:
+                errors = {name: getattr(stats, name) * self.weight for name in ("error", "weighted_error")}
+                stats = replace(stats, **errors)
+            self._stats[key] = stats
         return self._stats[key]
 
 
@@ -106,6 +125,14 @@ class LayerPair(nn.Module):
                 expected=f"{teacher.channels}, as in the teacher's layer {config.teacher!r}",
                 cure="Set student_adapter to 1x1conv, or to a kind that ends in _1x1conv where it also resizes",
             )
+        if config.weight_by == "variance" and config.teacher_adapter != AdapterConfig():
+            raise ConfigError(
+                "a variance is of the teacher's cells, before an adapter",
+                where=where,
+                got=f"weight_by variance, teacher_adapter {config.teacher_adapter.kind}",
+                expected="teacher_adapter identity",
+                cure="Adapt the student instead, or leave weight_by out",
+            )
         self.student_adapter = build_adapter(config.student_adapter, student.channels, self.channels)
         self.teacher_adapter = build_adapter(config.teacher_adapter, teacher.channels, self.channels)
 
@@ -125,15 +152,25 @@ class LayerPair(nn.Module):
         """
         ours = self._layer("student", student, self.config.student, self.shapes[0])
         theirs: Tensor | Encoded = self._layer("teacher", teacher, self.config.teacher, self.shapes[1])
+        variance = self._variance(teacher)
         valid_mask: Region | None = None
         if to_teacher is not None or self.always_warped:
             matrix = alignment_matrix(to_teacher, len(ours), self.warped_grid, self.teacher_grid)
             warped = warp(theirs, self.teacher_grid, self.warped_grid, matrix)
             valid_mask = all_valid(warped.valid_mask, self.grid.shape)
             theirs = _mask_features(warped.features, warped.valid_mask)
+            if variance is not None:
+                variance = warp(variance, self.teacher_grid, self.warped_grid, matrix).features
         if not isinstance(self.teacher_adapter, nn.Identity):
             theirs = mask_cells(self.teacher_adapter(as_float(theirs)), valid_mask)
-        return PairFeatures(ours, theirs, self.student_adapter, valid_mask)
+        weight = None if variance is None else 1 / (1 + variance[:, 0])
+        return PairFeatures(ours, theirs, self.student_adapter, valid_mask, weight)
+
+    def _variance(self, teacher: Mapping[str, Tensor | Encoded]) -> Float[Tensor, "B 1 h w"] | None:
+        if self.config.weight_by == "none":
+            return None
+        name = variance_layer(self.config.teacher)
+        return as_float(self._layer("teacher", teacher, name, (1, *self.teacher_grid.shape)))
 
     def _layer(self, who: str, layers: Mapping[str, Features], name: str, shape: tuple[int, int, int]) -> Features:
         found = layers.get(name)

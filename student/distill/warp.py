@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from cache.geometry.grid import BevGrid
 from cache.store.codec import Encoded
+from student.distill.device import on_device
 from student.distill.parallel import parallel_map, single_threaded
 
 Maps = TypeVar("Maps", Tensor, Encoded, Tensor | Encoded)
@@ -123,17 +124,18 @@ def _sample_points(
     source: BevGrid, target: BevGrid, to_source: Float[Tensor, "B 4 4"], per_side: int, device: torch.device
 ) -> _SamplePoints:
     """`per_side` x `per_side` points in each cell; computed in float64, far more precise than `SNAP_CELLS`."""
-    by_column, by_row, offset = _between_cells(source, target, to_source).to(device)[:, None, None, :2].unbind(dim=-1)
-    part = (torch.arange(per_side).to(offset) + 0.5) / per_side
-    rows, columns = ((part[:, None] + torch.arange(cells).to(offset))[..., None] for cells in target.shape)
+    matrix = _between_cells(source, target, to_source).to(device, non_blocking=True)
+    by_column, by_row, offset = matrix[:, None, None, :2].unbind(dim=-1)
+    part = (torch.arange(per_side, device=device).to(offset.dtype) + 0.5) / per_side
+    rows, columns = ((part[:, None] + torch.arange(cells, device=device))[..., None] for cells in target.shape)
     # Counted from the centre of the source's first cell: whole numbers are centres.
     at = (rows * by_row + offset - 0.5)[:, :, None, :, None] + (columns * by_column)[:, None, :, None, :]
     at = at.flatten(1, 2)
     centre = at.round()
     at = torch.where((at - centre).abs() < SNAP_CELLS, centre, at)
     width_height = source.shape[::-1]
-    valid = (at >= 0) & (at <= at.new_tensor(width_height) - 1)
-    sides = at.new_tensor([_padded(side) for side in width_height])
+    valid = (at >= 0) & (at <= on_device(width_height, at) - 1)
+    sides = on_device([_padded(side) for side in width_height], at)
     return _SamplePoints(unit=((2 * at + 1) / sides - 1).float(), valid_mask=valid.all(dim=-1).all(dim=1))
 
 

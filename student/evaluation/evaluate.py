@@ -1,28 +1,14 @@
 """The official nuScenes detection metrics of a student or of a cached teacher."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
-import torch
-from nuscenes.eval.common import loaders
-from nuscenes.eval.common.config import config_factory
-from nuscenes.eval.detection.evaluate import DetectionEval
-
-from cache.errors import DataError
+from cache.errors import ConfigError
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.loader import Loader
-from student.config.student import StudentConfig
-from student.data.dataset import StudentDataset
 from student.evaluation.metrics import Metrics
-from student.evaluation.official_tables import official_tables
-from student.evaluation.submission import Sensor, write_submission
-from student.evaluation.true_positives import true_positives, write_true_positives
+from student.evaluation.submission import RESULTS, Sensor, write_submission
 from student.evaluation.truth import require_truth
 from student.models.decoding import Detections
-from student.models.detectors import BevDetector
 
 
 def evaluate(
@@ -43,91 +29,32 @@ def evaluate(
         progress: called with (done, total) after each frame.
 
     Raises:
+        ConfigError: the devkit is not installed.
         DataError: see `require_truth`; a frame has no entry, or a detection is not finite.
     """
+    require_devkit()
     require_truth(frames)
-    return _official_metrics(write_results(detections, frames, out, sensor, progress), frames, out)
+    results = out / RESULTS
+    write_submission(detections, frames, results, sensor, progress)
+    from student.evaluation.devkit import official_metrics
+
+    return official_metrics(results, frames, out)
 
 
-def write_results(
-    detections: Iterable[tuple[str, Detections]],
-    frames: Frames,
-    out: Path,
-    sensor: Sensor = "camera",
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Write results_nusc.json alone, which nuScenes' server takes for a split whose annotations are secret.
+def require_devkit(where: str = "evaluate") -> None:
+    """Raise ConfigError unless the devkit can be imported, which only the official metrics need.
 
-    Raises:
-        DataError: a frame has no entry, or a detection is not finite.
+    Args:
+        where: the setting or command that asks for them.
     """
-    if progress is not None:
-        detections = _with_progress(detections, len(frames), progress)
-    path = out / "results_nusc.json"
-    write_submission(detections, frames, path, sensor)
-    return path
-
-
-@torch.inference_mode()
-def student_detections(
-    detector: BevDetector, config: StudentConfig, frames: Frames
-) -> Iterator[tuple[str, Detections]]:
-    """Token and detections of each frame, on the GPU where there is one.
-
-    Raises:
-        DataError: a file of a frame cannot be read.
-    """
-    dataset = StudentDataset(frames, config, times=detector.times)
-    loader = Loader(
-        dataset,
-        batch_size=config.training.batch_size,
-        num_workers=config.data.workers,
-        collate_fn=dataset.collate,
-    )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector.to(device)
-    for batch in loader:
-        yield from zip(batch.tokens, detector.detect(detector(batch.to(device))), strict=True)
-
-
-def _with_progress(
-    detections: Iterable[tuple[str, Detections]], total: int, progress: Callable[[int, int], None]
-) -> Iterator[tuple[str, Detections]]:
-    for done, entry in enumerate(detections, start=1):
-        yield entry
-        progress(done, total)
-
-
-def _official_metrics(results: Path, frames: Frames, out: Path) -> Metrics:
-    """The devkit's evaluation of a submission; its printed output goes to metrics.txt."""
-    rules = config_factory("detection_cvpr_2019")
-    with _devkit_errors(results):
-        with official_tables(frames) as (tables, split):
-            official = _DetectionEval(tables, rules, str(results), split, output_dir=str(out), verbose=False)
-        with (out / "metrics.txt").open("w", encoding="utf-8") as printed, redirect_stdout(printed):
-            summary = official.main(render_curves=False)
-    matches = true_positives(official.gt_boxes, official.pred_boxes, rules.dist_th_tp)
-    write_true_positives(matches, out / "true_positives.csv")
-    return Metrics.from_summary(summary)
-
-
-class _DetectionEval(DetectionEval):
-    """The devkit's, which asks the first box what kind of boxes there are, and raises where there is none."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        with patch.object(loaders, "_get_box_class_field", lambda boxes: "detection_name"):
-            super().__init__(*args, **options)
-
-
-@contextmanager
-def _devkit_errors(results: Path) -> Iterator[None]:
-    """Name the devkit where it refuses what `require_truth` let pass; the results stay."""
     try:
-        yield
-    except (AssertionError, KeyError, ValueError, TypeError) as error:
-        raise DataError(
-            "nuScenes' devkit refuses the evaluation",
-            where=results,
-            got=f"{type(error).__name__}: {error}",
-            cure="Check the split's tables for what it names; the results are written",
+        import nuscenes  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "the official metrics need nuScenes' devkit",
+            where=where,
+            got=error,
+            expected="nuscenes-devkit, which takes numpy < 2",
+            cure="Run pip install 'nuscenes-devkit>=1.2' (the extra evaluate); `predict`, and training with "
+            "training.validate_every=0, do without",
         ) from error

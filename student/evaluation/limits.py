@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
-from cache.nuscenes.columns import SEVERAL_ATTRIBUTES
 from cache.nuscenes.counts import count_boxes
 from cache.nuscenes.frames import CAMERAS, Frames
 from cache.nuscenes.splits import is_official
 from cache.spec import CLASSES
+from student.evaluation.truth import truth_fault
 
 STANDING = ("barrier", "traffic_cone")
 """The classes that the official metrics compare neither attributes nor velocities of."""
@@ -23,22 +23,15 @@ def metric_limits(frames: Frames, classes: Collection[str]) -> tuple[str, ...]:
     Args:
         classes: that the detector predicts.
     """
+    fault = truth_fault(frames)
+    refused = () if fault is None else (f"`evaluate` will refuse it: {fault}",)
     if not (frames.box_labels(frames.box_rows()[0])[0] >= 0).any():
-        return ("it has no boxes of the ten classes, and `evaluate` will refuse it: annotate it, or choose another",)
-    return tuple(_limits(frames, classes))
-
-
-def boxes_with_several_attributes(frames: Frames) -> int:
-    """The boxes of the ten classes with more than one attribute, for which DetectionEval has no use."""
-    boxes, _ = frames.box_rows()
-    labels, _ = frames.box_labels(boxes)
-    return int((frames.tables.columns.box_attribute[boxes[labels >= 0]] == SEVERAL_ATTRIBUTES).sum())
+        return refused
+    return (*refused, *_limits(frames, classes))
 
 
 def _limits(frames: Frames, classes: Collection[str]) -> Iterator[str]:
     columns, counts = frames.tables.columns, count_boxes(frames)
-    if several := boxes_with_several_attributes(frames):
-        yield f"{several:,} boxes have several attributes, and `evaluate` will refuse them: leave at most one"
     absent = [name for name, count in counts.by_class.items() if not count]
     if absent and not is_official(frames.version, frames.splits):
         yield (

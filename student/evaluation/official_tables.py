@@ -1,39 +1,51 @@
-"""nuScenes-devkit's view of the evaluated frames alone, made from their index."""
+"""nuScenes-devkit's evaluation of some frames alone, on tables made from their index."""
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.common.loaders import (
+    add_center_dist,
+    filter_eval_boxes,
+    load_gt_of_sample_tokens,
+    load_prediction_of_sample_tokens,
+)
+from nuscenes.eval.detection.data_classes import DetectionBox
+from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.nuscenes import NuScenes
 
 from cache.nuscenes.columns import NO_ROW
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.splits import SPLITS_FILE, is_official
 from cache.spec import LIDAR
 
-OWN_SPLIT = "evaluated"
-"""What any other split is called while the devkit evaluates it."""
 
+class OfficialEval(DetectionEval):
+    """The devkit's evaluation of a submission (configuration detection_cvpr_2019), on frames of any split.
 
-@contextmanager
-def official_tables(frames: Frames) -> Iterator[tuple[NuScenes, str]]:
-    """What DetectionEval opens: tables of the frames and no others, and the name of the split.
+    DetectionEval's own constructor takes a name of its splits, and asks the first box for its kind, of which there is
+    none where nothing was detected. This one loads and filters the boxes by the same functions.
 
-    A split that is not nuScenes' own reaches the devkit through its file of custom splits, in a temporary folder.
+    Args:
+        results: a submission, with an entry for each frame.
+        out: folder for the devkit's files.
     """
-    tables = FramesTables(frames)
-    if is_official(frames.version, frames.splits):
-        yield tables, frames.splits[0]
-        return
-    with TemporaryDirectory() as folder:
-        tables.dataroot = folder
-        beside = Path(folder) / frames.version
-        beside.mkdir(parents=True)
-        (beside / SPLITS_FILE).write_text(json.dumps({OWN_SPLIT: [scene["name"] for scene in tables.scene]}))
-        yield tables, OWN_SPLIT
+
+    def __init__(self, frames: Frames, results: Path, out: Path) -> None:
+        self.nusc, self.cfg = FramesTables(frames), config_factory("detection_cvpr_2019")
+        self.result_path, self.output_dir = str(results), str(out)
+        self.eval_set, self.verbose = ", ".join(frames.splits), False
+        tokens, most = list(frames.tokens), self.cfg.max_boxes_per_sample
+        truth = load_gt_of_sample_tokens(self.nusc, tokens, DetectionBox)
+        found, self.meta = load_prediction_of_sample_tokens(self.result_path, most, DetectionBox, tokens)
+        self.gt_boxes, self.pred_boxes = self._filtered(truth), self._filtered(found)
+        self.sample_tokens = self.gt_boxes.sample_tokens
+
+    def _filtered(self, boxes: EvalBoxes) -> EvalBoxes:
+        """The boxes within their class's range, with points, and not in a bicycle rack."""
+        boxes = add_center_dist(self.nusc, boxes)
+        return filter_eval_boxes(self.nusc, boxes, self.cfg.class_range) if boxes.all else boxes
 
 
 class FramesTables(NuScenes):

@@ -13,6 +13,7 @@ from cache.errors import DataError
 from cache.nuscenes.frame import Frame
 from cache.nuscenes.poses import boxes_in_lidar
 from student.evaluation.metrics import Metrics
+from student.evaluation.submission import RESULTS
 from student.evaluation.true_positives import TruePositive, read_true_positives
 
 
@@ -43,14 +44,28 @@ class Results:
         Args:
             count: by default the number of annotated objects, since scores are not comparable between detectors.
         """
-        found = _json(self.folder / "results_nusc.json")["results"][frame.token]
+        found = read_submission(self.folder / RESULTS)[frame.token]
         best = sorted(found, key=lambda each: -each["detection_score"])[: len(frame.boxes) if count is None else count]
-        centers, sizes, rotations, velocities = (
-            np.array([each[name] for each in best], dtype=np.float64).reshape(-1, width)
-            for name, width in (("translation", 3), ("size", 3), ("rotation", 4), ("velocity", 2))
-        )
-        velocities = np.pad(velocities, ((0, 0), (0, 1)))
-        return boxes_in_lidar(centers, sizes, rotations, velocities, np.linalg.inv(frame.lidar_to_global))
+        return boxes_of(best, frame)
+
+
+def read_submission(path: Path) -> dict[str, list[dict]]:
+    """The detections of each token, as nuScenes' results files have them.
+
+    Raises:
+        DataError: the file is missing or broken.
+    """
+    return _json(path)["results"]
+
+
+def boxes_of(found: list[dict], frame: Frame) -> Float[np.ndarray, "_ 9"]:
+    """Detections of a results file, as `Frame.boxes`."""
+    centers, sizes, rotations, velocities = (
+        np.array([each[name] for each in found], dtype=np.float64).reshape(-1, width)
+        for name, width in (("translation", 3), ("size", 3), ("rotation", 4), ("velocity", 2))
+    )
+    velocities = np.pad(velocities, ((0, 0), (0, 1)))
+    return boxes_in_lidar(centers, sizes, rotations, velocities, np.linalg.inv(frame.lidar_to_global))
 
 
 def read_results(folder: Path, name: str | None = None) -> Results:

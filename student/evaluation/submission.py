@@ -1,7 +1,7 @@
 """Detections in nuScenes' submission format: global frame, attributes, at most MAX_BOXES a sample."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,10 @@ from cache.errors import DataError
 from cache.nuscenes.frame import Frame
 from cache.nuscenes.frames import Frames
 from cache.spec import CLASSES
-from student.models.decoding import Detections
+from student.models.decoding import DIVERGED, Detections
+
+RESULTS = "results_nusc.json"
+"""Name of an evaluation's file of results."""
 
 MOVING_MPS = 0.2
 """Above this speed an object gets the attribute of a moving one, as in mmdet3d."""
@@ -25,26 +28,44 @@ Sensor = Literal["camera", "lidar"]
 
 
 def write_submission(
-    detections: Iterable[tuple[str, Detections]], frames: Frames, path: Path, sensor: Sensor = "camera"
+    detections: Iterable[tuple[str, Detections]],
+    frames: Frames,
+    path: Path,
+    sensor: Sensor = "camera",
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the detections of a split as results_nusc.json.
+    """Write the detections of frames as a file of results, as nuScenes' server takes it for the split `test`.
+
+    Args:
+        detections: token and detections, one for each frame.
+        sensor: the detector's input, as the submission format records it.
+        progress: called with (done, total) after each frame.
 
     Raises:
         DataError: a frame has no detections, or a detection is not finite.
     """
-    results = {token: _sample_results(frames[token], found) for token, found in detections}
+    path.parent.mkdir(parents=True, exist_ok=True)  # before the work, which a folder that cannot be made would waste
+    results: dict[str, list[dict]] = {}
+    for token, found in detections:
+        results[token] = _sample_results(frames[token], found)
+        if progress is not None:
+            progress(len(results), len(frames))
     missing = [token for token in frames.tokens if token not in results]
     if missing:
-        raise DataError("frames without detections", where=f"{len(missing)} of {len(frames)}", got=missing[0])
+        raise DataError(
+            "frames have no detections",
+            where=f"{len(missing)} of {len(frames)}",
+            got=f"none for {missing[0]}",
+            cure="Give every frame an entry, one of no boxes where nothing was found",
+        )
     meta = {f"use_{modality}": modality == sensor for modality in ("camera", "lidar", "radar", "map", "external")}
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"meta": meta, "results": results}), encoding="utf-8")
 
 
 def _sample_results(frame: Frame, found: Detections) -> list[dict]:
     boxes = found.boxes.double().cpu().numpy()
     if not np.isfinite(boxes).all():
-        raise DataError("a detection is not finite", where=f"token {frame.token}", cure="Check the training for NaN")
+        raise DataError("a detection is not finite", where=f"token {frame.token}", cure=DIVERGED)
     best = np.argsort(-found.scores.cpu().numpy(), kind="stable")[:MAX_BOXES]
     return [_box_to_nuscenes(frame, boxes[i], CLASSES[int(found.labels[i])], float(found.scores[i])) for i in best]
 

@@ -20,7 +20,7 @@ from cache.teacher.base import Teacher, TeacherInput, TeacherOutput
 from cache.teacher.plugins import teacher_points
 from student.distill.boxes import pad_boxes
 from student.distill.warp import to_teacher, warp
-from student.evaluation.evaluate import Metrics, evaluate
+from student.evaluation.evaluate import Metrics, evaluate, require_devkit
 from student.evaluation.teacher_boxes import require_heatmap, require_lidar_grid
 from student.fidelity.similarity import Similarity, similarity, split_regions
 from student.fidelity.surrogate import LossComparison, SurrogateStudent
@@ -98,9 +98,11 @@ class FidelityStudy:
         """Compare on all frames of a split; the devkit's evaluations go to `out`.
 
         Raises:
+            ConfigError: the devkit is not installed.
             NotCachedError: a frame was not dumped.
             DataError: the split has no annotations, or a file is missing.
         """
+        require_devkit("fidelity")
         comparisons: list[Comparison] = []
         found: dict[tuple[str, MatrixSource, int], list[tuple[str, Detections]]] = defaultdict(list)
         for position, frame in enumerate(frames):

@@ -4,14 +4,12 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.errors import MismatchError, TeacherError
+from cache.errors import TeacherError
 from cache.store.reader import TeacherCache
 from cache.teacher.base import TeacherOutput
-from cache.teacher.state_dict import load_state_dict
-from student.config.student import HeadConfig
 from student.evaluation.teacher_boxes import to_lidar_frame
-from student.models.center_head import CenterHead
 from student.models.decoding import Detections, decode
+from student.models.teacher_head import build_teacher_head
 
 
 class TeacherHead:
@@ -22,19 +20,7 @@ class TeacherHead:
     """
 
     def __init__(self, cache: TeacherCache) -> None:
-        self.spec = cache.spec
-        weights = cache.head_weights()
-        channels = cache.spec.layer("head").channels
-        shared = weights["shared_conv.conv.weight"].shape[0] if "shared_conv.conv.weight" in weights else 1
-        self.network = CenterHead(channels, HeadConfig(tasks=cache.spec.teacher.tasks, shared_channels=shared))
-        if match := load_state_dict(self.network, weights):
-            raise MismatchError(
-                "the teacher's head cannot be rebuilt from its weights",
-                where=cache.path,
-                got=match,
-                expected="a CenterHead of 3 x 3 convolutions, two for each map",
-            )
-        self.network.eval().requires_grad_(False)
+        self.spec, self.network = cache.spec, build_teacher_head(cache)
 
     def detect(self, features: Float[Tensor, "1 C H W"], matrix: Float[np.ndarray, "4 4"]) -> Detections:
         """Detections from features computed under a BEV matrix, in the LiDAR frame."""

@@ -1,7 +1,6 @@
-"""torchvision networks as image backbones: maps of stride 8, 16 and 32, weights from torchvision's state dicts."""
+"""torchvision networks as image backbones: maps of stride 8, 16 and 32."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import torchvision
@@ -9,8 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cache.errors import ConfigError
-from cache.teacher.checkpoint import read_checkpoint
-from cache.teacher.state_dict import match_state_dict
 
 FAMILIES = (
     *("resnet*", "resnext*", "wide_resnet*"),
@@ -26,14 +23,11 @@ CLASSIFIERS = ("fc.", "classifier.", "norm.", "head.")
 """Prefixes of the tensors after the last map, which are neither needed nor used."""
 
 
-def image_backbone(name: str, weights: Path | None, finest_stride: int) -> "Backbone":
-    """A torchvision network without its classifier; returns its maps of stride `finest_stride`, ..., 32, finest first.
-
-    Args:
-        weights: a file with its torchvision state dict; random weights without it.
+def image_backbone(name: str, finest_stride: int) -> "Backbone":
+    """A torchvision network of random weights and without its classifier, with maps of stride `finest_stride` .. 32.
 
     Raises:
-        ConfigError: it is no network of FAMILIES, or the weights cannot be read or do not fit it.
+        ConfigError: it is no network of FAMILIES.
     """
     known = torchvision.models.list_models(module=torchvision.models, include=list(FAMILIES))
     if name not in known:
@@ -45,9 +39,13 @@ def image_backbone(name: str, weights: Path | None, finest_stride: int) -> "Back
             cure="Choose one of them: networks of other families have no maps of stride 8, 16 and 32",
         )
     network = torchvision.models.get_model(name, weights=None)
-    if weights is not None:
-        _load_weights(network, weights, name)
     return Backbone(network, finest_stride, channels_last=name.startswith("swin_"))
+
+
+def image_statistics(name: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of RGB values 0 .. 255 that torchvision trained a network with."""
+    trained = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return [255 * value for value in trained.mean], [255 * value for value in trained.std]
 
 
 class Backbone(nn.Module):
@@ -87,30 +85,3 @@ class Backbone(nn.Module):
             for block in part.children() if name in STAGES else (part,):
                 x = block(x)
                 yield x.movedim(-1, 1) if self.channels_last else x
-
-
-def _load_weights(network: nn.Module, path: Path, name: str) -> None:
-    """Load a torchvision state dict, all of it but the classifier."""
-    try:
-        weights = read_checkpoint(path, ConfigError).weights
-    except ConfigError as error:
-        raise ConfigError(
-            "the image backbone's weights cannot be read",
-            where=path,
-            got=error.got,
-            expected="a state dict as torch.save writes it",
-            cure="Change detector.image_weights",
-        ) from error
-    state, own = (
-        {key: value for key, value in tensors.items() if not key.startswith(CLASSIFIERS)}
-        for tensors in (weights, network.state_dict())
-    )
-    if match := match_state_dict(state, own):
-        raise ConfigError(
-            "the weights do not fit the image backbone",
-            where=path,
-            got=match,
-            expected=f"a state dict of torchvision's {name}",
-            cure="Change detector.image_backbone or detector.image_weights",
-        )
-    network.load_state_dict(state, strict=False)

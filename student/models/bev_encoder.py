@@ -8,6 +8,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation
 
 from cache.geometry.grid import BevGrid
+from student.distill.device import inverse, on_device
 from student.models.lift_splat import cell_matrix
 
 
@@ -68,12 +69,13 @@ def align(
     """
     height, width = grid.shape
     with torch.autocast(previous.device.type, enabled=False):
-        to_previous = bev_matrix @ torch.linalg.inv(bev_matrix @ to_current)
-        planar = to_previous[:, [0, 1, 3]][:, :, [0, 1, 3]]
+        to_previous = bev_matrix @ inverse(bev_matrix @ to_current)
+        rows = torch.cat([to_previous[:, :2], to_previous[:, 3:]], dim=1)
+        planar = torch.cat([rows[:, :, :2], rows[:, :, 3:]], dim=2)
         # grid_sample's coordinates: -1 and 1 are the outer edges of the first and the last cell.
-        to_unit = torch.diag(planar.new_tensor([2 / width, 2 / height, 1]))
-        to_unit[:2, 2] = -1
-        from_metres = to_unit @ cell_matrix(grid, planar)
-        theta = (from_metres @ planar @ torch.linalg.inv(from_metres))[:, :2]
+        to_unit = torch.tensor([[2 / width, 0, -1], [0, 2 / height, -1], [0, 0, 1]])
+        from_metres = to_unit @ cell_matrix(grid, to_unit)
+        there, back = (on_device(matrix, planar) for matrix in (from_metres, torch.linalg.inv(from_metres)))
+        theta = (there @ planar @ back)[:, :2]
         sampling_grid = F.affine_grid(theta, list(previous.shape), align_corners=False)
         return F.grid_sample(previous.to(sampling_grid.dtype), sampling_grid, align_corners=False)

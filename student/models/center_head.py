@@ -13,10 +13,7 @@ from torch import Tensor, nn
 from cache.errors import ConfigError
 from cache.spec import CLASSES
 from student.config.student import HeadConfig
-
-HEAD_MAPS = {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
-"""Channels of a task's maps: offset in the cell (x, y), z, log dx, dy, dz, sine and cosine of yaw, velocity.
-Concatenated in this order they are a box's code, which `HeadConfig.code_weights` weights."""
+from student.distill.head_maps import HEAD_MAPS
 
 PRIOR_LOGIT = -2.19
 """The heatmap's initial bias: a probability of 0.1 everywhere."""

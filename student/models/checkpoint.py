@@ -24,9 +24,10 @@ WEIGHTS_KEY = "student_weights"
 """Key of which weights `state_dict` holds: "average" (training.ema) or "trained"."""
 
 MAY_CHANGE: dict[str, Any] = {
-    "data": {"val_split", "workers"},
+    "data": {"val_split", "workers", "local_cache", "local_cache_gb"},
     "detector": {"image_weights"},
     "training": {
+        *("devices", "nodes", "batch_size", "accumulate"),  # the samples of a step stay the same
         *("epochs", "init_from", "precision", "compile", "activation_checkpointing", "channels_last"),
         *("validate_every", "checkpoint_every_steps", "log_gradients_every"),
     },
@@ -93,8 +94,7 @@ def load_student(checkpoint: Path) -> tuple[BevDetector, StudentConfig]:
     """
     saved, config = _read(checkpoint)
     try:
-        # All weights are in this file: the one of image_weights may be gone.
-        detector = build_detector(config.detector.model_copy(update={"image_weights": None}))
+        detector = build_detector(config.detector)
         named = saved["state_dict"].items()
         weights = {key.removeprefix(_PREFIX): value for key, value in named if key.startswith(_PREFIX)}
         match = load_state_dict(detector, weights)
@@ -110,12 +110,22 @@ def step_to_resume(checkpoint: Path, config: StudentConfig) -> int:
 
     Raises:
         DataError: the file is missing or is not a checkpoint of `train-student`.
-        ConfigError: its training's configuration differs in other settings than MAY_CHANGE.
+        ConfigError: its training's configuration differs in other settings than MAY_CHANGE, or a step had more or fewer
+            samples.
     """
     saved, earlier = _read(checkpoint)
     before, now = (values.model_dump(mode="json", exclude=MAY_CHANGE) for values in (earlier, config))
     cure = "Resume with the run's own configuration, or begin another run with another --out"
     _require_equal(before, now, "the run was begun with another configuration", checkpoint, cure)
+    samples, wanted = config.training.samples_per_step, earlier.training.samples_per_step
+    if samples != wanted:
+        raise ConfigError(
+            "a step of the run has another number of samples",
+            where=f"{checkpoint}, training.batch_size x accumulate x devices x nodes",
+            got=samples,
+            expected=wanted,
+            cure="Change one of the four, for example accumulate where there are fewer devices than before",
+        )
     if "global_step" not in saved:
         raise _not_a_checkpoint(checkpoint, KeyError("global_step"))
     return saved["global_step"]

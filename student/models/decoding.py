@@ -11,9 +11,12 @@ from torch import Tensor
 from cache.errors import ConfigError, DataError, MismatchError
 from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES, Decoding, NmsType
-from student.models.center_head import HEAD_MAPS, Tasks, labels_of_channels
+from student.distill.head_maps import HEAD_MAPS
+from student.models.center_head import Tasks, labels_of_channels
 from student.models.lift_splat import cell_matrix
 from student.models.nms import circle_nms, rotated_nms
+
+DIVERGED = "Evaluate an earlier checkpoint, or train again with a lower training.learning_rate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +161,7 @@ def _in_range(found: Detections, decoding: Decoding) -> Detections:
         raise DataError(
             "the centre head gives a score or a box that is not finite",
             got=f"{int(bad.sum())} of {len(found)} candidates",
-            cure="Check the training for NaN",
+            cure=DIVERGED,
         )
     return found[(found.scores > decoding.score_threshold) & ((center >= low) & (center <= high)).all(dim=1)]
 

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation, DeformConv2d
@@ -150,9 +150,20 @@ def depth_loss(
     target = ((depth_m - nearest) / size).floor().long()
     known = (depth_m > 0) & (target >= 0) & (target < bins)
     with torch.autocast(logits.device.type, enabled=False):
-        probability = logits.float().movedim(2, -1)[known].softmax(dim=-1)
-        one_hot = F.one_hot(target[known], bins).to(probability)
-        # binary_cross_entropy raises for NaN, and on a GPU takes the device with it.
-        broken = probability.isnan()
-        entropy = F.binary_cross_entropy(probability.masked_fill(broken, 0.5), one_hot, reduction="sum")
-        return torch.where(broken.any(), torch.nan, entropy / known.sum().clamp(min=1))
+        values = logits.float().movedim(2, -1)
+        if values.is_cpu:  # a device would be waited for, to learn how many patches are known
+            values, target, known = values[known], target[known], known[known]
+        return entropy_of_known(values, target, known)
+
+
+def entropy_of_known(
+    logits: Float[Tensor, "*n D"], target: Int[Tensor, "*n"], known: Bool[Tensor, "*n"]
+) -> Float[Tensor, ""]:
+    """The mean of `depth_loss` over the known patches, whatever the others hold."""
+    probability = logits.softmax(dim=-1)
+    one_hot = torch.arange(logits.shape[-1], device=logits.device) == target[..., None]
+    # binary_cross_entropy raises for NaN, and on a GPU takes the device with it.
+    broken = probability.isnan()
+    entropy = F.binary_cross_entropy(probability.masked_fill(broken, 0.5), one_hot.float(), reduction="none")
+    total = torch.where(known[..., None], entropy, 0.0).sum()
+    return torch.where((broken & known[..., None]).any(), torch.nan, total / known.sum().clamp(min=1))

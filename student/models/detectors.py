@@ -46,9 +46,7 @@ class BevDetector(nn.Module):
         super().__init__()
         self.config, self.times, self.supervise_depth = config, config.times, supervise_depth
         lifted = config.lift_channels
-        self.image_encoder = ImageEncoder(
-            config.image_backbone, config.image_weights, config.image_neck_channels, config.image_stride
-        )
+        self.image_encoder = ImageEncoder(config.image_backbone, config.image_neck_channels, config.image_stride)
         self.lift = LiftSplat(config, depth_net)
         # The 4D models refine each time's map before they are concatenated (BEVDet4D, section 3.2).
         self.pre_process = BevResNet(lifted, (lifted,), strides=(1,)) if self.times > 1 else None
@@ -68,11 +66,18 @@ class BevDetector(nn.Module):
         )
 
     def losses(self, output: StudentOutput, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """The weighted terms of the detection loss; a student without a teacher minimises their sum."""
+        """The weighted terms of the detection loss; a student without a teacher minimises their sum.
+
+        Heatmap and boxes are those of samples with labels.
+        """
         config, head = self.config, self.config.head
         targets = head_targets(batch.boxes, batch.labels, config.grid, head)
+        heatmaps, chosen = (output.heatmap, targets.heatmap), batch.labelled_samples()
+        if chosen is not None:
+            index = torch.tensor(chosen, dtype=torch.long).to(output.heatmap.device, non_blocking=True)
+            heatmaps = (output.heatmap[index], targets.heatmap[index])
         terms = {
-            "heatmap": head.heatmap_weight * heatmap_loss(output.heatmap, targets.heatmap, head.tasks),
+            "heatmap": head.heatmap_weight * heatmap_loss(*heatmaps, head.tasks),
             "boxes": head.boxes_weight * boxes_loss(output.head_maps, targets, head.code_weights),
         }
         if output.depth is not None:
@@ -105,13 +110,13 @@ class BevDetector(nn.Module):
 
 
 def build_detector(config: DetectorConfig) -> BevDetector:
-    """Build the detector of a configuration, with random weights except for `image_weights`.
+    """Build the detector of a configuration, with random weights.
 
     BEVDet and BEVDet4D: Huang et al. 2021, Huang and Huang 2022; BEVDepth and BEVDepth4D: Li et al. 2022. The 4D
     models differ by `config.times`.
 
     Raises:
-        ConfigError: an unknown backbone or class, or weights that do not fit.
+        ConfigError: an unknown backbone or class.
     """
     sizes = (config.image_neck_channels, config.depth_bins, config.lift_channels)
     supervise_depth = config.name.startswith("bevdepth")

@@ -1,18 +1,12 @@
 """The image encoder: normalisation, backbone and feature pyramid; camera images -> one feature map each."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from cache.errors import ConfigError
-from student.models.backbones import image_backbone
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-"""Of RGB values 0 .. 255."""
+from student.models.backbones import image_backbone, image_statistics
 
 
 class ImageEncoder(nn.Module):
@@ -20,22 +14,21 @@ class ImageEncoder(nn.Module):
 
     Args:
         name: a torchvision network ("resnet50", "convnext_tiny", "swin_t", ...), see `image_backbone`.
-        weights: a file with a torchvision state dict of that network; random weights without it.
         channels: of the output.
         stride: input pixels for each cell of the output.
 
     Raises:
-        ConfigError: the network is unknown, or the weights cannot be read or do not fit it.
+        ConfigError: the network is unknown.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, weights: Path | None, channels: int, stride: int) -> None:
+    def __init__(self, name: str, channels: int, stride: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        self.backbone = image_backbone(name, weights, finest_stride=stride)
+        self.backbone = image_backbone(name, finest_stride=stride)
+        for buffer, values in zip(("mean", "std"), image_statistics(name), strict=True):
+            self.register_buffer(buffer, torch.tensor(values).view(3, 1, 1), persistent=False)
         self.neck = Fpn(self.backbone.channels, channels)
         self.stride = stride
 

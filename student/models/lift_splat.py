@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cache.geometry.grid import BevGrid
 from student.config.student import DetectorConfig
+from student.distill.device import inverse, on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +30,14 @@ class Cameras:
         fx, fy, cx, cy; the 2 x 3 image augmentation; the BEV augmentation's 2 x 2 part and its z scale; the 3 x 4
         camera pose.
         """
-        per_sample = self.bev_matrix[:, None].expand(-1, self.intrinsics.shape[1], -1, -1)
+        bev = self.bev_matrix[:, None].expand(-1, self.intrinsics.shape[1], -1, -1)
         return torch.cat(
             [
-                self.intrinsics[..., (0, 1, 0, 1), (0, 1, 2, 2)],
+                self.intrinsics[..., :2, :2].diagonal(dim1=-2, dim2=-1),
+                self.intrinsics[..., :2, 2],
                 self.image_matrix[..., :2, :].flatten(-2),
-                per_sample[..., (0, 0, 1, 1, 2), (0, 1, 0, 1, 2)],
+                bev[..., :2, :2].flatten(-2),
+                bev[..., 2, 2:3],
                 self.camera_to_lidar[..., :3, :].flatten(-2),
             ],
             dim=-1,
@@ -91,12 +94,12 @@ def frustum_points(
         torch.linspace(0, size - 1, cells, device=like.device, dtype=like.dtype)
         for size, cells in zip(image_size, map_size, strict=True)
     )
-    depths = like.new_tensor(depths_m)
+    depths = on_device(depths_m, like)
     with torch.autocast(like.device.type, enabled=False):
         v, u = torch.meshgrid(rows, columns, indexing="ij")
         pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1)
         to_bev = cameras.bev_matrix[:, None] @ cameras.camera_to_lidar
-        to_ray = to_bev[..., :3, :3] @ torch.linalg.inv(cameras.image_matrix @ cameras.intrinsics)
+        to_ray = to_bev[..., :3, :3] @ inverse(cameras.image_matrix @ cameras.intrinsics)
         rays = torch.einsum("bnij,hwj->bnhwi", to_ray, pixels)
         return rays[..., None, :] * depths[:, None] + to_bev[:, :, None, None, None, :3, 3]
 
@@ -115,7 +118,7 @@ def cells_of_points(
 
 def cell_matrix(grid: BevGrid, like: Tensor) -> Float[Tensor, "3 3"]:
     """Metres (x, y, 1) -> continuous cell coordinates (column, row, 1), on device and in type of `like` (any shape)."""
-    return torch.as_tensor(grid.cell_matrix, dtype=like.dtype, device=like.device)
+    return on_device(grid.cell_matrix, like)
 
 
 def pool(
@@ -128,13 +131,15 @@ def pool(
     """Sum probability * context over the (pixel, bin) pairs in each cell: the splat of lift-splat.
 
     Each cell is an embedding bag of pixels, weighted by the probabilities: no B * N * D * h * w * C frustum is built.
+    Pairs outside the grid sort into one more bag: leaving them out would wait for a device to count them.
     """
     samples, bins, (height, width) = len(context), probability.shape[-1], shape
+    outside = samples * height * width
     first_cell = torch.arange(samples, device=cells.device).view(-1, 1, 1, 1, 1) * (height * width)
-    entries = valid.flatten().nonzero().squeeze(1)
-    bags, order = (cells + first_cell).flatten()[entries].sort()
-    entries = entries[order]
-    starts = torch.searchsorted(bags, torch.arange(samples * height * width, device=bags.device))
+    bags, entries = torch.where(valid, cells + first_cell, outside).flatten().sort()
+    starts = torch.searchsorted(bags, torch.arange(outside + 1, device=bags.device))
+    if entries.is_cpu:
+        entries = entries[: int(starts[-1])]
     bev = F.embedding_bag(
         entries // bins,
         context.reshape(-1, context.shape[-1]),
@@ -142,4 +147,4 @@ def pool(
         mode="sum",
         per_sample_weights=probability.reshape(-1).index_select(0, entries),
     )
-    return bev.unflatten(0, (samples, height, width)).permute(0, 3, 1, 2)
+    return bev[:outside].unflatten(0, (samples, height, width)).permute(0, 3, 1, 2)

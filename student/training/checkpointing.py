@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from cache.errors import StoppedError, StoreError
 from cache.store.atomic import remove_partial, write_durably
 from cache.terminal.errors import Terminated
-from student.models.checkpoint import checkpoint_bytes
+from student.models.checkpoint import CONFIG_KEY, checkpoint_bytes
 
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
 """Checkpoints in a run's folder."""
@@ -118,6 +118,13 @@ class LastCheckpoint(Checkpoint):
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             progress["total"], progress["current"] = begun, dict(begun)
+
+    def on_load_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Count an epoch's batches as this run does: it may accumulate more or fewer of them for a step."""
+        accumulated = checkpoint[CONFIG_KEY]["training"]["accumulate"]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts |= {name: count // accumulated * self.accumulate for name, count in counts.items()}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.overdue:

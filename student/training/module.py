@@ -1,6 +1,6 @@
 """StudentModule: detector, distillation objective and optimiser as a Lightning module."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from jaxtyping import Float
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from cache.errors import DataError
@@ -19,9 +19,10 @@ from student.config.student import DetectorConfig, StudentConfig
 from student.data.batch import Batch
 from student.distill.adapters import FeatureLayer
 from student.distill.objective import DistillObjective
+from student.distill.predictions import StudentDepth
 from student.models.checkpoint import checkpoint_metadata
 from student.models.decoding import Detections
-from student.models.detectors import build_detector
+from student.models.detectors import StudentOutput, build_detector
 from student.training.activation_checkpoint import recompute_blocks
 from student.training.gradients import compare_gradients
 
@@ -31,7 +32,12 @@ Losses = dict[str, Float[Tensor, ""]]
 class StudentModule(lightning.LightningModule):
     """A detector and, with `config.distill`, the objective that compares it with its teachers."""
 
-    def __init__(self, config: StudentConfig, teachers: Sequence[CacheSpec] = ()) -> None:
+    def __init__(
+        self,
+        config: StudentConfig,
+        teachers: Sequence[CacheSpec] = (),
+        teacher_heads: Mapping[int, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         # The detector is built first, so that it starts from the same weights with and without a teacher.
@@ -39,7 +45,8 @@ class StudentModule(lightning.LightningModule):
         self.objective: DistillObjective | None = None
         if config.distill is not None:
             grid, tasks = config.detector.grid, config.detector.head.tasks
-            self.objective = DistillObjective(config.distill, _layers(config.detector), grid, tasks, teachers)
+            layers = _layers(config.detector)
+            self.objective = DistillObjective(config.distill, layers, grid, tasks, teachers, teacher_heads)
         if config.training.activation_checkpointing:
             recompute_blocks(self.detector)
         if config.training.channels_last:
@@ -57,9 +64,12 @@ class StudentModule(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         terms = self.loss_terms(batch)
         total = torch.stack(list(terms.values())).sum()
-        self._require_finite(total, terms, batch)
+        losses = {"loss": total} | {f"loss/{name}": value for name, value in terms.items()}
+        # The one time that a step waits for its device; the log then finds its numbers on the CPU.
+        values = dict(zip(losses, torch.stack(list(losses.values())).detach().cpu(), strict=True))
+        self._require_finite(values, total.device, batch)
         self._log_gradients(terms, batch_idx)
-        self._log_losses({"loss": total} | {f"loss/{name}": value for name, value in terms.items()}, batch_idx)
+        self._log_losses(losses if torch.distributed.is_initialized() else values, batch_idx)
         return total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Detections]:
@@ -88,16 +98,38 @@ class StudentModule(lightning.LightningModule):
         epoch = self.current_epoch
         weight = self.objective.detection_weight(epoch)
         return {name: weight * value for name, value in terms.items()} | self.objective(
-            output.features, output.heatmap, batch.teachers, batch.boxes, batch.labels, epoch, batch.to_teachers
+            output.features,
+            output.heatmap,
+            batch.teachers,
+            batch.boxes,
+            batch.labels,
+            epoch,
+            batch.to_teachers,
+            student_maps=output.head_maps,
+            depth=self._depth(output, batch),
+            labelled=batch.labelled,
         )
 
-    def _require_finite(self, total: Float[Tensor, ""], terms: Losses, batch: Batch) -> None:
-        """Stop all devices together; the one whose loss it is names the tokens."""
-        finite = bool(torch.isfinite(total))
-        if _all_agree(finite, total.device):
+    def _depth(self, output: StudentOutput, batch: Batch) -> StudentDepth | None:
+        if output.depth is None or batch.points_m is None:
+            return None
+        bins_m = self.config.detector.depth_m
+        return StudentDepth(
+            logits=output.depth, depth_m=batch.require_depth_m(), points_m=batch.points_m, bins_m=bins_m
+        )
+
+    def _require_finite(self, losses: Losses, device: torch.device, batch: Batch) -> None:
+        """Stop all devices together; the one whose loss it is names the tokens.
+
+        Args:
+            losses: on the CPU; the total is "loss".
+        """
+        finite = bool(torch.isfinite(losses["loss"]))
+        if _all_agree(finite, device):
             return
         if finite:
             raise DataError("the loss is not finite on another device", cure="Look at that device's message")
+        terms = {name.removeprefix("loss/"): value for name, value in losses.items() if name != "loss"}
         raise DataError(
             "the loss is not finite",
             where=f"step {self.global_step}, tokens {', '.join(batch.tokens)}",

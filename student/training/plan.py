@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from cache.store.layout import batch_arrays
+from cache.store.layout import batch_arrays, head_map_array
 from student.config.student import StudentConfig
 from student.data.teacher_source import TeacherSource
 from student.training.memory import ADAM_MOMENTS, bytes_of, checkpoint_bytes, step_bytes
@@ -60,7 +60,7 @@ class TrainingPlan:
     epoch_bytes: float
 
 
-def plan_training(config: StudentConfig, root: Path, cache_paths: Sequence[Path]) -> TrainingPlan:
+def plan_training(config: StudentConfig, root: Path, cache_paths: Sequence[str | Path]) -> TrainingPlan:
     """Run a forward and a backward pass of one sample and of two, and count.
 
     Raises:
@@ -98,7 +98,12 @@ def measure_memory(setup: TrainingSetup) -> TrainingMemory:
 
 
 def bytes_per_sample(source: TeacherSource) -> float:
-    """Bytes that a training reads of a cache for each sample: one view of its layers, heatmap and canvas mask."""
+    """Bytes that a training reads of a cache for each sample: one view of its layers, heatmap and canvas mask.
+
+    With the head's other maps where the objective compares boxes.
+    """
     cache = source.cache
-    names = batch_arrays(source.layers)
-    return sum(size for name, size in cache.bytes_per_sample().items() if name in names) / len(cache.spec.views)
+    names, shards = batch_arrays(source.layers), [0] if cache.url else None  # a request for each shard's record
+    if source.head_maps:
+        names |= {head_map_array(name) for name in cache.spec.head_maps}
+    return sum(size for name, size in cache.bytes_per_sample(shards).items() if name in names) / len(cache.spec.views)

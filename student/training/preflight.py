@@ -4,6 +4,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -14,7 +15,7 @@ from cache.errors import ConfigError, DataError, MismatchError, NotCachedError, 
 from cache.nuscenes.completeness import largest_width, on_disk, require_listed, without
 from cache.nuscenes.counts import count_boxes, require_boxes, warn_of_boxes
 from cache.nuscenes.frames import Frames
-from cache.nuscenes.loader import require_open_files, require_shared_memory
+from cache.nuscenes.loader import require_open_files, require_shared_memory, shared_bytes
 from cache.spec import CacheSpec
 from cache.store.reader import TeacherCache
 from cache.terminal.console import print_note
@@ -23,10 +24,12 @@ from student.config.training import TrainingConfig
 from student.data.dataset import StudentDataset
 from student.data.samplers import Order
 from student.data.teacher_source import TeacherSource
+from student.evaluation.evaluate import require_devkit
 from student.evaluation.limits import metric_limits
 from student.evaluation.truth import require_truth
 from student.models.checkpoint import step_to_resume
-from student.training.memory import bytes_of, checkpoint_bytes, tensors_of
+from student.training.launcher import is_first_rank
+from student.training.memory import checkpoint_bytes, tensors_of
 
 
 def require_sound(config: StudentConfig) -> None:
@@ -152,13 +155,12 @@ def require_loader_resources(dataset: StudentDataset, config: StudentConfig) -> 
     tensors = list(tensors_of(dataset.collate([dataset[0]])))
     # One batch is in use, and one on its way. Boxes and labels are a tensor for each sample.
     batches = PREFETCHED * workers + 2
-    require_shared_memory(training.batch_size * bytes_of(tensors), batches, int(training.devices))
+    require_shared_memory(training.batch_size * shared_bytes(tensors), batches, int(training.devices))
     require_open_files(len(tensors) + 2 * (training.batch_size - 1), batches)
 
 
 def require_full_step(order: Order, training: TrainingConfig) -> None:
     """Raise ConfigError unless the frames of an epoch fill one step."""
-    devices = int(training.devices)
     if not len(order):
         raise DataError(
             "an epoch has no frame",
@@ -166,61 +168,36 @@ def require_full_step(order: Order, training: TrainingConfig) -> None:
             got="no box of a class of detector.head.tasks",
             cure="Set training.class_balanced to false, or change the tasks or the split",
         )
-    if len(order) < training.batch_size * training.accumulate * devices:
+    if len(order) < training.samples_per_step:
         raise ConfigError(
             "one step needs more samples than an epoch has",
             where="training.batch_size",
-            got=f"{training.batch_size} x {training.accumulate} batches x {devices} devices",
+            got=f"{training.batch_size} x {training.accumulate} batches x {training.ranks} devices of all nodes",
             expected=f"at most {len(order)} samples",
             cure="Lower batch_size, accumulate or devices",
         )
 
 
 def require_disjoint_splits(data: DataConfig, frames: Frames) -> None:
-    """Raise unless training and validation share no scene.
+    """Raise unless the splits of training, validation, and frames without labels share no scene.
 
     Raises:
         ConfigError: they do, or a split is unknown.
         DataError: splits.json beside the tables is broken.
     """
-    train, val = data.train_split, data.val_split
-    shared = sorted(frames.scenes_of(train) & frames.scenes_of(val))
-    if shared:
-        raise ConfigError(
-            "training and validation share frames",
-            where="data.train_split, data.val_split",
-            got=f"{train} and {val}, with {len(shared)} scenes in both, the first is {shared[0]}",
-            expected="splits without a common scene, such as train and val, or mini_train and mini_val",
-            cure="Change one of them; a student can be evaluated on any split with `evaluate --split`",
-        )
-
-
-def require_unlabelled(config: StudentConfig, frames: Frames) -> None:
-    """Raise unless the teacher's boxes can stand in for the annotations of distill.unlabelled_split.
-
-    Raises:
-        ConfigError: it shares scenes with the training or the validation split, or classes are balanced by annotations.
-    """
-    split, data = config.distill.unlabelled_split if config.distill else "", config.data
-    if not split:
-        return
-    for name, other in (("data.train_split", data.train_split), ("data.val_split", data.val_split)):
-        if shared := sorted(frames.scenes_of(split) & frames.scenes_of(other)):
+    splits = {"train_split": data.train_split, "val_split": data.val_split, "unlabelled_split": data.unlabelled_split}
+    for (one, first), (other, second) in combinations(splits.items(), 2):
+        shared = sorted(frames.scenes_of(first) & frames.scenes_of(second)) if first and second else []
+        if shared:
             raise ConfigError(
-                "frames are both labelled and unlabelled",
-                where=f"distill.unlabelled_split, {name}",
-                got=f"{split} and {other}, with {len(shared)} scenes in both, the first is {shared[0]}",
-                expected="splits without a common scene",
-                cure="Change one of them",
+                "training and validation share frames"
+                if other == "val_split"
+                else "frames without labels are of training or validation, too",
+                where=f"data.{one}, data.{other}",
+                got=f"{first} and {second}, with {len(shared)} scenes in both, the first is {shared[0]}",
+                expected="splits without a common scene, such as train and val, or mini_train and mini_val",
+                cure="Change one of them; a student can be evaluated on any split with `evaluate --split`",
             )
-    if config.training.class_balanced:
-        raise ConfigError(
-            "classes are balanced by annotations, which unlabelled frames do not have",
-            where="training.class_balanced",
-            got=f"true, with distill.unlabelled_split {split}",
-            expected="one of the two",
-            cure="Set training.class_balanced to false, or leave distill.unlabelled_split out",
-        )
 
 
 def look_at_boxes(frames: Frames) -> None:
@@ -230,7 +207,7 @@ def look_at_boxes(frames: Frames) -> None:
         DataError: there is no box.
     """
     where, counts = f"{frames.version}, {', '.join(frames.splits)}", count_boxes(frames)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # Lightning starts the other ranks with a number of their own
+    if is_first_rank():
         print_note(f"{where}: {counts}")
         warn_of_boxes(counts, where)
     require_boxes(counts, where)
@@ -254,7 +231,7 @@ def chosen_frames(frames: Frames, config: StudentConfig, lidar: bool) -> Frames:
     depth = lidar and detector.name.startswith("bevdepth")
     channels = (*frames.cameras, *([frames.lidar] if depth else ()))
     found = on_disk(frames, channels, history=(detector.times - 1) * detector.history_step)
-    if len(found) < len(frames) and os.environ.get("LOCAL_RANK", "0") == "0":
+    if len(found) < len(frames) and is_first_rank():
         warnings.warn(
             f"{frames.version}, {', '.join(frames.splits)}: {len(frames) - len(found):,} of {len(frames):,} frames "
             "lack a file and are left out (data.skip_missing)",
@@ -287,7 +264,7 @@ def require_images(frames: Frames, config: StudentConfig) -> None:
 
 def warn_of_metric_limits(config: StudentConfig, train: Frames) -> None:
     """Warn of what the official metrics cannot measure of data.val_split, whether the run validates or not."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not is_first_rank():
         return
     split = config.data.val_split
     try:
@@ -305,10 +282,12 @@ def validation_frames(config: StudentConfig, train: Frames) -> Frames | None:
     """The frames of data.val_split; None without validation.
 
     Raises:
+        ConfigError: the devkit is not installed.
         DataError: it has no key frame in this version, no annotations, or some that cannot be evaluated.
     """
     if not config.training.validate_every:
         return None
+    require_devkit("training.validate_every")
     frames = chosen_frames(train.of_splits(config.data.val_split), config, lidar=False)
     require_images(frames, config)
     if not frames.label_counts().any():
@@ -352,7 +331,8 @@ def require_fitting(spec: CacheSpec, path: Path, config: StudentConfig, inherits
     """Raise unless a cache is of the student's data set and, where its head is inherited, has the student's tasks.
 
     Raises:
-        MismatchError: it is of another version, or its tasks are others or in another order.
+        MismatchError: it is of another version, its teacher has no CenterHead to inherit, or its tasks are others or in
+            another order.
     """
     version, tasks = spec.data.version, config.detector.head.tasks
     if version != config.data.version:
@@ -362,6 +342,14 @@ def require_fitting(spec: CacheSpec, path: Path, config: StudentConfig, inherits
             got=version,
             expected=f"{config.data.version}, as data.version says",
             cure="Dump the teacher on this version, or change data.version",
+        )
+    if inherits and spec.heatmap == "none":
+        raise MismatchError(
+            "the teacher has no head that the student could inherit",
+            where=path,
+            got=f"{spec.teacher.name}, heatmap: none",
+            expected="a teacher with a CenterHead",
+            cure="Set distill.inherit_head to false",
         )
     if inherits and spec.teacher.tasks != tasks:
         got, expected = ("; ".join(", ".join(task) for task in each) for each in (spec.teacher.tasks, tasks))
@@ -387,7 +375,8 @@ def _require_tokens(cache: TeacherCache, frames: Frames) -> None:
             where=cache.path,
             got=f"{len(missing)} of {len(frames)} missing, the first is {missing[0]}",
             expected=f"all of {frames.version} {', '.join(frames.splits)}",
-            cure="Dump the teacher on this split, or train on the one that was dumped",
+            cure="Dump the teacher on this split, or train on the one that was dumped; what the dump left out goes "
+            "into data.exclude",
         )
 
 

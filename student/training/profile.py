@@ -135,7 +135,7 @@ class _StepEnds(Callback):
 def profile_student(
     config: StudentConfig,
     root: Path,
-    cache_paths: Sequence[Path],
+    cache_paths: Sequence[str | Path],
     steps: int = STEPS,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> StepProfile:

@@ -1,6 +1,6 @@
 """Set up a training: checks, data, and a module with its first weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,24 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import Loader
+from cache.store.remote import local_path
+from cache.store.stored_frames import StoredFrames
+from cache.terminal.console import print_note
 from student.config.student import StudentConfig
 from student.config.training import TrainingConfig
+from student.converters.image_weights import load_image_weights
 from student.data.dataset import LabelledBoxes, StudentDataset
 from student.data.samplers import ClassBalanced, Order, SeededSampler, Shuffled
-from student.data.teacher_source import TeacherSource
+from student.data.teacher_source import TeacherSource, open_cache
 from student.distill.inherit import inherit_head
 from student.evaluation.teacher_boxes import predicted_boxes
 from student.models.checkpoint import start_from
+from student.models.teacher_head import build_teacher_head
 from student.training import preflight
 from student.training.checkpointing import BEST, LAST, ignore_stop_signals, remove_partial_checkpoints
-from student.training.launcher import require_agreement
+from student.training.launcher import is_first_rank, require_agreement
 from student.training.module import StudentModule
+from student.training.shard_order import in_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +51,8 @@ class TrainingSetup:
 
     def sampler(self, rank: int = 0) -> SeededSampler:
         """The sequence of a rank's samples, from `step` on."""
-        training, ranks = self.config.training, int(self.config.training.devices)
-        samples_per_step = training.batch_size * training.accumulate * ranks
-        sampler = SeededSampler(self.order, training.seed, samples_per_step, rank, ranks)
+        training = self.config.training
+        sampler = SeededSampler(self.order, training.seed, training.samples_per_step, rank, training.ranks)
         sampler.go_to(self.step)
         return sampler
 
@@ -61,14 +66,14 @@ class TrainingSetup:
             return None
         dataset = StudentDataset(self.val_frames, self.config, self.dataset.times)
         # As many frames for every rank: the first ones are repeated.
-        share: Sampler = DistributedSampler(dataset, int(self.config.training.devices), rank, shuffle=False)
+        share: Sampler = DistributedSampler(dataset, self.config.training.ranks, rank, shuffle=False)
         return _loader(dataset, self.config, share)
 
 
 def set_up_training(
     config: StudentConfig,
     root: Path,
-    cache_paths: Sequence[Path],
+    cache_paths: Sequence[str | Path],
     out: Path | None = None,
     resume: bool = False,
     frames: Frames | None = None,
@@ -76,10 +81,10 @@ def set_up_training(
     """Check and build all that a training begins with.
 
     Args:
-        cache_paths: the teachers' caches, in the order of their indices in `config.distill`.
-        out: the run's folder; None where nothing will be written and nothing validated.
+        cache_paths: the teachers' caches, or their URLs, in the order of their indices in `config.distill`.
+        out: the run's folder; None where nothing will be written, nothing validated and no image weights are fetched.
         resume: go on from the run's last checkpoint.
-        frames: to train on; those of data.train_split and distill.unlabelled_split by default.
+        frames: to train on; those of data.train_split and data.unlabelled_split by default.
 
     Raises:
         ConfigError, MismatchError, NotCachedError, DataError: see `student.training.preflight`.
@@ -88,41 +93,45 @@ def set_up_training(
     preflight.require_sound(config)
     config = preflight.resolve_devices(config)
     if out is not None:
-        require_agreement(int(config.training.devices))
+        require_agreement(int(config.training.devices), config.training.nodes)
     step = 0 if out is None else preflight.first_step(out / LAST, config, resume)
     if out is not None:
         remove_partial_checkpoints(out)
     if frames is None:
-        data, store = config.data, cache_paths[0] if cache_paths else None
+        data, store = config.data, _frames_store(cache_paths, config)
         frames = Frames(
             root=root,
             version=data.version,
-            splits=(data.train_split, *_unlabelled(config)),
+            splits=(data.train_split,),
             max_sweeps=0,
             cameras=data.cameras,
             lidar=data.lidar,
             store=store,
         )
     preflight.require_disjoint_splits(config.data, frames)
-    preflight.require_unlabelled(config, frames)
+    if config.data.unlabelled_split:
+        frames = frames.of_splits(config.data.train_split, config.data.unlabelled_split)
     paths = cache_paths if config.distill else ()
     sources = [TeacherSource.open(path, config, index) for index, path in enumerate(paths)]
     all_frames, lidar = len(frames), not any(source.cache.spec.depth for source in sources)
     val_frames = None if out is None else preflight.validation_frames(config, frames)
     frames = preflight.chosen_frames(frames, config, lidar)
     preflight.require_images(frames, config)
-    order = _order(frames, config)
-    preflight.require_full_step(order, config.training)
+    frames_order = _order(frames, config)
+    preflight.require_full_step(frames_order, config.training)
     preflight.require_fitting_sources(sources, config, frames)
-    module = _first_module(config, sources, resume)
+    order = in_shards(frames_order, sources, config, frames)
+    module, origin = _first_module(config, sources, resume, fetch=out is not None)
     if out is not None:
         files = [out / LAST, out / BEST] if val_frames else [out / LAST]
         preflight.require_disk_space(out, module, files, average=config.training.ema is not None)
-    boxes = _predicted_boxes(config, frames, sources)
-    preflight.look_at_boxes(frames.keeping(lambda token: token not in boxes))
+    unlabelled = _unlabelled(config, frames, sources)
+    preflight.look_at_boxes(frames.keeping(lambda token: token not in unlabelled))
+    if origin is not None and is_first_rank():
+        print_note(f"image backbone {config.detector.image_backbone}: {origin}")
     preflight.warn_of_metric_limits(config, frames)
     detector = module.detector
-    dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources, boxes)
+    dataset = StudentDataset(frames, config, detector.times, detector.supervise_depth, sources, unlabelled)
     if out is not None:
         preflight.require_loader_resources(dataset, config)
     return TrainingSetup(
@@ -149,38 +158,56 @@ def make_trainer(training: TrainingConfig, **options: Any) -> lightning.Trainer:
     )
 
 
-def _order(frames: Frames, config: StudentConfig) -> Order:
+def _frames_store(cache_paths: Sequence[str | Path], config: StudentConfig) -> StoredFrames | None:
+    """The frames of the first cache, which stand in for tables."""
+    if not cache_paths:
+        return None
+    local = local_path(cache_paths[0])
+    return StoredFrames(path=open_cache(cache_paths[0], config.data).path if local is None else local)
+
+
+def _order(frames: Frames, config: StudentConfig) -> Shuffled | ClassBalanced:
     if not config.training.class_balanced:
         return Shuffled(frames=len(frames))
     classes = [name for task in config.detector.head.tasks for name in task]
     return ClassBalanced.of(frames.label_counts(), classes)
 
 
-def _unlabelled(config: StudentConfig) -> tuple[str, ...]:
-    return (config.distill.unlabelled_split,) if config.distill and config.distill.unlabelled_split else ()
-
-
-def _predicted_boxes(
+def _unlabelled(
     config: StudentConfig, frames: Frames, sources: Sequence[TeacherSource]
-) -> dict[str, LabelledBoxes]:
-    """The first teacher's boxes of the unlabelled frames."""
-    if config.distill is None or not config.distill.unlabelled_split:
+) -> Mapping[str, LabelledBoxes | None]:
+    """The frames of data.unlabelled_split, with the first teacher's boxes where these are learnt."""
+    if not config.data.unlabelled_split:
         return {}
-    unlabelled = set(frames.of_splits(config.distill.unlabelled_split).tokens)
-    tokens = [token for token in frames.tokens if token in unlabelled]
-    return predicted_boxes(sources[0].cache, tokens, config.distill.box_score)
+    among = set(frames.of_splits(config.data.unlabelled_split).tokens)
+    tokens = [token for token in frames.tokens if token in among]
+    score = config.distill.pseudo_labels if config.distill else None
+    return dict.fromkeys(tokens) if score is None else predicted_boxes(sources[0].cache, tokens, score)
 
 
-def _first_module(config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool) -> StudentModule:
-    """The module as its seed, `init_from` (unless resumed) and its teacher's head make it."""
+def _first_module(
+    config: StudentConfig, sources: Sequence[TeacherSource], resumed: bool, fetch: bool
+) -> tuple[StudentModule, str | None]:
+    """The module as its seed, `init_from` or `image_weights` (unless resumed) and its teacher's head make it.
+
+    Args:
+        fetch: torchvision's image weights, where the configuration asks for them.
+
+    Returns:
+        The module, and what its image backbone starts from where that is neither a run nor a student's checkpoint.
+    """
     lightning.seed_everything(config.training.seed, verbose=False)
-    module = StudentModule(config, [source.cache.spec for source in sources])
+    crossed = config.distill.crossed_caches if config.distill is not None else ()
+    heads = {cache: build_teacher_head(sources[cache].cache) for cache in crossed}
+    module, origin = StudentModule(config, [source.cache.spec for source in sources], heads), None
     if config.training.init_from is not None and not resumed:
         start_from(module.detector, config.training.init_from)
+    elif not resumed and (fetch or isinstance(config.detector.image_weights, Path)):
+        origin = load_image_weights(module.detector)
     if config.distill is not None and config.distill.inherit_head:
         weights, shared = sources[0].cache.head_weights(), config.distill.inherit_shared_conv
         inherit_head(module.detector.head, weights, shared)
-    return module
+    return module, origin
 
 
 def _loader(dataset: StudentDataset, config: StudentConfig, sampler: Sampler) -> Loader:

@@ -41,7 +41,7 @@ for untrue in (
 def train_student(
     config: StudentConfig,
     root: Path,
-    cache_paths: Sequence[Path],
+    cache_paths: Sequence[str | Path],
     out: Path,
     resume: bool = False,
     progress: Callable[[int, int, str], None] = lambda *_: None,
@@ -52,7 +52,7 @@ def train_student(
     After each step `progress` is called with (done, total) steps and a remark.
 
     Returns:
-        None in the processes that a training on several devices has beside the first.
+        None in the other ranks than the first.
 
     Raises:
         ConfigError, MismatchError, NotCachedError: found before the first step, see `student.training.preflight`.
@@ -91,7 +91,7 @@ def _peer_errors() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, DistError) or "gloo" in str(error):
             raise OfflineDistillError(
-                "the process of another device has ended", cure="See its own message; go on with --resume"
+                "the process of another device or node has ended", cure="See its own message; go on with --resume"
             ) from error
         raise
 
@@ -120,10 +120,11 @@ def _saving(setup: TrainingSetup, out: Path) -> Iterator[Callback]:
 
 def _trainer(config: StudentConfig, out: Path, callbacks: list[Callback]) -> lightning.Trainer:
     training = config.training
-    several = training.devices != 1
+    several = training.ranks != 1
     return make_trainer(
         training,
         devices=training.devices,
+        num_nodes=training.nodes,
         strategy=DDPStrategy(find_unused_parameters=_has_silent_parameters(config)) if several else "auto",
         sync_batchnorm=training.sync_batchnorm,
         max_epochs=training.epochs,

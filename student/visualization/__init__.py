@@ -25,6 +25,8 @@ from student.visualization.scenes import plot_bev_and_cameras as plot_bev_and_ca
 from student.visualization.scenes import plot_cameras as plot_cameras
 from student.visualization.tables import import_table as import_table
 from student.visualization.tables import metrics_table as metrics_table
+from student.visualization.video import scene_pictures as scene_pictures
+from student.visualization.video import write_video as write_video
 
 
 def load_ipython_extension(ipython: Any) -> None:

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from cache.nuscenes.frame import Camera, Frame
-from cache.nuscenes.points import load_points
-from cache.spec import PointPipeline
+from cache.nuscenes.points import KEY_SWEEP_ONLY, load_points
 from student.data.images import read_image
 from student.models.nms import footprint_corners
 
@@ -54,10 +53,13 @@ def plot_bev(frame: Frame, found: Mapping[str, Boxes], reach_m: float | None = N
 
 
 def draw_bev(axes: Axes, frame: Frame, reach_m: float | None = None) -> None:
-    """Draw a frame's points and ground truth, x to the right and y up."""
-    points = load_points(frame, PointPipeline(past_sweeps=0, pad_empty_sweeps=False))
+    """Draw a frame's points, where its LiDAR file is there, and its ground truth, x to the right and y up."""
     reach_m = float(np.abs(frame.boxes[:, :2]).max(initial=10.0)) + 4.0 if reach_m is None else reach_m
-    axes.scatter(points[:, 0], points[:, 1], s=0.4, c="#9a9a9a", linewidths=0, rasterized=True)
+    if frame.sweeps[0].path.exists():
+        points = load_points(frame, KEY_SWEEP_ONLY)
+        axes.scatter(points[:, 0], points[:, 1], s=0.4, c="#9a9a9a", linewidths=0, rasterized=True)
+    else:
+        axes.text(0.02, 0.02, "no LiDAR file", transform=axes.transAxes)
     draw_boxes_bev(axes, frame.boxes, GROUND_TRUTH_COLOUR, "ground truth")
     axes.set(aspect="equal", xlim=(-reach_m, reach_m), ylim=(-reach_m, reach_m), xlabel="x in m", ylabel="y in m")
 
@@ -72,7 +74,7 @@ def draw_boxes_bev(axes: Axes, boxes: Boxes, colour: str, label: str) -> None:
 
 
 def plot_cameras(frame: Frame, boxes: Boxes, name: str) -> Figure:
-    """Plot the six images with the ground truth and a detector's boxes.
+    """Plot the images with the ground truth and a detector's boxes.
 
     Raises:
         DataError: an image cannot be read.
@@ -84,22 +86,25 @@ def plot_cameras(frame: Frame, boxes: Boxes, name: str) -> Figure:
 
 def draw_cameras(figure: FigureBase, frame: Frame, boxes: Boxes, name: str) -> None:
     """Draw the same into a figure or a part of one."""
-    for axes, camera in zip(figure.subplots(2, 3).flat, frame.cameras, strict=True):
+    rows = 1 if len(frame.cameras) <= 3 else 2
+    grid = figure.subplots(rows, -(-len(frame.cameras) // rows), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, camera in zip(grid.flat, frame.cameras, strict=False):
         axes.imshow(read_image(camera, scale=1.0)[0])
         _wireframes(axes, camera, frame.boxes, GROUND_TRUTH_COLOUR)
         _wireframes(axes, camera, boxes, COLOURS[2])
         height, width = camera.size
         axes.set(xlim=(0, width), ylim=(height, 0), title=camera.name)
-        axes.axis("off")
     figure.suptitle(f"green: ground truth; red: {name}")
 
 
-def plot_bev_and_cameras(frame: Frame, boxes: Boxes, name: str) -> Figure:
-    """Plot a frame in bird's-eye view beside its six images."""
+def plot_bev_and_cameras(frame: Frame, boxes: Boxes, name: str, reach_m: float | None = None) -> Figure:
+    """Plot a frame in bird's-eye view beside its images; `reach_m` as in `plot_bev`."""
     figure = Figure(figsize=(17, 5.4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 2.4), squeeze=False)[0]
     axes = left.subplots()
-    draw_bev(axes, frame)
+    draw_bev(axes, frame, reach_m)
     draw_boxes_bev(axes, boxes, COLOURS[2], name)
     draw_cameras(right, frame, boxes, name)
     return figure

@@ -7,6 +7,7 @@ from torch import Tensor
 from cache.geometry.grid import BevGrid
 from cache.spec import CacheSpec, CodecSpec, DataIdentity, LayerSpec, PointPipeline, TeacherIdentity
 from student.config.student import TASKS
+from student.distill.head_maps import HEAD_MAPS
 
 
 def make_spec(layers: dict[str, tuple[int, BevGrid]], **changes: object) -> CacheSpec:
@@ -24,6 +25,15 @@ def make_spec(layers: dict[str, tuple[int, BevGrid]], **changes: object) -> Cach
         canvas_grid=grid.resized((grid.shape[0] * 4, grid.shape[1] * 4)),
     )
     return spec.model_copy(update=changes)
+
+
+def random_head_maps(samples: int, tasks: int, grid: BevGrid, seed: int) -> dict[str, Tensor]:
+    """A centre head's other maps, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(samples, tasks, width, *grid.shape, generator=generator, dtype=torch.float64) * 0.3
+        for name, width in HEAD_MAPS.items()
+    }
 
 
 def make_box(x: float, y: float, dx: float, dy: float, yaw_rad: float = 0.0) -> Tensor:

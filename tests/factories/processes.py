@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -42,18 +42,23 @@ class CliProcess:
         os.kill(self.process.pid, number)
 
 
-def start_cli(folder: Path, *arguments: object) -> CliProcess:
-    """Start a command; its output goes to two new files in `folder`."""
+def start_cli(folder: Path, *arguments: object, environment: Mapping[str, str] | None = None) -> CliProcess:
+    """Start a command; its output goes to two new files in `folder`.
+
+    Args:
+        environment: variables beside the server's.
+    """
     number = len(list(folder.glob("stdout*")))
     stdout, stderr = folder / f"stdout{number}", folder / f"stderr{number}"
     stdout.touch()
     stderr.touch()
-    process = SERVER.Process(target=_run_cli, args=(tuple(map(str, arguments)), stdout, stderr))
+    process = SERVER.Process(target=_run_cli, args=(tuple(map(str, arguments)), stdout, stderr, environment or {}))
     process.start()
     return CliProcess(process=process, stdout=stdout, stderr=stderr)
 
 
-def _run_cli(arguments: tuple[str, ...], stdout: Path, stderr: Path) -> None:
+def _run_cli(arguments: tuple[str, ...], stdout: Path, stderr: Path, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a forkserver, or a shell's background, ignores
     for stream, path in ((sys.stdout, stdout), (sys.stderr, stderr)):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)

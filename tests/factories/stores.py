@@ -1,7 +1,7 @@
 """Small caches and what they are made of: specs, tokens, samples, writers, stores; a small teacher and its frames."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,13 +84,22 @@ def make_sample(spec: CacheSpec, seed: int) -> StoredSample:
     return StoredSample(arrays=arrays, distortion=distortion)
 
 
-def open_writer(path: Path, count: int = 10, part: Part = WHOLE, size: int = 4, **changes: object) -> StoreWriter:
+def open_writer(
+    path: Path,
+    count: int = 10,
+    part: Part = WHOLE,
+    size: int = 4,
+    frames: Mapping[str, bytes] | None = None,
+    **changes: object,
+) -> StoreWriter:
     """A writer of `count` samples in shards of `size`."""
     tokens = make_tokens(count)
     weights = {"heatmap.weight": torch.arange(6.0).reshape(2, 3)}
     spec = make_spec(tokens, **changes)
     layout = Layout(samples_per_shard=size)
-    return StoreWriter(path, spec, tokens, head_weights=weights, software=SOFTWARE, layout=layout, part=part)
+    return StoreWriter(
+        path, spec, tokens, head_weights=weights, software=SOFTWARE, layout=layout, part=part, frames=frames
+    )
 
 
 def fill(writer: StoreWriter, shards: list[int] | None = None) -> None:

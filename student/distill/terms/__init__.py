@@ -12,6 +12,9 @@ from student.distill.terms.affinity import AffinityLoss, AffinityTerm
 from student.distill.terms.all import AllLoss, AllTerm
 from student.distill.terms.attention_transfer import AttentionTransferLoss, AttentionTransferTerm
 from student.distill.terms.base import TermConfig
+from student.distill.terms.bevdistill_feature import BevdistillFeatureLoss, BevdistillFeatureTerm
+from student.distill.terms.box_response import BoxResponseLoss, BoxResponseTerm
+from student.distill.terms.cross_head import CrossHeadLoss, CrossHeadTerm
 from student.distill.terms.fgd import FgdLoss, FgdTerm
 from student.distill.terms.fitnet import FitnetLoss, FitnetTerm
 from student.distill.terms.foreground_background import ForegroundBackgroundLoss, ForegroundBackgroundTerm
@@ -21,6 +24,9 @@ from student.distill.terms.linfengzhang import LinfengzhangLoss, LinfengzhangTer
 from student.distill.terms.non_local import NonLocalLoss, NonLocalTerm
 from student.distill.terms.s2m2_feature import S2m2FeatureLoss, S2m2FeatureTerm
 from student.distill.terms.s2m2_heatmap import S2m2HeatmapLoss, S2m2HeatmapTerm
+from student.distill.terms.tigbev_depth import TigbevDepthLoss, TigbevDepthTerm
+from student.distill.terms.tigbev_features import TigbevFeaturesLoss, TigbevFeaturesTerm
+from student.distill.terms.unidistill_points import UnidistillPointsLoss, UnidistillPointsTerm
 
 TERMS: dict[str, tuple[type[TermConfig], Callable[..., nn.Module]]] = {
     "all": (AllTerm, AllLoss),
@@ -32,12 +38,18 @@ TERMS: dict[str, tuple[type[TermConfig], Callable[..., nn.Module]]] = {
     "non_local": (NonLocalTerm, NonLocalLoss),
     "affinity": (AffinityTerm, AffinityLoss),
     "fgd": (FgdTerm, FgdLoss),
+    "unidistill_points": (UnidistillPointsTerm, UnidistillPointsLoss),
+    "tigbev_features": (TigbevFeaturesTerm, TigbevFeaturesLoss),
+    "bevdistill_feature": (BevdistillFeatureTerm, BevdistillFeatureLoss),
+    "cross_head": (CrossHeadTerm, CrossHeadLoss),
     "s2m2_ssd_heatmap": (S2m2HeatmapTerm, S2m2HeatmapLoss),
     "gauss_focal_heatmap": (GaussFocalTerm, GaussFocalLoss),
     "heatmap_temperature": (HeatmapTemperatureTerm, HeatmapTemperatureLoss),
+    "box_response": (BoxResponseTerm, BoxResponseLoss),
+    "tigbev_depth": (TigbevDepthTerm, TigbevDepthLoss),
 }
 """Kind -> configuration, and the module that computes it: of a `PairTerm` (config, index, pair), one for each of its
-pairs; of a `HeatmapTerm` (config)."""
+pairs; of any other (config)."""
 
 if TYPE_CHECKING:
     Term = TermConfig

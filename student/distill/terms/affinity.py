@@ -7,9 +7,10 @@ from jaxtyping import Bool, Float
 from pydantic import PositiveInt
 from torch import Tensor
 
+from cache.errors import ConfigError
 from student.distill.criteria import CRITERIA, Criterion
 from student.distill.feature_stats import as_float, full_precision
-from student.distill.pairs import PairFeatures
+from student.distill.pairs import LayerPair, PairFeatures
 from student.distill.predictions import BatchPredictions
 from student.distill.terms.base import Losses, PairLoss, PairTerm, Scalar, Weights
 
@@ -27,7 +28,23 @@ class AffinityTerm(PairTerm):
 
 
 class AffinityLoss(PairLoss[AffinityTerm]):
-    """`affinity` on a pair; the student is taken before its adapter."""
+    """`affinity` on a pair; the student is taken before its adapter.
+
+    Raises:
+        ConfigError: the adapter changes the student's cells, which are then not the teacher's.
+    """
+
+    def __init__(self, config: AffinityTerm, index: int, pair: LayerPair) -> None:
+        super().__init__(config, index, pair)
+        (_, *before), behind = pair.shapes[0], pair.grid.shape
+        if tuple(before) != behind:
+            raise ConfigError(
+                "affinity compares the student's cells before its adapter with the teacher's",
+                where=f"distill.pairs, {pair.config.label}",
+                got=f"{before[0]} x {before[1]} cells",
+                expected=f"{behind[0]} x {behind[1]}",
+                cure="Leave this pair out of the term's `pairs`, or resize the teacher instead",
+            )
 
     def forward(self, features: PairFeatures, predictions: BatchPredictions) -> Losses:
         student, every = full_precision(features.raw), self.config.every

@@ -1,13 +1,15 @@
 """What the terms share: settings, and the modules that compute a term from a pair's features or from heatmaps."""
 
+from dataclasses import dataclass
 from typing import Annotated, Generic, TypeVar
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from cache.config import Strict
-from student.distill.pairs import LayerPair
+from student.distill.pairs import LayerPair, PairFeatures
+from student.distill.sampling import Corners
 
 Losses = dict[str, Float[Tensor, ""]]
 Scalar = Float[Tensor, ""]
@@ -50,6 +52,14 @@ class HeatmapTerm(TermConfig):
     """Index of the teacher, where there are several caches."""
 
 
+class ResponseTerm(HeatmapTerm):
+    """A term on heatmaps and the head's other maps."""
+
+
+class DepthTerm(TermConfig):
+    """A term on the student's depth."""
+
+
 Config = TypeVar("Config", bound=TermConfig)
 
 
@@ -67,6 +77,28 @@ class PairLoss(nn.Module, Generic[Config]):
     def weight(self, field: str = "weight") -> float:
         """A weight of this pair."""
         return pick(getattr(self.config, field), self.index)
+
+    def at_points(self, features: PairFeatures, points: Float[Tensor, "B M Q 2"]) -> "PointFeatures":
+        """The pair's features at Q points of M boxes, in metres."""
+        corners, shape = Corners.of(points.flatten(1, 2), self.grid, features.valid_mask), points.shape[1:3]
+        student, teacher = (corners.sample(maps) for maps in (features.adapted, features.teacher))
+        return PointFeatures(
+            student=student.unflatten(1, shape),
+            teacher=teacher.to(student.dtype).unflatten(1, shape),
+            inside=corners.inside.unflatten(1, shape),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointFeatures:
+    """Features of student and teacher at Q points of M boxes; 0 at points that are not inside.
+
+    inside: whether all cells around a point are valid.
+    """
+
+    student: Float[Tensor, "B M Q C"]
+    teacher: Float[Tensor, "B M Q C"]
+    inside: Bool[Tensor, "B M Q"]
 
 
 class HeatmapLoss(nn.Module, Generic[Config]):

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from benchmarks.crash import contents
 from cache.dumping.run import DumpProgress, dump
 from cache.errors import ConfigError, DataError, MismatchError, TeacherError, UnsealedError
+from cache.nuscenes import loader
 from cache.nuscenes.points import load_points
 from cache.spec import CodecSpec
 from cache.store.codec import encode
@@ -109,6 +111,14 @@ def test_workers_give_the_same_bytes(frames, teacher, tmp_path):
     dump(make_config(), frames, teacher, tmp_path / "one.zarr")
     dump(make_config(workers=2), frames, teacher, tmp_path / "two.zarr")
     assert contents(tmp_path / "one.zarr") == contents(tmp_path / "two.zarr")
+
+
+def test_little_shared_memory_is_named_and_a_dump_without_workers_goes_on(frames, teacher, tmp_path, monkeypatch):
+    path = tmp_path / "teacher.zarr"
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ConfigError, match=r"need more shared memory than there is .*expected 0.0 MB: 2 batches"):
+        dump(make_config(workers=1), frames, teacher, path)
+    assert dump(make_config(workers=0), frames, teacher, path).sealed
 
 
 def test_an_interrupted_dump_resumes_to_the_same_bytes(frames, teacher, tmp_path):

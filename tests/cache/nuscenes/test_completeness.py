@@ -5,7 +5,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from cache.errors import ConfigError, DataError
-from cache.nuscenes.completeness import largest_width, on_disk, require_listed, without
+from cache.nuscenes.completeness import largest_width, on_disk, only, require_listed, without
 from cache.nuscenes.frames import CAMERAS, Frames
 from tests.factories.tables import Tables, make_tables, write_tables
 
@@ -73,6 +73,14 @@ def test_frames_are_excluded_by_token(tmp_path: Path) -> None:
         without(frames, {"third"})
     with pytest.raises(ConfigError, match="every frame of the split is excluded"):
         without(frames, {"first", "second"})
+
+
+def test_frames_are_chosen_by_token(tmp_path: Path) -> None:
+    frames = frames_of(tmp_path, make_tables())
+    assert only(frames, ["second"]).tokens == ("second",)
+    assert only(frames, ["second", "first"]).tokens == ("first", "second")
+    with pytest.raises(ConfigError, match=r"no key frame that is to be used \(tokens, .*got third; expected tokens"):
+        only(frames, ["first", "third"])
 
 
 def test_frames_without_their_files_are_skipped(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from cache.errors import ConfigError, DataError
 from cache.nuscenes.frame import Frame
 from cache.nuscenes.frames import CAMERAS, Frames
 from cache.spec import CLASSES
-from tests.factories.tables import NO_TURN, Tables, devkit_frame, make_tables, require_equal, write_tables
+from tests.factories.devkit import devkit_frame, require_equal
+from tests.factories.tables import NO_TURN, Tables, make_tables, write_tables
 
 
 @pytest.fixture
@@ -188,6 +189,12 @@ def test_broken_splits_are_named(tmp_path: Path, tables: Tables, content: str) -
 def test_a_camera_without_intrinsics_is_named(tmp_path: Path, tables: Tables) -> None:
     tables["calibrated_sensor"][2]["camera_intrinsic"] = []
     with pytest.raises(DataError, match=r"a camera has no intrinsics \(token first, CAM_FRONT\); expected .*3 x 3"):
+        mini_train(write_tables(tmp_path, tables))[0]
+
+
+def test_intrinsics_without_an_inverse_are_named(tmp_path: Path, tables: Tables) -> None:
+    tables["calibrated_sensor"][2]["camera_intrinsic"] = [[0.0, 0, 800], [0, 1200, 450], [0, 0, 1]]
+    with pytest.raises(DataError, match=r"no inverse \(token first, CAM_FRONT\); got .*0\.0.*; expected focal lengths"):
         mini_train(write_tables(tmp_path, tables))[0]
 
 

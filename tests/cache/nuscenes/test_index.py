@@ -132,7 +132,9 @@ def test_tables_that_change_while_they_are_read_are_refused(root: Path, monkeypa
         return found
 
     monkeypatch.setattr(index_module, "compile_tables", edited)
-    with pytest.raises(DataError, match=r"the tables changed while they were read .*Start again"):
+    with pytest.raises(
+        DataError, match=r"the tables changed while they were read .*Run it again once nothing writes there"
+    ):
         open_index(root, VERSION)
 
 
@@ -236,7 +238,7 @@ def test_an_index_is_pickled_as_its_path(root: Path) -> None:
     assert same(pickle.loads(sent).columns, index.columns)
     for file in index.path.iterdir():
         file.unlink()
-    with pytest.raises(DataError, match=r"the index of the tables is gone .*Start again"):
+    with pytest.raises(DataError, match=r"the index of the tables is gone .*Run the command again"):
         pickle.loads(sent)
 
 

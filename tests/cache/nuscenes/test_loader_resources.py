@@ -9,10 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from cache.errors import ConfigError
 from cache.nuscenes import loader
-from cache.nuscenes.loader import require_open_files, require_shared_memory
+from cache.nuscenes.loader import require_open_files, require_shared_memory, shared_bytes
 
 ROOT = Path(__file__).parents[3]
 
@@ -99,6 +100,11 @@ def test_shared_memory_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         "the loader's workers need more shared memory than there is (/dev/shm); got 64.0 MB free; "
         "expected 128.0 MB: 20 batches of 6.4 MB. Give it more (docker run --shm-size=8g"
     )
+
+
+def test_each_tensor_takes_whole_pages() -> None:
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert shared_bytes([torch.zeros(1), torch.zeros(page), torch.zeros(0)]) == page + 4 * page
 
 
 def test_open_files_are_allowed_as_far_as_the_system_lets(monkeypatch: pytest.MonkeyPatch) -> None:

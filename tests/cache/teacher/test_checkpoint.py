@@ -253,6 +253,7 @@ def test_two_sets_of_weights_need_a_choice(tmp_path: Path) -> None:
         ({"model_state": {"backbone_3d.conv.weight": torch.ones(1)}, "epoch": 80}, "OpenPCDet's.*--teacher module:"),
         ({"backbone_3d.conv.weight": torch.ones(1), "dense_head.x": torch.ones(1)}, "OpenPCDet's"),
         ({"state_dict": {"bbox_head.tasks.0.hm.weight": torch.ones(1)}}, r"det3d \(tianweiy/CenterPoint\)"),
+        ({"state_dict": {"encoders.lidar.backbone.x": torch.ones(1)}}, "of MIT's BEVFusion.*mmdet3d's projects"),
         ({"state_dict": {"model.0.weight": torch.ones(1)}}, r"the detector as `model`.*removeprefix\('model\.'\)"),
         ({"state_dict": {"ema_0_weight": torch.ones(1)}}, "a moving average alone.*say --ema"),
         ({"pytorch-lightning_version": "2.6", "callbacks": {}}, "Lightning's, not a LiDAR detector's"),

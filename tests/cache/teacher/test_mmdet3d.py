@@ -22,6 +22,7 @@ from cache.store.codec import encode
 from cache.store.reader import TeacherCache
 from cache.teacher.base import TeacherInput
 from cache.teacher.mmdet3d import Mmdet3dTeacher, load_teacher
+from tests.factories.mmdet3d_inputs import mmdet3d_batch
 
 pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed")
 
@@ -238,7 +239,7 @@ def test_the_model_zoo_at_full_size(pillar02: Mmdet3dTeacher, real_frames: Frame
 
 def test_maps_and_boxes_are_those_of_mmdet3d(pillar02: Mmdet3dTeacher, real_frames: Frames) -> None:
     """The configuration's own test pipeline, preprocessor and `predict`, from the same file."""
-    batch = mmdet3d_batch(real_frames)
+    batch = mmdet3d_batch(real_frames, PILLAR02)
     ours = pillar02([pillar02.prepare(TeacherInput.of_points(load_points(real_frames[0], pillar02.points)))])
     network = pillar02.network
     with torch.inference_mode():
@@ -258,21 +259,6 @@ def test_maps_and_boxes_are_those_of_mmdet3d(pillar02: Mmdet3dTeacher, real_fram
     assert label == channel
     np.testing.assert_allclose(box, [x, y, z, *size, yaw_rad, *maps["vel"]], rtol=1e-4, atol=1e-4)
     assert found.scores_3d[best] == ours.heatmap.max()
-
-
-def mmdet3d_batch(frames: Frames) -> dict:
-    """One frame through the configuration's own test pipeline."""
-    import mmdet3d.datasets  # noqa: F401
-    from mmdet3d.structures import LiDARInstance3DBoxes
-    from mmengine.dataset import Compose, pseudo_collate
-
-    from cache.teacher.mmdet3d_config import mmdet3d_scope, read_config
-    from cache.teacher.mmdet3d_points import transforms_of
-
-    with mmdet3d_scope():
-        pipeline = Compose(transforms_of(read_config(PILLAR02), "test_dataloader"))
-        frame = {"lidar_points": {"lidar_path": str(frames[0].sweeps[0].path)}, "timestamp": 0.0}
-        return pseudo_collate([pipeline(frame | {"box_type_3d": LiDARInstance3DBoxes})])
 
 
 @pytest.mark.gpu
@@ -304,6 +290,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         ("model = dict(", "cannot be read .*got SyntaxError"),
         ("1 / 0", "cannot be read .*got ZeroDivisionError"),
         ("_base_ = ['./nowhere.py']", "cannot be read .*got .*nowhere"),
+        ("custom_imports = dict(imports=['projects.No'])", "cannot be imported .*No module named 'projects.*a clone"),
         ("lr = 1", "describes no model .*got lr"),
         ("model = dict(type='CenterPiont')", "cannot be built .*got KeyError: .*CenterPiont"),
         ("model = dict(type='CenterPoint', colour=3)", "cannot be built .*colour"),

@@ -13,10 +13,12 @@ from cache.nuscenes.frames import Frame, Frames
 from cache.nuscenes.points import load_points
 from cache.spec import CodecSpec, PointPipeline
 from cache.store.reader import TeacherCache
+from cache.teacher.base import TeacherInput
 from cache.teacher.plugins import PointsHook, imported, is_plugin, make_teacher, teacher_points, with_hook
 from tests.factories.stores import SmallFrames, SmallTeacher, make_config
 
 DOCS = Path(__file__).parents[3] / "docs"
+DEMO = DOCS.parent / "configs" / "demo" / "teacher_model.py"
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_the_documented_teacher_is_dumped(made_frames: Frames, tmp_path: Path, m
     config = make_config(layers={"head": CodecSpec()}, workers=1)
     dump(config, made_frames, teacher, tmp_path / "a.zarr")
     cache = TeacherCache(tmp_path / "a.zarr")
-    assert (cache.spec.teacher.name, cache.spec.teacher.weights) == ("own-pillars", "random")
+    assert (cache.spec.teacher.name, cache.spec.teacher.weights) == ("own", "random")
     points = load_points(made_frames[0], teacher.points)
     inside = (np.abs(points[:, :2]) < 16).all(axis=1)
     cells = np.unique(np.floor((points[inside, :2] + 16) / 0.4).astype(int), axis=0)
@@ -96,6 +98,29 @@ def test_a_points_hook_is_applied_in_workers_and_recorded(module: Path, tmp_path
     without = dump(make_config(), frames, SmallTeacher(), tmp_path / "b.zarr")
     assert without.sealed
     assert TeacherCache(tmp_path / "b.zarr").spec.fingerprint != cache.spec.fingerprint
+
+
+def test_a_pillar_teacher_of_painted_points(module: Path, made_frames: Frames, tmp_path: Path) -> None:
+    """Two more columns than the five of the sweeps, which the configuration's in_channels counts."""
+    pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed")
+    from cache.teacher.mmdet3d import load_teacher
+
+    module.write_text(
+        "import numpy as np\n"
+        "def paint(frame, points):\n"
+        "    return np.concatenate([points, np.full((len(points), 2), 0.5, np.float32)], axis=1)\n"
+    )
+    model = tmp_path / "painted.py"
+    model.write_text(f"_base_ = [{str(DEMO)!r}]\nmodel = dict(pts_voxel_encoder=dict(in_channels=7))\n")
+    teacher = load_teacher(str(model), None, hook="mine:paint")
+    config = make_config(teacher=str(model), layers={"head": CodecSpec()}, points="mine:paint", workers=0)
+    dump(config, made_frames, teacher, tmp_path / "a.zarr")
+    assert TeacherCache(tmp_path / "a.zarr").spec.points.hook == "mine:paint"
+    unpainted = load_points(made_frames[0], teacher.points)
+    with pytest.raises(
+        TeacherError, match=r"other columns than the network .*points hook mine:paint\); got 5; expected 7"
+    ):
+        teacher.prepare(TeacherInput.of_points(unpainted))
 
 
 def test_another_hook_of_that_name_is_another_teacher(module: Path) -> None:

@@ -1,5 +1,6 @@
 """Sparse convolutions: kernels of either layout load exactly, and the CPU's threads do not lose sums."""
 
+import tomllib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -12,7 +13,14 @@ from cache.errors import TeacherError
 from cache.teacher.base import TeacherInput
 from cache.teacher.checkpoint import load_weights, weights_sha256
 from cache.teacher.mmdet3d import Mmdet3dTeacher, load_teacher
-from cache.teacher.sparse import in_layout, one_thread, possible_layouts, run_in_one_thread, training_on_cpu
+from cache.teacher.sparse import (
+    in_layout,
+    one_thread,
+    possible_layouts,
+    run_in_one_thread,
+    spconv_extra,
+    training_on_cpu,
+)
 from cache.teacher.state_dict import load_state_dict
 
 VOXEL = str(Path(__file__).parents[2] / "data" / "teachers" / "voxel.py")
@@ -101,12 +109,24 @@ def test_one_thread_within_and_as_many_as_before_afterwards() -> None:
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize(
+    ("cuda", "extra"), [(None, "voxel"), ("11.8", "voxel-cu118"), ("12.5", "voxel-cu124"), ("13.0", "voxel-cu126")]
+)
+def test_the_extra_that_fits_torch(cuda: str | None, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert spconv_extra() == extra
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert extra in extras["optional-dependencies"]
+
+
 # With spconv itself
 
 
 def test_spconv_computes_torchs_own_convolution_and_gradient() -> None:
     """All voxels of a block are set, so that the dense convolution is the same."""
     sparse = pytest.importorskip("spconv.pytorch", reason="spconv is not installed (make setup WITH=voxel)")
+    from spconv.pytorch import ops
+
     torch.manual_seed(0)
     side = torch.arange(6)
     coors = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), side, side, side).int()
@@ -114,9 +134,11 @@ def test_spconv_computes_torchs_own_convolution_and_gradient() -> None:
     layer = sparse.SparseConv3d(4, 8, 3, stride=2, padding=1, bias=False)
     weight = layer.weight.detach().permute(0, 4, 1, 2, 3).clone().requires_grad_()
     dense = torch.nn.functional.conv3d(features.reshape(1, 6, 6, 6, 4).movedim(-1, 1), weight, stride=2, padding=1)
+    asked = ops.get_current_stream
     with training_on_cpu():
         ours = layer(sparse.SparseConvTensor(features.requires_grad_(), coors, [6, 6, 6], 1)).dense()
         ours.square().sum().backward()
+    assert ops.get_current_stream is asked
     dense.square().sum().backward()
     torch.testing.assert_close(ours, dense)
     torch.testing.assert_close(layer.weight.grad, weight.grad.permute(0, 2, 3, 4, 1), rtol=1e-4, atol=1e-4)

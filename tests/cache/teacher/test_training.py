@@ -6,15 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import cli
 from cache.errors import TeacherError
 from cache.nuscenes.frame import Frame, Sweep
+from cache.nuscenes.frames import Frames
 from cache.spec import CLASSES, PointPipeline
 from cache.teacher.checkpoint import weights_sha256
 from cache.teacher.mmdet3d import load_teacher
 from cache.teacher.mmdet3d_config import mmdet3d_scope, read_config
 from cache.teacher.mmdet3d_detector import build_detector
 from cache.teacher.training import CHECKPOINT, _loader, _TrainingFrames, train_teacher
+from tests.factories.tables import make_tables, write_tables
 
 pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed")
 
@@ -135,6 +139,33 @@ def test_the_seed_decides_the_weights(small: str, frames: list[Frame], tmp_path:
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_command_takes_a_lidar_of_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = make_tables()
+    for record in tables["sensor"]:
+        record["channel"] = {"LIDAR_TOP": "roof"}.get(record["channel"], record["channel"])
+    tables["sensor"].append({"token": "other", "channel": "bumper", "modality": "lidar"})
+    root = write_tables(tmp_path, tables, version="mine")
+    given: list[Frames] = []
+    monkeypatch.setattr("cache.teacher.training.train_teacher", lambda config, frames, out: given.append(frames))
+    options = ["--data", str(root), "--version", "mine", "--split", "all", "--out", str(tmp_path / "out")]
+    outcome = CliRunner().invoke(cli.app, ["train-teacher", "mine.py", *options, "--lidar", "roof"])
+    assert outcome.exit_code == 0, outcome.output
+    assert given[0].lidar == "roof"
+    assert len(given[0][1].sweeps) == 3
+
+
+def test_frames_list_the_sweeps_of_the_configuration(made_frames: Frames, tmp_path: Path) -> None:
+    (tmp_path / "c.py").write_text(
+        f"_base_ = [{str(DEMO)!r}]\n"
+        "test_dataloader = dict(dataset=dict(pipeline=[\n"
+        "    dict(type='LoadPointsFromMultiSweeps', sweeps_num=12, use_dim=[0, 1, 2, 3, 4])]))\n"
+    )
+    config = read_config(str(tmp_path / "c.py"))
+    with mmdet3d_scope():
+        dataset = _loader(config, made_frames, build_detector(config), seed=0).dataset
+    assert (dataset.pipeline.past_sweeps, dataset.frames.max_sweeps) == (12, 12)
 
 
 def test_a_configuration_without_training_is_refused(frames: list[Frame], tmp_path: Path) -> None:

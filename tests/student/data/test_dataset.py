@@ -166,7 +166,7 @@ def small_teacher_batch() -> TeacherBatch:
 def test_predicted_boxes_replace_a_frames_annotations_and_move_with_the_augmentation(made_frames: Frames) -> None:
     box, labels = np.float32([[1, 2, -1, 4, 2, 1.5, 0.3, 0, 0]]), np.array([7])
     boxes = {made_frames.tokens[1]: (box, labels)}
-    dataset = StudentDataset(made_frames, AUGMENTED, predicted_boxes=boxes)
+    dataset = StudentDataset(made_frames, AUGMENTED, unlabelled=boxes)
     batch = dataset.collate([dataset[0], dataset[1], dataset[SampleDraw(index=1, seed=(1,))]])
     assert len(batch.boxes[0]) == len(made_frames[0].boxes)
     assert torch.equal(batch.boxes[1], torch.from_numpy(box))

@@ -1,5 +1,6 @@
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from torch.utils.data import Dataset
 
 from cache.nuscenes.loader import Loader
 from cache.spec import CLASSES
-from student.data.samplers import ClassBalanced, Order, SampleDraw, SeededSampler, Shuffled
+from student.data.samplers import ByShards, ClassBalanced, Order, SampleDraw, SeededSampler, Shuffled
 
 # Cars in every frame but two, one frame with a bus, two with barriers.
 BOXES = [("car",)] * 5 + [("car", "car", "bus", "barrier"), ("barrier",), ()]
@@ -89,3 +90,45 @@ def test_classes_are_met_equally_often() -> None:
 def test_class_balance_is_drawn_anew_in_each_epoch_and_seeded() -> None:
     draws = [BALANCED(np.random.default_rng((1, epoch))).tolist() for epoch in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
+
+
+SHARD_OF = np.arange(40) // 4
+BY_SHARDS = ByShards(order=Shuffled(frames=40), shard_of=SHARD_OF, window=3)
+
+
+def test_an_epoch_by_shards_needs_each_shard_during_one_window() -> None:
+    frames = BY_SHARDS(np.random.default_rng(0))
+    assert sorted(frames) == list(range(40))
+    windows = [set(SHARD_OF[frames[start : start + 12]].tolist()) for start in range(0, 40, 12)]
+    assert [len(window) for window in windows] == [3, 3, 3, 1]
+    assert not set.intersection(*windows)
+    assert len(set(SHARD_OF[frames[:6]])) == 3  # shuffled within the window
+    again, other = (BY_SHARDS(np.random.default_rng(seed)) for seed in (0, 1))
+    assert again.tolist() == frames.tolist() != other.tolist()
+
+
+def test_repeated_frames_stay_in_the_window_of_their_shard() -> None:
+    frames = ByShards(order=BALANCED, shard_of=np.arange(8) // 2, window=1)(np.random.default_rng(0))
+    assert Counter(frames.tolist()) == Counter(BALANCED(np.random.default_rng(0)).tolist())
+    shards = (frames // 2).tolist()
+    assert sum(one != other for one, other in pairwise(shards)) == len(set(shards)) - 1
+
+
+def test_shards_are_asked_for_a_window_before_they_are_needed() -> None:
+    frames = np.array([0, 4, 1, 8, 12, 9, 16])  # of shards 0, 1, 0, 2, 3, 2, 4
+    order = ByShards(order=Shuffled(frames=40), shard_of=SHARD_OF, window=2)
+    # Shards 0 and 1 at once, shard 2 with the first of 0, 3 with that of 1, 4 with that of 2.
+    assert order.ahead(frames) == {0: (0, 4, 8), 1: (12,), 3: (16,)}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_rank_asks_for_all_shards_and_a_resumed_one_for_those_it_needs(ranks: int) -> None:
+    per_rank = [batches(BY_SHARDS, 4 // ranks, 0, rank, ranks) for rank in range(ranks)]
+    for parts in per_rank:
+        asked = [SHARD_OF[frame] for batch in parts for draw in batch for frame in draw.ahead]
+        assert sorted(asked) == list(range(10))
+    resumed = [draw for batch in batches(BY_SHARDS, 4 // ranks, 0, 0, ranks, step=6) for draw in batch]
+    straight = [draw for batch in per_rank[0][6:] for draw in batch]
+    assert [(draw.index, draw.seed) for draw in resumed] == [(draw.index, draw.seed) for draw in straight]
+    asked = [SHARD_OF[frame] for draw in resumed for frame in draw.ahead]
+    assert sorted(asked) == sorted({SHARD_OF[frame] for frame in BY_SHARDS(np.random.default_rng((7, 0)))[24:]})

@@ -15,9 +15,11 @@ KINDS = {
     "mlp": 1,
     "2layer": 1,
     "3layer": 1,
+    "orthogonal": 1,
     "upsample": 2,
     "upsample_1x1conv": 2,
     "upsample_2layer": 2,
+    "upsample_orthogonal": 2,
     "upsample_3layer": 4,
     "downsample_2layer": 2,
     "downsample_3layer": 4,
@@ -71,3 +73,29 @@ def test_the_grid_before_an_adapter() -> None:
     assert adapted_grid(AdapterConfig(kind="1x1conv"), GRID, "head", inverse=True).shape == GRID.shape
     with pytest.raises(MismatchError, match=r"'upsample' cannot merge the cells \(head\); got 8 x 16 cells"):
         adapted_grid(AdapterConfig(kind="upsample", factor=3), GRID, "head", inverse=True)
+
+
+@pytest.mark.parametrize(("channels", "out"), [(6, 4), (4, 6), (5, 5)])
+def test_an_orthogonal_adapter_keeps_lengths_or_projects(channels: int, out: int) -> None:
+    torch.manual_seed(0)
+    adapter = build_adapter(AdapterConfig(kind="orthogonal"), channels, out)
+    weight = adapter.projection.weight.detach()
+    short = weight @ weight.T if out <= channels else weight.T @ weight
+    torch.testing.assert_close(short, torch.eye(len(short)), atol=1e-5, rtol=0)
+    maps = torch.randn(2, channels, 3, 5)
+    torch.testing.assert_close(adapter(maps), torch.einsum("oc,bchw->bohw", weight, maps))
+    torch.nn.init.constant_(adapter.scale, 2.0)
+    torch.nn.init.constant_(adapter.bias, 1.0)
+    torch.testing.assert_close(adapter(maps), 2 * torch.einsum("oc,bchw->bohw", weight, maps) + 1)
+
+
+def test_an_orthogonal_adapter_stays_so_while_it_is_trained() -> None:
+    torch.manual_seed(0)
+    adapter = build_adapter(AdapterConfig(kind="upsample_orthogonal", factor=2), 4, 6)
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        adapter(torch.ones(1, 4, 2, 2)).square().sum().backward()
+        optimizer.step()
+    weight = adapter[1].projection.weight
+    torch.testing.assert_close(weight.T @ weight, torch.eye(4), atol=1e-5, rtol=0)

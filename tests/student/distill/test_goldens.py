@@ -1,7 +1,6 @@
 """The fifteen golden cases, through the whole objective: every term, and the gradient where there is one."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,10 @@ from student.distill.gaussians import draw_heatmaps
 from student.distill.objective import DistillObjective
 from student.distill.predictions import TeacherMaps
 from tests.factories.distill import make_spec
+from tests.factories.goldens import GOLDENS, term_settings
 
-GOLDENS = Path(__file__).parents[2] / "data" / "goldens"
 CASES = {case["name"]: case for case in json.loads((GOLDENS / "manifest.json").read_text())}
 GRID = BevGrid(x_range_m=(-12.8, 12.8), y_range_m=(-12.8, 12.8), cell_m=(0.8, 0.8))
-CRITERIA = {"MSELoss": "mse", "L1Loss": "l1", "SmoothL1Loss": "smooth_l1", "mse": "mse"}
 PARTS = {
     "kd_feat_loss": "feature",
     "kd_fg_feat_loss": "foreground",
@@ -41,63 +39,12 @@ PARTS = {
 } | {f"task{task}_kd_heatmap_loss": f"task{task}" for task in range(6)}
 
 
-def _term(kind: str, given: dict[str, Any]) -> dict[str, Any]:
-    """A term of ours from the public code's parameters."""
-    match kind:
-        case "fgd":
-            return {
-                "feature_criterion": CRITERIA[given["feat_criterion"]["type"]],
-                "fg_weight": given["fg_feat_loss_weights"][0],
-                "bg_weight": given["bg_feat_loss_weights"][0],
-                "channel_weight": given["channel_loss_weights"][0],
-                "spatial_weight": given["spatial_loss_weights"][0],
-                "fp_weight": given["fp_weight"],
-                "non_empty_weight": given["non_empty_weight"],
-                "affinity_weight": given["affinity_weights"][0],
-                "affinity_mode": given["affinity_mode"][0],
-                "spatial_attention": given["spatial_attentions"][0],
-                "channel_attention": given["channel_mask"],
-                "spatial_temperature": given["spatial_t"],
-                "channel_temperature": given["channel_t"],
-                "student_ratio": given["spatial_student_ratio"],
-                "foreground_mask": given["foreground_mask"],
-                "background_mask": given["background_mask"],
-                "scale_mask": given["scale_mask"],
-                "radius": given.get("custom_radius_func", "maxwh"),
-                "false_positives": given["fp_as_foreground"][0],
-                "threshold": given["output_threshold"],
-                "gt_threshold": given["groundtruth_threshold"],
-                "fp_scale": given["fp_scale_mode"],
-            }
-        case "all":
-            return {"p": given["p"], "weight": given["feat_loss_weights"][0]}
-        case "linfengzhang":
-            return {
-                "spatial_temperature": given["spatial_t"],
-                "channel_temperature": given["channel_t"],
-                "feature_weight": given["feat_loss_weights"][0],
-                "channel_weight": given["channel_loss_weights"][0],
-                "spatial_weight": given["spatial_loss_weights"][0],
-            }
-        case "s2m2_ssd_feature":
-            weights = {f"{name}_weight": given[f"{name}_weights"][0] for name in ("tp", "fp", "fn")}
-            return {"mode": given["mode"], "threshold": given["output_threshold"], **weights}
-        case "s2m2_ssd_heatmap":
-            names = ("tp_weight", "fpfn_weight")
-            return {"threshold": given["output_threshold"], **{name: given[name] for name in names}}
-        case "foreground_background":
-            return {"fg_weight": given["fg_feat_loss_weights"][0], "bg_weight": given["bg_feat_loss_weights"][0]}
-        case "non_local":
-            return {"weight": given["nonlocal_weights"][0]}
-        case "affinity":
-            return {"weight": given["affinity_weights"][0]}
-    return {"weight": given["heatmap_weight"]}
-
-
 def _objective(case: dict[str, Any], arrays: dict[str, Tensor], spec: CacheSpec) -> DistillObjective:
     kind = case["distill_type"]
     pair = {"student": "head", "teacher": "head", "student_adapter": "1x1conv"}
-    config = DistillConfig.parse({"pairs": [pair], "terms": [{"kind": kind, **_term(kind, case["params"])}]}, "golden")
+    config = DistillConfig.parse(
+        {"pairs": [pair], "terms": [{"kind": kind, **term_settings(kind, case["params"])}]}, "golden"
+    )
     objective = DistillObjective(
         config, {"head": FeatureLayer(channels=8, grid=GRID)}, GRID, spec.teacher.tasks, [spec]
     )

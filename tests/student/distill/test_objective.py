@@ -135,6 +135,9 @@ def test_every_term_together_with_weights() -> None:
         ({"kind": "s2m2_ssd_feature", "mode": "old"}, ["tp_weight", "fpfn_weight"]),
         ({"kind": "non_local"}, ["weight"]),
         ({"kind": "affinity"}, ["weight"]),
+        ({"kind": "unidistill_points"}, ["feature_weight", "relation_weight"]),
+        ({"kind": "tigbev_features"}, ["keypoint_weight", "channel_weight"]),
+        ({"kind": "bevdistill_feature"}, ["weight"]),
         ({"kind": "fgd"}, ["fg_weight", "bg_weight", "channel_weight", "spatial_weight"]),
         ({"kind": "s2m2_ssd_heatmap"}, ["tp_weight", "fpfn_weight"]),
         ({"kind": "heatmap_temperature"}, ["weight"]),
@@ -147,6 +150,12 @@ def test_weights_multiply(term: dict[str, Any], weights: list[str]) -> None:
     assert len(once) == len(weights)
     for name, value in once.items():
         assert thrice[name].item() == pytest.approx(3 * value.item(), rel=1e-5)
+
+
+def test_affinity_needs_the_same_cells_before_the_adapter() -> None:
+    where = r"\(distill\.pairs, backbone1\)"
+    with pytest.raises(ConfigError, match=rf"affinity compares .*{where}; got 4 x 8 cells; expected 16 x 32"):
+        build([{"kind": "affinity"}])
 
 
 def test_s2m2_by_its_definition() -> None:
@@ -376,3 +385,32 @@ def test_batches_that_are_not_as_promised_are_refused() -> None:
     swapped = {**one.teacher.features, "head": one.teacher.features["backbone1"]}
     with pytest.raises(MismatchError, match=r"the teacher's layer 'head'.*got \(5, 16, 32\); expected \(7, 16, 32\)"):
         run(one.features, replace(one.teacher, features=swapped))
+
+
+def test_cells_are_weighted_by_the_committees_variance() -> None:
+    """The mean squared difference of (16), each cell's divided by 1 + variance."""
+    teacher = {"head": (7, GRID), "head_variance": (1, GRID)}
+    one = Batch()
+    variance = encode(torch.rand(2, 1, *GRID.shape), CodecSpec(kind="float16"))
+    one.teacher = replace(one.teacher, features={"head": one.teacher.features["head"], "head_variance": variance})
+    weighted = {**PAIRS[2], "weight_by": "variance"}
+    terms, spec = [{"kind": "fitnet"}], make_spec(teacher, heatmap_grid=GRID)
+    found = one.terms(build(terms, [weighted], [spec]))["distill/fitnet/head/feature"]
+    objective = build(terms, [PAIRS[2]], [spec])
+    adapted = objective.pairs[0].student_adapter(one.features["head"]).detach()
+    errors = (adapted - one.teacher.features["head"].decode()).square().sum(dim=1) / (1 + variance.decode()[:, 0])
+    assert found.item() == pytest.approx(errors.sum().item() / (2 * 2), rel=1e-5)
+    here = torch.eye(4).expand(2, 4, 4)
+    warped = build(terms, [weighted], [spec])(
+        one.features, one.logits, one.teacher, one.boxes, one.labels, 0, to_teacher=[here]
+    )
+    assert warped["distill/fitnet/head/feature"].item() == pytest.approx(found.item(), rel=1e-5)
+
+
+def test_a_variance_that_the_store_lacks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"store keeps none .*head.; got backbone1, .*expected head_variance.*--mean"):
+        build([{"kind": "all"}], [{**PAIRS[2], "weight_by": "variance"}])
+    pooled = {**PAIRS[2], "weight_by": "variance", "teacher_adapter": {"kind": "maxpool", "factor": 2}}
+    spec = make_spec({"head": (7, GRID), "head_variance": (1, GRID)}, heatmap_grid=GRID)
+    with pytest.raises(ConfigError, match=r"before an adapter .*got weight_by variance, teacher_adapter maxpool"):
+        build([{"kind": "all"}], [{**pooled, "student_adapter": {"kind": "maxpool_1x1conv", "factor": 2}}], [spec])

@@ -48,6 +48,9 @@ TERMS = [
     {"kind": "heatmap_temperature"},
     {"kind": "attention_transfer"},
     {"kind": "all"},
+    {"kind": "unidistill_points"},
+    {"kind": "tigbev_features"},
+    {"kind": "bevdistill_feature"},
 ]
 
 
@@ -161,6 +164,9 @@ def test_no_boxes_and_no_answers_give_zeros(objective: DistillObjective) -> None
         "distill/foreground_background/head/foreground",
         *(f"distill/s2m2_ssd_feature/head/{part}" for part in ("tp", "fp", "fn")),
         *(f"distill/s2m2_ssd_heatmap/{part}" for part in ("tp", "fpfn")),
+        *(f"distill/unidistill_points/head/{part}" for part in ("feature", "relation")),
+        *(f"distill/tigbev_features/head/{part}" for part in ("keypoint", "channel")),
+        "distill/bevdistill_feature/head/feature",
     }
     assert {name for name, value in terms.items() if value.item() == 0} == nothing
     sum(terms.values()).backward()

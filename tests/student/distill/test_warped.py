@@ -45,6 +45,9 @@ TERMS: list[dict[str, Any]] = [
     {"kind": "fitnet"},
     {"kind": "non_local"},
     {"kind": "affinity", "every": 1},
+    {"kind": "unidistill_points"},
+    {"kind": "tigbev_features", "enlarge_m": 0.2},
+    {"kind": "bevdistill_feature"},
 ]
 BOXES = (
     torch.tensor([[-4.3, 0.7, 0, 2.9, 1.7, 1, 0.4, 0, 0], [-1.1, -2.2, 0, 0.9, 0.9, 1, 1.4, 0, 0]]),

@@ -36,7 +36,7 @@ def test_the_submission_names_the_sensor(made_frames: Frames, tmp_path: Path) ->
 
 
 def test_a_frame_without_detections_is_named(made_frames: Frames, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"frames without detections .*{made_frames.tokens[0]}"):
+    with pytest.raises(DataError, match=f"frames have no detections .*{made_frames.tokens[0]}"):
         evaluate([], made_frames, tmp_path)
 
 

@@ -14,7 +14,7 @@ from nuscenes.nuscenes import NuScenes
 from cache.errors import DataError
 from cache.nuscenes.frames import Frames
 from student.evaluation.evaluate import evaluate
-from student.evaluation.official_tables import official_tables
+from student.evaluation.official_tables import OfficialEval
 from student.evaluation.submission import write_submission
 from student.models.decoding import Detections
 
@@ -31,20 +31,16 @@ def noisy_truths(frames: Frames) -> list[tuple[str, Detections]]:
     return found
 
 
-def official(nusc: NuScenes, results: Path, split: str, out: Path) -> DetectionEval:
-    done = DetectionEval(nusc, config_factory("detection_cvpr_2019"), str(results), split, str(out), verbose=False)
-    done.main(render_curves=False)
-    return done
-
-
 def require_devkits_digits(frames: Frames, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     write_submission(noisy_truths(frames), frames, results, "camera")
     (split,) = frames.splits
-    theirs = official(NuScenes(frames.version, str(frames.root), verbose=False), results, split, tmp_path / "theirs")
-    with official_tables(frames) as (tables, name):
-        ours = official(tables, results, name, tmp_path / "ours")
-    assert name == split
+    nusc, rules = NuScenes(frames.version, str(frames.root), verbose=False), config_factory("detection_cvpr_2019")
+    theirs = DetectionEval(nusc, rules, str(results), split, str(tmp_path / "theirs"), verbose=False)
+    (tmp_path / "ours").mkdir()
+    ours = OfficialEval(frames, results, tmp_path / "ours")
+    for done in (ours, theirs):
+        done.main(render_curves=False)
     for kind in ("gt_boxes", "pred_boxes"):
         our, their = (json.dumps(getattr(done, kind).serialize(), default=np.ndarray.tolist) for done in (ours, theirs))
         assert our == their

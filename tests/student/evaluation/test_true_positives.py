@@ -9,7 +9,8 @@ from nuscenes.eval.detection.algo import accumulate
 from nuscenes.eval.detection.data_classes import DetectionBox
 
 from cache.errors import DataError
-from student.evaluation.true_positives import TruePositive, read_true_positives, true_positives, write_true_positives
+from student.evaluation.matching import true_positives
+from student.evaluation.true_positives import TruePositive, read_true_positives, write_true_positives
 
 
 def box(token: str, x: float, y: float, name: str = "car", score: float = -1.0, yaw_rad: float = 0.0) -> DetectionBox:

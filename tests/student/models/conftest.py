@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from student.config.student import TASKS
-from student.models.center_head import HEAD_MAPS
+from student.distill.head_maps import HEAD_MAPS
 
 
 @pytest.fixture(scope="session")

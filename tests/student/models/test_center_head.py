@@ -5,7 +5,8 @@ import torch
 
 from cache.errors import ConfigError
 from student.config.student import HeadConfig
-from student.models.center_head import HEAD_MAPS, CenterHead, labels_of_channels
+from student.distill.head_maps import HEAD_MAPS
+from student.models.center_head import CenterHead, labels_of_channels
 
 
 def test_shapes_of_the_network() -> None:

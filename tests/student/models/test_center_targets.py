@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES
 from student.config.student import HeadConfig
-from student.models.center_head import HEAD_MAPS
+from student.distill.head_maps import HEAD_MAPS
 from student.models.center_targets import (
     HeadTargets,
     boxes_loss,
@@ -22,9 +23,18 @@ CAR, TRUCK, CONE = (CLASSES.index(name) for name in ("car", "truck", "traffic_co
 
 
 def targets_of(*rows: tuple[int, list[float]], head: HeadConfig = HEAD) -> HeadTargets:
-    """Targets of one sample: (label, box) each."""
+    """Targets of one sample: (label, box) each; of the valid ones alone."""
+    return valid_of(all_targets_of(*rows, head=head))
+
+
+def all_targets_of(*rows: tuple[int, list[float]], head: HeadConfig = HEAD) -> HeadTargets:
     boxes = torch.tensor([box for _, box in rows]).reshape(-1, 9)
     return head_targets((boxes,), (torch.tensor([label for label, _ in rows], dtype=torch.long),), GRID, head)
+
+
+def valid_of(targets: HeadTargets) -> HeadTargets:
+    names = ("valid", "sample", "task", "cell", "codes")
+    return replace(targets, **{name: getattr(targets, name)[targets.valid] for name in names})
 
 
 def box(x: float, y: float, dx: float = 4.0, dy: float = 2.0) -> list[float]:
@@ -80,6 +90,19 @@ def test_boxes_that_cannot_be_targets_are_left_out(row: tuple[int, list[float]],
     assert targets.heatmap[0, 0].sum() == 0
 
 
+def test_boxes_that_are_left_out_change_neither_targets_nor_loss_nor_gradients() -> None:
+    rows = (CAR, box(0, 0)), (TRUCK, box(1, 1))
+    extra = (CAR, box(9.0, 0)), (CAR, box(1, 0, dx=-1.0)), (CONE, box(math.nan, 0))
+    found = []
+    for targets in (targets_of(*rows), all_targets_of(*rows, *extra)):
+        maps = [torch.linspace(-1, 1, 6 * width * 512).view(1, 6, width, 16, 32) for width in HEAD_MAPS.values()]
+        leaves = [value.requires_grad_() for value in maps]
+        loss = boxes_loss(dict(zip(HEAD_MAPS, leaves, strict=True)), targets, HEAD.code_weights)
+        found.append([targets.heatmap, loss, *torch.autograd.grad(loss, leaves)])
+    for few, every in zip(*found, strict=True):
+        torch.testing.assert_close(few, every)
+
+
 def test_classes_of_no_task_are_left_out() -> None:
     head = HeadConfig(tasks=(("truck",), ("traffic_cone",)))
     targets = targets_of((CAR, box(0, 0)), (CONE, box(1, 1)), head=head)
@@ -92,6 +115,7 @@ def test_samples_without_boxes() -> None:
     none = (torch.zeros(0, 9), torch.zeros(0, dtype=torch.long))
     one = (torch.tensor([box(0, 0)]), torch.tensor([CAR]))
     targets = head_targets((none[0], one[0], none[0]), (none[1], one[1], none[1]), GRID, HEAD)
+    assert targets.valid.tolist() == [True]
     assert targets.sample.tolist() == [1]
     assert targets.heatmap.amax(dim=(1, 2, 3)).tolist() == [0, 1, 0]
     nothing = head_targets((none[0],), (none[1],), GRID, HEAD)
@@ -188,7 +212,9 @@ def test_targets_and_losses_agree_with_mmdet3d(theirs: Any) -> None:
         instances.InstanceData(bboxes_3d=structures.LiDARInstance3DBoxes(boxes, box_dim=9), labels_3d=labels)
         for boxes, labels in samples
     ]
-    ours = head_targets(tuple(b for b, _ in samples), tuple(k for _, k in samples), GRID, HEAD)
+    targets = head_targets(tuple(b for b, _ in samples), tuple(k for _, k in samples), GRID, HEAD)
+    ours = valid_of(targets)
+    assert 0 < len(ours.task) < len(targets.task)
     heatmaps, codes, cells, masks = theirs.get_targets(truth)
     torch.testing.assert_close(ours.heatmap, torch.cat(heatmaps, dim=1), atol=1e-6, rtol=0)
     for task in range(6):
@@ -216,7 +242,10 @@ def test_targets_and_losses_agree_with_mmdet3d(theirs: Any) -> None:
     losses = theirs.loss_by_feat(predicted, truth)
     of_heatmaps = sum(value for name, value in losses.items() if name.endswith("heatmap"))
     of_boxes = sum(value for name, value in losses.items() if name.endswith("bbox"))
-    found, regressed = heatmap_loss(logits, ours.heatmap, HEAD.tasks), 0.25 * boxes_loss(maps, ours, HEAD.code_weights)
+    found, regressed = (
+        heatmap_loss(logits, ours.heatmap, HEAD.tasks),
+        0.25 * boxes_loss(maps, targets, HEAD.code_weights),
+    )
     torch.testing.assert_close(found, of_heatmaps)
     torch.testing.assert_close(regressed, of_boxes)
     gradients = (torch.autograd.grad(loss, leaves) for loss in (found + regressed, of_heatmaps + of_boxes))

@@ -9,7 +9,7 @@ from cache.errors import ConfigError, DataError, MismatchError
 from cache.geometry.grid import BevGrid
 from cache.spec import CLASSES, Decoding
 from student.config.student import SCALE_NMS, TASKS, HeadConfig
-from student.models.center_head import HEAD_MAPS
+from student.distill.head_maps import HEAD_MAPS
 from student.models.center_targets import head_targets
 from student.models.decoding import Detections, decode, suppression_of_tasks
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from student.models.depth_net import DepthNet, PlainDepthNet, depth_loss
+from student.models.depth_net import DepthNet, PlainDepthNet, depth_loss, entropy_of_known
 
 BINS_M = (1.0, 4.0, 1.0)  # [1, 2), [2, 3), [3, 4)
 
@@ -21,6 +21,24 @@ def test_only_patches_with_a_depth_in_the_bins_count() -> None:
     first = -(math.log(0.2) + math.log(0.5) + math.log(0.7))
     last = -(math.log(0.8) + math.log(0.5) + math.log(0.3))
     assert depth_loss(logits, depth_m, BINS_M).item() == pytest.approx((first + last) / 2, rel=1e-5)
+
+
+def test_unknown_patches_do_not_count_where_they_are_not_left_out() -> None:
+    """As on a GPU, which is not waited for to count them; one of them holds no number."""
+    logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    logits[0, 0, 1] = torch.nan
+    logits.requires_grad_()
+    target, known = torch.tensor([[-1, 0, 7, 1], [2, 2, 0, 1]]), torch.tensor([[False, True, False, True], [True] * 4])
+    found = [
+        (loss, *torch.autograd.grad(loss, logits))
+        for loss in (
+            entropy_of_known(logits, target, known),
+            entropy_of_known(logits[known], target[known], known[known]),
+        )
+    ]
+    torch.testing.assert_close(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1][known], found[1][1][known])
+    assert found[0][0].isfinite() and not found[1][1][~known].any()
 
 
 def test_loss_without_any_point_is_zero_and_has_a_gradient() -> None:

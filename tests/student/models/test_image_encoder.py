@@ -7,7 +7,7 @@ from student.models.image_encoder import Fpn, ImageEncoder
 
 
 def test_images_are_normalised_by_imagenet() -> None:
-    encoder = ImageEncoder("resnet18", None, channels=8, stride=16)
+    encoder = ImageEncoder("resnet18", channels=8, stride=16)
     normalised: list[Tensor] = []
     encoder.backbone.register_forward_pre_hook(lambda _, inputs: normalised.append(inputs[0]))
     images = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 64)
@@ -30,4 +30,4 @@ def test_the_pyramid_adds_the_coarse_map_to_the_fine_one() -> None:
 
 def test_image_size_must_fit_the_stride() -> None:
     with pytest.raises(ConfigError, match=r"got 40 x 64; expected multiples of 16"):
-        ImageEncoder("resnet18", None, channels=8, stride=16)(torch.zeros(1, 3, 40, 64, dtype=torch.uint8))
+        ImageEncoder("resnet18", channels=8, stride=16)(torch.zeros(1, 3, 40, 64, dtype=torch.uint8))

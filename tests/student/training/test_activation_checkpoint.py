@@ -11,9 +11,9 @@ from student.training.activation_checkpoint import recompute_blocks
 # Of the two chains one has BatchNorm and both draw at random which blocks to skip.
 NETWORKS = {
     "bev encoder": (lambda: BevResNet(3, (8, 16), strides=(2, 2)), 4),
-    "resnet18": (lambda: image_backbone("resnet18", None, 16), 8),
-    "efficientnet_b0": (lambda: image_backbone("efficientnet_b0", None, 16), 9),
-    "convnext_tiny": (lambda: image_backbone("convnext_tiny", None, 16), 8),
+    "resnet18": (lambda: image_backbone("resnet18", 16), 8),
+    "efficientnet_b0": (lambda: image_backbone("efficientnet_b0", 16), 9),
+    "convnext_tiny": (lambda: image_backbone("convnext_tiny", 16), 8),
 }
 
 
@@ -57,7 +57,7 @@ def test_less_is_kept_for_the_gradients() -> None:
             network(torch.randn(1, 3, 64, 64))
         return sum(sizes)
 
-    plain = image_backbone("resnet18", None, 16)
+    plain = image_backbone("resnet18", 16)
     recomputed = deepcopy(plain)
     recompute_blocks(recomputed)
     assert kept_bytes(recomputed) < 0.5 * kept_bytes(plain)

@@ -1,5 +1,5 @@
-import json
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -7,34 +7,26 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nuscenes.utils.splits import mini_train
 from torch import nn
 
-from cache.errors import ConfigError, DataError, MismatchError, OfflineDistillWarning
+from cache.errors import ConfigError, DataError
 from cache.geometry.grid import BevGrid
 from cache.nuscenes.frames import Frames
 from cache.spec import CacheSpec, DataIdentity, PointPipeline, TeacherIdentity
 from student.config.student import TASKS, DataConfig, StudentConfig
 from student.data.samplers import Shuffled
-from student.data.teacher_source import TeacherSource
-from student.distill.config import DistillConfig
 from student.training import preflight
 from student.training.memory import checkpoint_bytes
-from student.training.plan import plan_training
 from student.training.preflight import (
     require_disjoint_splits,
     require_disk_space,
     require_fitting,
-    require_fitting_sources,
     require_full_step,
     require_sound,
-    require_unlabelled,
     resolve_devices,
     validation_frames,
-    warn_of_metric_limits,
     warn_of_random_weights,
 )
-from student.training.setup import set_up_training
 from student.training.trainer import train_student
 from tests.factories.students import tiny_student
 
@@ -106,14 +98,21 @@ def test_validation_needs_annotations(made_frames: Frames, made_root: Path, tmp_
         validation_frames(tiny_student(validate_every=1), bare)
 
 
+def test_validation_needs_the_devkit(made_frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nuscenes", None)
+    assert validation_frames(tiny_student(), made_frames) is None
+    with pytest.raises(ConfigError, match=r"need nuScenes' devkit \(training\.validate_every\); .*the extra evaluate"):
+        validation_frames(tiny_student(validate_every=1), made_frames)
+
+
 def test_a_step_must_fit_an_epoch(made_frames: Frames) -> None:
     with pytest.raises(ConfigError) as caught:
         require_full_step(
             Shuffled(frames=len(made_frames)), tiny_student(batch_size=1, accumulate=2, devices=2).training
         )
     assert str(caught.value) == (
-        "one step needs more samples than an epoch has (training.batch_size); got 1 x 2 batches x 2 devices; "
-        "expected at most 2 samples. Lower batch_size, accumulate or devices."
+        "one step needs more samples than an epoch has (training.batch_size); got 1 x 2 batches x 2 devices of all "
+        "nodes; expected at most 2 samples. Lower batch_size, accumulate or devices."
     )
 
 
@@ -166,144 +165,3 @@ def test_validation_on_what_was_trained_is_refused(made_frames: Frames, train: s
     with pytest.raises(ConfigError, match=said) as caught:
         require_disjoint_splits(data, made_frames)
     assert int(str(caught.value.got).split("with ")[1].split()[0]) >= shared
-
-
-def unlabelled(split: str, **training: object) -> StudentConfig:
-    """A student that also trains on an unlabelled split."""
-    distill = {"unlabelled_split": split, "terms": [{"kind": "heatmap_temperature"}]}
-    config = tiny_student(**training)
-    return config.model_copy(update={"distill": DistillConfig.model_validate(distill)})
-
-
-@pytest.mark.parametrize(("split", "of"), [("mini_train", "train_split"), ("mini_val", "val_split")])
-def test_frames_are_either_labelled_or_not(made_frames: Frames, split: str, of: str) -> None:
-    said = (
-        rf"both labelled and unlabelled \(distill.unlabelled_split, data.{of}\); got {split} and {split}, with \d+ scen"
-    )
-    with pytest.raises(ConfigError, match=said):
-        require_unlabelled(unlabelled(split), made_frames)
-
-
-def test_unlabelled_frames_cannot_balance_classes(made_frames: Frames) -> None:
-    require_unlabelled(MINE, made_frames)
-    require_unlabelled(unlabelled("test"), made_frames)
-    with pytest.raises(ConfigError, match=r"balanced by annotations.*got true, with distill.unlabelled_split test"):
-        require_unlabelled(unlabelled("test", class_balanced=True), made_frames)
-
-
-def test_an_unknown_split_is_named_before_the_training(made_frames: Frames) -> None:
-    with pytest.raises(ConfigError, match=r"unknown split .*got vali; expected some of .*mini_train"):
-        require_disjoint_splits(DataConfig(val_split="vali"), made_frames)
-
-
-def test_boxes_without_points_are_refused(made_root: Path, tmp_path: Path) -> None:
-    shutil.copytree(made_root / "v1.0-mini", tmp_path / "v1.0-mini")
-    table = tmp_path / "v1.0-mini" / "sample_annotation.json"
-    boxes = json.loads(table.read_text())
-    table.write_text(json.dumps([{**box, "num_lidar_pts": 0, "num_radar_pts": 0} for box in boxes]))
-    with pytest.raises(DataError, match=r"no boxes to learn from \(v1\.0-mini, mini_train\).*dropped for holding no p"):
-        train_student(tiny_student(), tmp_path, [], tmp_path / "run")
-
-
-def test_a_student_s_grid_is_in_the_lidar_frame() -> None:
-    detector = MINE.detector.model_copy(update={"grid": GRID.model_copy(update={"frame": "ego"})})
-    with pytest.raises(ConfigError, match=r"the student's grid must be in the LiDAR frame .*got ego; expected lidar"):
-        require_sound(MINE.model_copy(update={"detector": detector}))
-
-
-def test_a_cache_of_another_version_is_refused() -> None:
-    said = r"another version of the data set \(teacher\.zarr\); got v1\.0-mini; expected v1\.0-trainval"
-    with pytest.raises(MismatchError, match=said):
-        require_fitting(spec(version="v1.0-mini"), STORE, MINE, inherits=False)
-
-
-def test_a_head_of_another_order_is_not_inherited() -> None:
-    """Tasks of the same sizes in another order have the same shapes: copying them would exchange their classes."""
-    swapped = (TASKS[0], TASKS[2], TASKS[1], *TASKS[3:])
-    said = r"ordered otherwise .*got car; bus, trailer; truck, construction_vehicle; .*expected car; truck,"
-    with pytest.raises(MismatchError, match=said):
-        require_fitting(spec(tasks=swapped), STORE, MINE, inherits=True)
-    require_fitting(spec(tasks=swapped), STORE, MINE, inherits=False)
-
-
-def test_random_weights_are_warned_of() -> None:
-    with pytest.warns(OfflineDistillWarning, match=r"teacher\.zarr holds .* random weights: a rehearsal"):
-        warn_of_random_weights(spec(weights="random"), STORE)
-
-
-def rename_lidar(folder: Path) -> None:
-    table = folder / "sensor.json"
-    table.write_text(table.read_text().replace("LIDAR_TOP", "roof"))
-
-
-def test_a_cache_of_another_lidar_is_refused(views_store: Path, made_root: Path, tmp_path: Path) -> None:
-    """Its maps are in the frame of the LiDAR that its teacher saw."""
-    config = tiny_student()
-    shutil.copytree(made_root / "v1.0-mini", tmp_path / "v1.0-mini")
-    rename_lidar(tmp_path / "v1.0-mini")
-    frames = Frames(root=tmp_path, version="v1.0-mini", splits=("mini_train",))
-    pairs, terms = [{"student": "head", "teacher": "head"}], [{"kind": "all", "weight": 1.0}]
-    distilled = StudentConfig.model_validate(config.model_dump() | {"distill": {"pairs": pairs, "terms": terms}})
-    source = TeacherSource.open(views_store, distilled)
-    with pytest.raises(MismatchError, match=r"data\.lidar: stored 'LIDAR_TOP', expected 'roof'"):
-        require_fitting_sources([source], distilled, frames)
-
-
-def own_world(made_root: Path, root: Path) -> Path:
-    """The made-up world under a version and splits of its own; a box in validation has two attributes."""
-    shutil.copytree(made_root / "v1.0-mini", root / "mine")
-    for name in ("samples", "sweeps"):
-        (root / name).symlink_to(made_root / name)
-    folder = root / "mine"
-    scenes = {row["token"]: row["name"] for row in json.loads((folder / "scene.json").read_text())}
-    (train, val) = sorted(scenes.values(), key=lambda name: name not in mini_train)
-    (folder / "splits.json").write_text(json.dumps({"my_train": [train], "my_val": [val]}))
-    samples = json.loads((folder / "sample.json").read_text())
-    of_val = {row["token"] for row in samples if scenes[row["scene_token"]] == val}
-    attributes = [row["token"] for row in json.loads((folder / "attribute.json").read_text())]
-    boxes = json.loads((folder / "sample_annotation.json").read_text())
-    next(box for box in boxes if box["sample_token"] in of_val)["attribute_tokens"] = attributes[:2]
-    (folder / "sample_annotation.json").write_text(json.dumps(boxes))
-    return root
-
-
-def own_student(**training: object) -> StudentConfig:
-    data = {"version": "mine", "train_split": "my_train", "val_split": "my_val", "workers": 0}
-    cameras = {"cameras": ["CAM_BACK", "CAM_FRONT"], "lidar": "LIDAR_TOP"}
-    return StudentConfig.model_validate(tiny_student(**training).model_dump() | {"data": data | cameras})
-
-
-def test_a_plan_says_what_the_metrics_cannot_do(made_root: Path, tmp_path: Path) -> None:
-    root = own_world(made_root, tmp_path)
-    with pytest.warns(OfflineDistillWarning) as caught:
-        plan_training(own_student(), root, [])
-    about = "official metrics on mine, my_val (data.val_split): "
-    said = [str(w.message).removeprefix(about) for w in caught if str(w.message).startswith(about)]
-    assert said[0] == "1 boxes have several attributes, and `evaluate` will refuse them: leave at most one"
-    assert said[1].startswith("the detector does not predict truck, construction_vehicle, bus, trailer, motorcycle, b")
-    assert said[2] == "boxes that none of CAM_BACK, CAM_FRONT sees are evaluated too, and count as missed"
-
-
-def test_validation_that_the_devkit_would_refuse_is_no_run(made_root: Path, tmp_path: Path) -> None:
-    root = own_world(made_root, tmp_path)
-    with pytest.raises(DataError, match=r"several attributes, and the official metrics take one .sample_annotation"):
-        train_student(own_student(validate_every=1), root, [], tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_validation_split_without_frames(made_frames: Frames) -> None:
-    config = tiny_student().model_copy(update={"data": MINE.data.model_copy(update={"val_split": "test"})})
-    with pytest.warns(OfflineDistillWarning, match=r"v1\.0-mini, test \(data\.val_split\): it holds no key frame here"):
-        warn_of_metric_limits(config, made_frames)
-
-
-def test_the_student_s_sensors_are_those_of_the_configuration(made_root: Path, tmp_path: Path) -> None:
-    root = own_world(made_root, tmp_path)
-    rename_lidar(root / "mine")
-    frames = {}
-    for lidar in ("", "roof"):
-        data = own_student().data.model_copy(update={"lidar": lidar})
-        frames[lidar] = set_up_training(own_student().model_copy(update={"data": data}), root, []).dataset.frames
-        assert frames[lidar].cameras == ("CAM_BACK", "CAM_FRONT")
-    assert frames["roof"] == frames[""]
-    assert [camera.name for camera in frames["roof"][0].cameras] == ["CAM_BACK", "CAM_FRONT"]

@@ -55,9 +55,9 @@ def test_unlabelled_frames_come_with_the_teachers_boxes(made_root: Path, made_fr
     terms = [{"kind": "heatmap_temperature"}]
     tasks = {"head": {**TINY["detector"]["head"], "tasks": TASKS, "decoding": {}}}
     values = config.model_dump() | {
-        "data": TINY["data"] | {"val_split": "test"},
+        "data": TINY["data"] | {"val_split": "test", "unlabelled_split": "mini_val"},
         "detector": TINY["detector"] | tasks | {"grid": GRID.model_dump()},
-        "distill": {"terms": terms, "unlabelled_split": "mini_val", "box_score": 0.0},
+        "distill": {"terms": terms, "pseudo_labels": 0.0},
     }
     setup = set_up_training(StudentConfig.model_validate(values), made_root, [store])
     assert setup.dataset.frames.tokens == everything.tokens

@@ -6,12 +6,14 @@ import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -271,14 +273,16 @@ def begin(config: StudentConfig, world: Path, out: Path, *options: str) -> CliPr
     return start_cli(out.parent, "train-student", path, "--data", world, "--out", out, *options)
 
 
-def begin_group(config: StudentConfig, world: Path, out: Path, *options: str) -> subprocess.Popen:
-    """Start a training on several devices, which starts itself again for each, in a process group of its own."""
+def begin_group(
+    config: StudentConfig, world: Path, out: Path, *options: str, launcher: tuple[object, ...] = ()
+) -> subprocess.Popen:
+    """Start a training on several devices in a process group of its own; by default it starts the others itself."""
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-m", "cli", "train-student", path, "--data", world, "--out", out, *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    arguments = ["train-student", path, "--data", world, "--out", out, *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        list(map(str, command)),
+        list(map(str, [sys.executable, "-m", *launcher, "cli", *arguments])),
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -286,6 +290,21 @@ def begin_group(config: StudentConfig, world: Path, out: Path, *options: str) ->
         text=True,
         start_new_session=True,
     )
+
+
+def begin_nodes(config: StudentConfig, world: Path, out: Path, *options: str) -> list[subprocess.Popen]:
+    """Start a training with torchrun, as on `training.nodes` machines, all of them this one."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    nodes = ("--nnodes", config.training.nodes, "--nproc-per-node", config.training.devices)
+    meeting = ("--master-addr", "127.0.0.1", "--master-port", port)
+    return [
+        begin_group(config, world, out, *options, launcher=(*TORCHRUN, *nodes, *meeting, "--node-rank", rank, "-m"))
+        for rank in range(config.training.nodes)
+    ]
+
+
+TORCHRUN = ("torch.distributed.run",)
 
 
 def test_a_killed_training_goes_on_as_if_nothing_had_been(straight: Straight, made_root: Path, tmp_path: Path) -> None:
@@ -334,6 +353,38 @@ def test_two_devices_equal_one(straight: Straight, made_root: Path, tmp_path: Pa
     told, complaint = process.communicate(timeout=240)
     assert process.returncode == 0, complaint
     assert told.count("checkpoint: ") == 1
+    straight.assert_equal(out)
+
+
+def test_two_nodes_equal_one(straight: Straight, made_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    processes = begin_nodes(changed(straight.config, nodes=2, accumulate=1), made_root, out)
+    (printed, complaint), (silence, other) = (process.communicate(timeout=240) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], complaint + other
+    assert "checkpoint: " in printed and "checkpoint: " not in silence
+    straight.assert_equal(out)
+
+
+@pytest.mark.long
+def test_a_killed_node_ends_the_others_which_go_on_as_fewer(
+    straight: Straight, made_root: Path, tmp_path: Path
+) -> None:
+    config, out = changed(straight.config, nodes=2, accumulate=1), tmp_path / "run"
+    first, second = begin_nodes(config, made_root, out)
+    while straight.steps_per_epoch + 1 not in losses(out):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.02)
+    for process in (*psutil.Process(second.pid).children(recursive=True), second):
+        process.kill()
+    _, complaint = first.communicate(timeout=240)
+    assert first.returncode == 1
+    assert "the process of another device or node has ended. See its own message; go on with --resume." in complaint
+    assert "this is a bug" not in complaint
+    done = saved(out / "checkpoints" / "last.ckpt")["global_step"]
+    assert straight.steps_per_epoch < done < len(straight.losses)
+    with pytest.raises(ConfigError, match=r"a step of the run has another number of samples .* got 1; expected 2. Ch"):
+        train(changed(straight.config, accumulate=1), made_root, out, resume=True)
+    train(straight.config, made_root, out, resume=True)
     straight.assert_equal(out)
 
 

@@ -1,3 +1,6 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -62,6 +65,22 @@ def test_cameras_show_boxes_where_they_are_visible(made_frames: Frames) -> None:
     assert more == [6, 6, 6, 0, 0, 0], "it is in front of three image planes; axes clip what is beside the image"
     u, v = np.concatenate([np.stack(line.get_data(), axis=1) for line in drawn[1].lines[-6:]]).mean(axis=0)
     np.testing.assert_allclose([u, v], camera.intrinsics[:2, 2], atol=2)
+
+
+def test_as_many_cameras_as_there_are(made_frames: Frames) -> None:
+    frame = made_frames[0]
+    for count, places in ((1, 1), (3, 3), (5, 6)):
+        some = replace(frame, cameras=frame.cameras[:count])
+        axes = plot_cameras(some, frame.boxes[:0], "nothing").axes
+        assert [each.get_title() for each in axes] == [c.name for c in some.cameras] + [""] * (places - count)
+
+
+def test_a_frame_without_its_lidar_file_says_so(made_frames: Frames, tmp_path: Path) -> None:
+    frame = made_frames[0]
+    gone = replace(frame, sweeps=(replace(frame.sweeps[0], path=tmp_path / "gone.pcd.bin"),))
+    (axes,) = plot_bev(gone, {"a": frame.boxes}).axes
+    assert [text.get_text() for text in axes.texts] == ["no LiDAR file"]
+    assert len(axes.lines) == 4 * len(frame.boxes)
 
 
 def test_cameras_are_beside_the_bev_plot(made_frames: Frames) -> None:

@@ -1,0 +1,212 @@
+"""mmdet3d, with mmcv 1.x or mmengine: a pipeline step that reads stores, and a detector that learns from them."""
+
+import math
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Dict, Mapping, Tuple
+
+import mmcv
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data._utils.collate import default_collate
+
+from .objective import DistillObjective, read_aligned, tapped
+from .reader import BevCacheError, Grid, Names, TeacherStore
+
+if mmcv.__version__.startswith("1."):
+    from mmcv.runner import HOOKS, Hook
+    from mmdet.datasets.builder import PIPELINES
+    from mmdet.models.builder import DETECTORS as MODELS
+else:
+    from mmengine.hooks import Hook
+    from mmengine.registry import HOOKS, MODELS
+    from mmengine.registry import TRANSFORMS as PIPELINES
+
+Config = Mapping[str, Any]
+PREFIX = "bevcache."
+"""Of the objective's tensors in checkpoints."""
+
+
+def mmdet3d_matrix(results: Config) -> Tuple[np.ndarray, np.ndarray]:
+    """mmdet3d's augmentation (4, 4), as its steps record it, of a detector in the LiDAR frame."""
+    matrix, flow = np.eye(4), results.get("transformation_3d_flow", [])
+    if flow.count("R") > 1 or ("img_inputs" in results and len(results["img_inputs"]) > 6):
+        raise BevCacheError(
+            "not mmdet3d's augmentation, once", "matrix", flow, cure="Set matrix: bevdet, or a function"
+        )
+    for step in flow:
+        part = np.eye(4)
+        if step == "R":
+            part[:3, :3] = np.asarray(results["pcd_rotation"]).T
+        elif step == "S":
+            part[:3] *= results["pcd_scale_factor"]
+        elif step == "T":
+            part[:3, 3] = results["pcd_trans"]
+        else:  # HF negates y, VF x.
+            part["VH".index(step[0]), "VH".index(step[0])] = -1
+        matrix = part @ matrix
+    return matrix, np.eye(4)
+
+
+def bevdet_matrix(results: Config) -> Tuple[np.ndarray, np.ndarray]:
+    """BEVDet dev3.0: bda_mat, and LiDAR -> the key frame's ego vehicle when its first camera took its image."""
+    augmentation, bda = np.eye(4), np.asarray(results["img_inputs"][6])
+    augmentation[: len(bda), : len(bda)] = bda
+    key_to_global, info = np.asarray(results["img_inputs"][2])[0].astype(np.float64), results["curr"]
+    if key_to_global.shape != (4, 4):
+        raise BevCacheError("img_inputs[2] is not ego2globals", "LoadTeacherFeatures", key_to_global.shape, (4, 4))
+    lidar_to_ego, ego_to_global = (_pose(info, name) for name in ("lidar2ego", "ego2global"))
+    return augmentation, np.linalg.inv(key_to_global) @ ego_to_global @ lidar_to_ego
+
+
+def _pose(info: Config, name: str) -> np.ndarray:
+    w, x, y, z = info[f"{name}_rotation"] / np.linalg.norm(info[f"{name}_rotation"])
+    pose, skew = np.eye(4), np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    pose[:3, :3] += 2 * w * skew + 2 * skew @ skew
+    pose[:3, 3] = info[f"{name}_translation"]
+    return pose
+
+
+MATRICES = {"mmdet3d": mmdet3d_matrix, "bevdet": bevdet_matrix}
+
+
+@PIPELINES.register_module()
+class LoadTeacherFeatures:
+    """Pipeline step, after augmentation: read a sample's teacher by `token`, or `sample_idx`, into results["teacher"].
+
+    Args:
+        store: path of a store; a further step reads a further one.
+        layers: which layers; all by default.
+        matrix: mmdet3d, bevdet, or results -> (augmentation, LiDAR -> the student's frame), (4, 4) each.
+        pack: the packing step of mmdet3d 1.x, which drops what it does not know: it is run here.
+    """
+
+    def __init__(self, store: str, layers: Names = None, matrix: Any = "mmdet3d", pack: Any = None) -> None:
+        self.store, self.layers = TeacherStore(store), layers
+        self.matrix = MATRICES[matrix] if isinstance(matrix, str) else matrix
+        self.pack = None if pack is None else PIPELINES.build(pack)
+
+    def __call__(self, results: Dict[str, Any]) -> Dict[str, Any]:
+        """Add the maps and `to_teacher` of the stored view that is nearest to the augmentation."""
+        token = results.get("token", results.get("sample_idx"))
+        sample = read_aligned(self.store, token, *self.matrix(results), self.layers)
+        results.setdefault("teacher", []).append(sample)
+        if self.pack is None:
+            return results
+        packed = self.pack(results)
+        packed["data_samples"].teacher = results["teacher"]
+        return packed
+
+
+@HOOKS.register_module()
+class DistillEpochHook(Hook):
+    """Tell the detector the epoch; needed where the configuration names epochs."""
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Set the detector's `bevcache_epoch`."""
+        getattr(runner.model, "module", runner.model).bevcache_epoch = runner.epoch
+
+
+@MODELS.register_module()
+class Distilled:
+    """Builds a detector that learns from stores as well: `loss_distill/...` beside its losses, adapters in `bevcache`.
+
+    Args:
+        detector: the detector's configuration. The result is an instance of its class, and tests as it does.
+        store: path of a store, or of several, in the order of the pipeline's steps.
+        distill: pairs and terms, as `DistillObjective` takes them.
+        taps: module of each of the student's layers, "img_bev_encoder_neck" or "pts_neck:0".
+        layers: channels and grid of each of the student's layers, which are (B, C, H, W) or (B, H W, C).
+        classes: in the order of the labels.
+        heatmap_grid: of its heatmaps; by default that of the first layer.
+        head: the module that gives heatmaps, a list of [{"heatmap": logits}] by task; by default pts_bbox_head.
+        boxes: convention of the ground truth, mmdet3d-1.x (the default) or mmdet3d-0.x.
+    """
+
+    def __new__(
+        cls, detector: Any, store: Any, distill: Config, taps: Config, layers: Config, classes: Any, **options: Any
+    ) -> Any:
+        """The detector; the rest of `options` is for its own constructor."""
+        head, boxes, grid = (options.pop(name, None) for name in ("head", "boxes", "heatmap_grid"))
+        model = _build(detector, {key: value for key, value in options.items() if value is not None})
+        specs = [TeacherStore(path).spec for path in ([store] if isinstance(store, str) else store)]
+        grids = {name: (layer["channels"], Grid.of(layer["grid"])) for name, layer in layers.items()}
+        grid = next(iter(grids.values()))[1] if grid is None else Grid.of(grid)
+        model.bevcache = DistillObjective(distill, grids, grid, classes, specs)
+        model.bevcache_taps = {**taps, "logits": head or "pts_bbox_head"} if model.bevcache.needs_logits else dict(taps)
+        model.bevcache_shapes = {name: grid.shape for name, (_, grid) in grids.items()}
+        model.bevcache_boxes, model.bevcache_epoch = boxes or "mmdet3d-1.x", None
+        model.__class__ = type(f"Distilled{type(model).__name__}", (_Learner, type(model)), {})
+        return model
+
+
+class _Learner:
+    """What comes before a distilled detector's class: losses of the objective beside the detector's own."""
+
+    def loss(self, inputs: Any, data_samples: Any, **kwargs: Any) -> Dict[str, Any]:
+        """mmdet3d 1.x: the losses of a batch, by name."""
+        with tapped(self, self.bevcache_taps, logits=_logits) as found:
+            losses = super().loss(inputs, data_samples, **kwargs)
+        truth = [(sample.gt_instances_3d.bboxes_3d, sample.gt_instances_3d.labels_3d) for sample in data_samples]
+        teachers = [getattr(sample, "teacher", None) for sample in data_samples]
+        return self._distill(losses, found, None if None in teachers else default_collate(teachers), *zip(*truth))
+
+    def forward_train(self, *args: Any, teacher: Any = None, **kwargs: Any) -> Dict[str, Any]:
+        """mmcv 1.x: the losses of a batch, by name."""
+        with tapped(self, self.bevcache_taps, logits=_logits) as found:
+            losses = super().forward_train(*args, **kwargs)
+        return self._distill(losses, found, teacher, kwargs["gt_bboxes_3d"], kwargs["gt_labels_3d"])
+
+    def _distill(self, losses: Dict[str, Any], found: Dict[str, Any], teachers: Any, boxes: Any, labels: Any) -> Any:
+        objective, epoch = self.bevcache, self.bevcache_epoch
+        if teachers is None:
+            cure = "Add LoadTeacherFeatures to the train pipeline, and its result to Collect3D's keys, or set its pack"
+            raise BevCacheError("the batch has no teacher", cure=cure)
+        if epoch is None and objective.names_epochs:
+            raise BevCacheError("the epoch is not known", cure="Add dict(type='DistillEpochHook') to custom_hooks")
+        device = next(self.parameters()).device
+        features = {name: _as_maps(name, found.get(name), shape) for name, shape in self.bevcache_shapes.items()}
+        moved = [{n: x if n == "to_teacher" else x.to(device) for n, x in teacher.items()} for teacher in teachers]
+        boxes = [_boxes(box.tensor.to(device), self.bevcache_boxes) for box in boxes]
+        labels = [label.to(device) for label in labels]
+        terms = objective(features, found.get("logits"), moved, boxes, labels, epoch or 0)
+        weight, own = objective.detection_weight(epoch or 0), {k: v for k, v in losses.items() if "loss" in k}
+        own = {k: [x * weight for x in v] if isinstance(v, list) else v * weight for k, v in own.items()}
+        return {**losses, **own, **{f"loss_{name}": value for name, value in terms.items()}}
+
+
+def export_checkpoint(source: str, target: str) -> None:
+    """Write a checkpoint's meta and weights without the objective's: what the detector alone loads, strictly."""
+    unsafe = {"weights_only": False} if hasattr(torch.serialization, "add_safe_globals") else {}
+    checkpoint = torch.load(source, map_location="cpu", **unsafe)
+    state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(PREFIX)}
+    torch.save({"meta": checkpoint.get("meta", {}), "state_dict": state}, target)
+
+
+def _build(detector: Any, defaults: Dict[str, Any]) -> nn.Module:
+    if isinstance(detector, nn.Module):
+        return detector
+    if not mmcv.__version__.startswith("1."):
+        return MODELS.build({**defaults, **detector})
+    builder = "mmdet3d.models.builder" if find_spec("mmdet3d") else "mmdet.models.builder"
+    return import_module(builder).build_detector(detector, **defaults)
+
+
+def _logits(output: Any) -> Tensor:
+    """Heatmaps of all tasks before the head's loss overwrites them, (B, K, H, W)."""
+    return torch.cat([task[0]["heatmap"].detach() for task in output], 1)
+
+
+def _as_maps(name: str, output: Any, shape: Tuple[int, int]) -> Tensor:
+    if not isinstance(output, Tensor):
+        got = f"{type(output).__name__} of {len(output)}" if isinstance(output, (list, tuple)) else output
+        raise BevCacheError("a tap gives no feature map", name, got, "a tensor", "Name its part, as in `module:0`")
+    return output if output.dim() == 4 else output.transpose(1, 2).reshape(len(output), -1, *shape)
+
+
+def _boxes(boxes: Tensor, convention: str) -> Tensor:
+    """Boxes (M, 7 or more) in mmdet3d 1.x's convention; before, w came before l, and yaw was clockwise from -y."""
+    if convention == "mmdet3d-1.x":
+        return boxes
+    return torch.cat([boxes[:, :3], boxes[:, [4, 3, 5]], -boxes[:, 6:7] - math.pi / 2, boxes[:, 7:]], 1)
