@@ -1,6 +1,5 @@
 """Checkpoints of a training, and its stop by a signal."""
 
-import math
 import signal
 import threading
 import time
@@ -125,9 +124,9 @@ class LastCheckpoint(Checkpoint):
         accumulated = checkpoint[CONFIG_KEY]["training"]["accumulate"]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            # Saved in the hooks of a step's last batch, which does not count as completed there.
-            more = self.accumulate - accumulated
-            counts |= {name: count + more * math.ceil(count / accumulated) for name, count in counts.items()}
+            # In the hooks of a step's last batch, that one does not count as completed yet.
+            steps = counts["ready"] // accumulated
+            counts |= {name: count + steps * (self.accumulate - accumulated) for name, count in counts.items()}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.overdue:
