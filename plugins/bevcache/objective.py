@@ -1,7 +1,7 @@
 """DistillBEV's recipe, `fgd` on pairs of layers, in plain torch; keys and equations (n) as in docs/objective.md."""
 
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
@@ -31,7 +31,7 @@ TERM = {  # Defaults; of a list, the first. The product's objective has further 
 
 
 def to_teacher(view_matrix: Tensor, augmentation: Tensor, lidar_to_frame: Optional[Tensor] = None) -> Tensor:
-    """Metres of the student's augmented BEV -> the teacher's view, V (A E)^-1 (docs/plugins.md); (B, 4, 4), on the CPU."""
+    """V (A E)^-1, metres of the student's augmented BEV -> the teacher's view, (B, 4, 4) on the CPU; without E, I."""
     moved = augmentation if lidar_to_frame is None else augmentation.double() @ lidar_to_frame.double()
     return view_matrix.double().cpu() @ torch.inverse(moved.double().cpu())
 
@@ -46,22 +46,19 @@ def read_aligned(store: TeacherStore, token: str, augmentation: Any, frame: Any,
 
 @contextmanager
 def tapped(model: nn.Module, taps: Mapping[str, str], **keep: Any) -> Iterator[Dict[str, Any]]:
-    """By name, the latest output with gradient of each tap's module, "neck" or part "neck:1", or `keep` of the output."""
-    found, modules, hooks = {}, dict(model.named_modules()), []
-    for name, (module, _, part) in ((name, tap.partition(":")) for name, tap in taps.items()):
+    """By name, the latest output with gradient of each tap's module, "neck" or "neck:1" (part 1), or `keep` of it."""
+    found, modules = {}, dict(model.named_modules())
+    with ExitStack() as hooks:
+        for name, (module, _, part) in ((name, tap.partition(":")) for name, tap in taps.items()):
 
-        def record(_: nn.Module, __: Any, output: Any, name: str = name, part: str = part) -> None:
-            if torch.is_grad_enabled():
-                found[name] = keep.get(name, lambda maps: maps)(output[int(part)] if part else output)
+            def record(_: nn.Module, __: Any, output: Any, name: str = name, part: str = part) -> None:
+                if torch.is_grad_enabled():
+                    found[name] = keep.get(name, lambda maps: maps)(output[int(part)] if part else output)
 
-        if module not in modules:
-            raise BevCacheError("the model has no such module", f"tap {name}", module, ", ".join(model._modules))
-        hooks.append(modules[module].register_forward_hook(record))
-    try:
+            if module not in modules:
+                raise BevCacheError("the model has no such module", f"tap {name}", module, ", ".join(model._modules))
+            hooks.enter_context(modules[module].register_forward_hook(record))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class DistillObjective(nn.Module):
@@ -95,15 +92,14 @@ class DistillObjective(nn.Module):
         """Weighted terms by name, distill/<term>/<pair>/<part>.
 
         Args:
-            features: by layer, before any adapter, (B, C, H, W).
-            logits: of the student's heatmap, (B, K, H, W); None where no term asks for the student's false positives.
-            teachers: the samples of each store, with the (B, 4, 4) of `to_teacher` under that name where it moves.
+            features: by layer, before any adapter, (B, C, H, W) or (B, H W, C).
+            logits: of the student's heatmap, (B, K, H, W); None unless `needs_logits`.
+            teachers: the samples of each store, with `to_teacher` (B, 4, 4) where the student's BEV moves.
             boxes: x, y, z, dx, dy, dz, yaw (counter-clockwise from +x) in the student's augmented BEV, (M, 7 or more).
             labels: index into the classes; boxes of other labels are foreground, but no objects of the heatmap.
-            epoch: counts from 0.
         """
-        known = [box[(label >= 0) & (label < len(self.classes))] for box, label in zip(boxes, labels)]
-        truth = torch.stack([draw_heatmap(box, self.grid) for box in known])
+        known = [((label >= 0) & (label < len(self.classes)))[:, None] for label in labels]
+        truth = torch.stack([draw_heatmap(box * own, self.grid) for box, own in zip(boxes, known)])
         student = logits.detach().amax(1).float().sigmoid() if self.needs_logits else None
         batch, losses = SimpleNamespace(epoch=epoch, boxes=boxes, truth=truth, student=student), {}
         autocast = torch.autocast if hasattr(torch, "autocast") else lambda _, enabled: torch.cuda.amp.autocast(enabled)
@@ -131,8 +127,8 @@ class DistillObjective(nn.Module):
             largest = largest if largest.is_floating_point() else largest.float() / 255
         for maps, grid in ((teacher["canvas_mask"].float(), "canvas_grid"), (largest, "heatmap_grid")):
             source, matrix = Grid.of(spec[grid]), teacher.get("to_teacher")
-            fits = matrix is None and same_extent(self.grid, source) and merges(source.shape, self.grid.shape)
-            yield maps if fits or maps is None else warp(maps[:, None], source, self.grid, matrix, True)[0][:, 0]
+            fits = maps is None or (matrix is None and merges(self.grid, source))
+            yield maps if fits else warp(maps[:, None], source, self.grid, matrix, True)[0][:, 0]
 
 
 class Pair(nn.Module):
@@ -153,15 +149,20 @@ class Pair(nn.Module):
         self.shapes = (channels, *grid.shape), (theirs["channels"], *self.teacher_grid.shape)
         kind = {"kind": kind} if isinstance(kind, str) else kind
         self.student_adapter, self.grid = adapter(grid, channels, theirs["channels"], **kind)
-        same, (a, b) = same_extent(self.grid, self.teacher_grid), (self.grid.shape, self.teacher_grid.shape)
-        if same and a != b and merges(a, b):
+        a, b, self.warped = self.grid.shape, self.teacher_grid.shape, not merges(self.grid, self.teacher_grid)
+        if a != b and not self.warped:
             cure = "Resize with student_adapter: upsample_1x1conv or downsample_3layer, and a factor"
             raise BevCacheError("cells differ behind the adapter", self.label, a, b, cure)
-        self.warped = not same or a != b
 
     def forward(self, features: Maps, teacher: Batch) -> Tuple[Tensor, Tensor, Tensor]:
         """Student and teacher (B, C, H, W), 0 in invalid cells, and the valid cells (B, H, W)."""
-        ours, theirs = features[self.student], decode(teacher, self.teacher, self.codec)
+        ours, theirs = features.get(self.student), decode(teacher, self.teacher, self.codec)
+        if not isinstance(ours, Tensor):
+            got = f"{type(ours).__name__} of {len(ours)}" if isinstance(ours, (list, tuple)) else ours
+            raise BevCacheError(
+                "a tap gives no feature map", self.student, got, "a tensor", "Name its part: `module:0`"
+            )
+        ours = ours if ours.dim() == 4 else ours.transpose(1, 2).reshape(len(ours), -1, *self.shapes[0][1:])
         got = tuple(ours.shape[1:]), tuple(theirs.shape[1:])
         if got != self.shapes:
             raise BevCacheError("layers of another shape than at construction", self.label, got, self.shapes)
@@ -226,7 +227,7 @@ class Fgd(nn.Module):
             free, wrong = free & ~wrong, free & wrong
             regions["false_positive"] = c.fp_weight, wrong * one_over_cells(wrong)
         if c.non_empty_weight:
-            occupied = free & (resized(batch.canvas, self.grid.shape) > 0)
+            occupied = free & (F.adaptive_max_pool2d(batch.canvas, self.grid.shape) > 0)
             free = free & ~occupied
             regions["non_empty"] = c.non_empty_weight, occupied * one_over_cells(occupied)
         bg_scale = one_over_cells(free).expand_as(fg_scale)
@@ -245,9 +246,10 @@ class Fgd(nn.Module):
         low = c.threshold if c.gt_threshold is None else c.gt_threshold
         wrong = teacher > c.threshold if c.false_positives.split("+")[0] == "teacher" else teacher < 0
         if "student" in c.false_positives:
-            found = resized(batch.student, teacher.shape[1:]) > c.threshold
+            found = F.adaptive_max_pool2d(batch.student, teacher.shape[1:]) > c.threshold
             wrong = wrong | (found if c.false_positives == "student" else found & (teacher < low))
-        return resized((wrong & (resized(batch.truth, teacher.shape[1:]) < low)).float(), self.grid.shape) > 0
+        wrong = wrong & (F.adaptive_max_pool2d(batch.truth, teacher.shape[1:]) < low)
+        return F.adaptive_max_pool2d(wrong.float(), self.grid.shape) > 0
 
 
 def attention(energy: Tensor, valid: Tensor) -> Tensor:
@@ -262,24 +264,10 @@ def one_over_cells(region: Tensor) -> Tensor:
     return (count > 0) / count.clamp(min=1)
 
 
-def resized(maps: Tensor, shape: Sequence[int]) -> Tensor:
-    """Maps (B, h, w) on H x W cells of the same extent: the maximum where cells merge, repeated where they split."""
-    (h, w), (height, width) = maps.shape[1:], shape
-    if not merges((h, w), shape):
-        raise BevCacheError("cells of a heatmap or canvas that do not merge into a pair's", None, (h, w), tuple(shape))
-    if h < height:
-        return maps.repeat_interleave(height // h, 1).repeat_interleave(width // w, 2)
-    return F.max_pool2d(maps, (h // height, w // width))
-
-
-def merges(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether numbers of cells are whole multiples of each other, along both sides alike."""
-    return not (a[0] % b[0] or a[1] % b[1]) or not (b[0] % a[0] or b[1] % a[1])
-
-
-def same_extent(a: Grid, b: Grid) -> bool:
-    """Whether two grids cover the same metres of the same frame, with the same axes."""
-    return a[3:] == b[3:] and bool(np.abs(np.subtract(a[:2], b[:2])).max() < 1e-3)
+def merges(a: Grid, b: Grid) -> bool:
+    """Whether two grids cover the same metres of the same frame by cells that are whole multiples, along both sides."""
+    same = a[3:] == b[3:] and np.abs(np.subtract(a[:2], b[:2])).max() < 1e-3
+    return same and any(np.remainder(x, y).max() == 0 for x, y in ((a.shape, b.shape), (b.shape, a.shape)))
 
 
 def decode(batch: Batch, name: str, codec: Config) -> Tensor:
@@ -305,7 +293,7 @@ def adapter(grid: Grid, channels: int, out: int, kind: str = "identity", factor:
         got = f"{kind}, factor {factor}, {channels} channels of {height} x {width}"
         expected = f"{', '.join(ADAPTERS)}, also upsample_..., or downsample_Nlayer, with a factor; {out} channels"
         raise BevCacheError("an adapter that does not fit", "a pair", got, expected)
-    module: nn.Module = nn.Identity()
+    module = nn.Identity()
     if tail.endswith("conv"):
         module = nn.Conv2d(channels, out, int(tail[0]), padding=int(tail[0]) // 2)
     elif tail == "mlp":
@@ -316,7 +304,7 @@ def adapter(grid: Grid, channels: int, out: int, kind: str = "identity", factor:
         module = nn.Sequential(*(m for c in convs for m in (c, nn.BatchNorm2d(c.out_channels), nn.ReLU(inplace=True))))
     if up > 1:
         module = nn.Sequential(nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False), module)
-    return module, grid.resized((height * up // stride, width * up // stride))
+    return module, grid._replace(cell_m=(grid.cell_m[0] * stride / up, grid.cell_m[1] * stride / up))
 
 
 def draw_heatmap(boxes: Tensor, grid: Grid) -> Tensor:
@@ -324,8 +312,8 @@ def draw_heatmap(boxes: Tensor, grid: Grid) -> Tensor:
     boxes, overlap = F.pad(boxes.double(), (0, 0, 0, 1)), 0.1
     length, width = boxes[:, 3] / grid.cell_m[0], boxes[:, 4] / grid.cell_m[1]
     total, area, drawn = length + width, length * width, (length > 0) & (width > 0)
-    cases = (1, total, area * (1 - overlap) / (1 + overlap)), (4, 2 * total, area * (1 - overlap))
-    cases = (*cases, (4 * overlap, -2 * overlap * total, area * (overlap - 1)))
+    cases = [(1, total, area * (1 - overlap) / (1 + overlap)), (4, 2 * total, area * (1 - overlap))]
+    cases.append((4 * overlap, -2 * overlap * total, area * (overlap - 1)))
     radius = torch.stack([(b + (b * b - 4 * a * c).sqrt()) / 2 for a, b, c in cases]).amin(0)
     reach, factors = radius.floor().clamp(min=2).float()[:, None], []
     for axis, cells in zip((1, 0), grid.shape):
@@ -337,7 +325,7 @@ def draw_heatmap(boxes: Tensor, grid: Grid) -> Tensor:
 
 
 def box_scale(boxes: Tensor, grid: Grid) -> Tensor:
-    """(H, W): sqrt(cell area / area) of the first of boxes (M, 7) around a cell's centre, 0 where there is none, (3)."""
+    """(H, W), equation (3): sqrt(cell area / area) of the first of boxes (M, 7) that holds a cell's centre, or 0."""
     x, y, _, dx, dy, _, yaw = F.pad(boxes[:, :7].double(), (0, 0, 0, 1))[..., None, None].unbind(1)
     rows, columns = (torch.arange(n, dtype=torch.float64, device=boxes.device) + 0.5 for n in grid.shape)
     ahead = grid.y_range_m[0] + rows[:, None] * grid.cell_m[1] - y

@@ -79,12 +79,6 @@ class Grid(NamedTuple):
         matrix = np.array([[1 / cell_x, 0.0, -x0 / cell_x], [0.0, 1 / cell_y, -y0 / cell_y], [0.0, 0.0, 1.0]])
         return matrix if self.axes == "yx" else matrix[[1, 0, 2]]
 
-    def resized(self, shape: Tuple[int, int]) -> "Grid":
-        """The grid over the same range with H x W cells."""
-        along_y, along_x = shape if self.axes == "yx" else shape[::-1]
-        (x0, x1), (y0, y1) = self[:2]
-        return self._replace(cell_m=((x1 - x0) / along_x, (y1 - y0) / along_y))
-
 
 class TeacherStore:
     """A sealed store, opened for reading: its `spec` as plain data, `layers` by name, `positions` of tokens.
@@ -111,7 +105,7 @@ class TeacherStore:
         matrices = self._small_array("view_matrix", "<f4", (samples, *shape) if self.spec.get("drawn") else shape)
         self._matrices = np.broadcast_to(matrices, (samples, *shape))
         self._arrays = dict(self._list_arrays())
-        self._indexes: Dict[Tuple[str, int], Tuple[list, Optional[list]]] = {}
+        self._indexes: Dict[Tuple[str, int], Tuple[str, list, Optional[list]]] = {}
 
     def __reduce__(self) -> tuple:
         """Pickle as a path: a worker process opens the store again."""
@@ -179,11 +173,11 @@ class TeacherStore:
     def _read_chunk(self, name: str, token: str, view: int, out: np.ndarray) -> None:
         shard, row = divmod(self.positions[token], self._size)
         number, place = row * self._views + view, f"{self.path}, {name}, token {token}, view {view}"
-        index, checksums = self._index(name, shard)
+        key, index, checksums = self._index(name, shard)
         offset, size = index[number]
         if offset < 0 or not 0 <= size <= out.nbytes + (out.nbytes >> 8) + 68:
             raise CorruptStoreError("an index leads out of its shard", place, f"{size} bytes at {offset}", cure=REPAIR)
-        body = _checked(self._pread(self._key(name, shard), offset, size), place, checksums and checksums[number])
+        body = _checked(self._pread(key, offset, size), place, checksums and checksums[number])
         try:
             if out.dtype == bool:
                 packed = np.frombuffer(zstd.decompress(body), np.uint8).reshape(len(out), -(-out.shape[1] // 8))
@@ -193,8 +187,8 @@ class TeacherStore:
         except (RuntimeError, ValueError, MemoryError) as error:
             raise CorruptStoreError("a chunk does not unpack into its place", place, error, cure=REPAIR) from error
 
-    def _index(self, name: str, shard: int) -> Tuple[list, Optional[list]]:
-        """Offset and length of each chunk of a shard, and the checksum that each was committed with (version 2)."""
+    def _index(self, name: str, shard: int) -> Tuple[str, list, Optional[list]]:
+        """A shard's file, its chunks' offsets and sizes, and the checksums they were committed with (version 2)."""
         if (name, shard) not in self._indexes:
             record, place = self._document(f"manifest/{shard}.json"), f"{self.path}, {name}, shard {shard}"
             second = self._root["format_version"] == 2
@@ -203,15 +197,11 @@ class TeacherStore:
             expected = [shard, self._root["fingerprint"] if second else None, 8 * count if second else 0]
             if [record["shard"], record.get("fingerprint"), len(digits)] != expected:
                 raise CorruptStoreError("a record is of another shard or another store", place, cure=REPAIR)
-            size = 16 * self._size * self._views + 4
-            stored = self._pread(self._key(name, shard), file["bytes"] - size, size)
-            body = _checked(stored, place, file["index_crc32c"])
+            size, key = 16 * self._size * self._views + 4, f"{name}/c.{shard}" + ".0" * (1 + self._arrays[name].ndim)
+            body = _checked(self._pread(key, file["bytes"] - size, size), place, file["index_crc32c"])
             checksums = np.frombuffer(bytes.fromhex(digits), ">u4").tolist() if second else None
-            self._indexes[name, shard] = body.view("<i8").reshape(-1, 2).tolist(), checksums
+            self._indexes[name, shard] = key, body.view("<i8").reshape(-1, 2).tolist(), checksums
         return self._indexes[name, shard]
-
-    def _key(self, name: str, shard: int) -> str:
-        return f"{name}/c.{shard}" + ".0" * (1 + self._arrays[name].ndim)
 
     def _small_array(self, name: str, dtype: str, shape: Tuple[int, ...]) -> np.ndarray:
         key = f"{name}/c" + ".0" * len(shape)
