@@ -96,7 +96,6 @@ class DistillEpochHook(Hook):
     """Tell the detector the epoch; needed where the configuration names epochs."""
 
     def before_train_epoch(self, runner: Any) -> None:
-        """Set the detector's `bevcache_epoch`."""
         getattr(runner.model, "module", runner.model).bevcache_epoch = runner.epoch
 
 
@@ -116,7 +115,6 @@ class Distilled:
     def __new__(
         cls, detector: Any, store: Any, distill: Config, taps: Config, layers: Config, classes: Any, **options: Any
     ) -> Any:
-        """The detector."""
         head, grid = options.pop("head", "pts_bbox_head"), options.pop("heatmap_grid", None)
         boxes = options.pop("boxes", "mmdet3d-1.x")
         model = _build(detector, {key: value for key, value in options.items() if value is not None})

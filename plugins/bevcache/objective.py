@@ -2,6 +2,7 @@
 
 import math
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
@@ -48,16 +49,16 @@ def read_aligned(store: TeacherStore, token: str, augmentation: Any, frame: Any,
 def tapped(model: nn.Module, taps: Mapping[str, str], **keep: Any) -> Iterator[Dict[str, Any]]:
     """By name, the latest output with gradient of each tap's module, "neck" or "neck:1" (part 1), or `keep` of it."""
     found, modules = {}, dict(model.named_modules())
+
+    def record(name: str, part: str, _: nn.Module, __: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            found[name] = keep.get(name, lambda maps: maps)(output[int(part)] if part else output)
+
     with ExitStack() as hooks:
         for name, (module, _, part) in ((name, tap.partition(":")) for name, tap in taps.items()):
-
-            def record(_: nn.Module, __: Any, output: Any, name: str = name, part: str = part) -> None:
-                if torch.is_grad_enabled():
-                    found[name] = keep.get(name, lambda maps: maps)(output[int(part)] if part else output)
-
             if module not in modules:
                 raise BevCacheError("the model has no such module", f"tap {name}", module, ", ".join(model._modules))
-            hooks.enter_context(modules[module].register_forward_hook(record))
+            hooks.enter_context(modules[module].register_forward_hook(partial(record, name, part)))
         yield found
 
 
@@ -309,11 +310,11 @@ def adapter(grid: Grid, channels: int, out: int, kind: str = "identity", factor:
 
 def draw_heatmap(boxes: Tensor, grid: Grid) -> Tensor:
     """(H, W): the largest of CenterPoint's Gaussians, of radius 2 cells or more, at the centres of boxes (M, 7)."""
-    boxes, overlap = F.pad(boxes.double(), (0, 0, 0, 1)), 0.1
+    boxes = F.pad(boxes.double(), (0, 0, 0, 1))
     length, width = boxes[:, 3] / grid.cell_m[0], boxes[:, 4] / grid.cell_m[1]
     total, area, drawn = length + width, length * width, (length > 0) & (width > 0)
-    cases = [(1, total, area * (1 - overlap) / (1 + overlap)), (4, 2 * total, area * (1 - overlap))]
-    cases.append((4 * overlap, -2 * overlap * total, area * (overlap - 1)))
+    # Where boxes overlap by 0.1, a r^2 - b r + c = 0.
+    cases = (1, total, area * 0.9 / 1.1), (4, 2 * total, area * 0.9), (0.4, -0.2 * total, area * -0.9)
     radius = torch.stack([(b + (b * b - 4 * a * c).sqrt()) / 2 for a, b, c in cases]).amin(0)
     reach, factors = radius.floor().clamp(min=2).float()[:, None], []
     for axis, cells in zip((1, 0), grid.shape):

@@ -122,9 +122,7 @@ class TeacherStore:
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
 
-    def read(
-        self, tokens: Sequence[str], layers: Names = None, views: Any = None, out: Optional[Batch] = None
-    ) -> Batch:
+    def read(self, tokens: Sequence[str], layers: Names = None, views: Any = None, out: Any = None) -> Batch:
         """One view of each token, in their order, still encoded: (B, C, H, W) codes, (B, C) scales.
 
         Args:
