@@ -183,12 +183,12 @@ class Fgd(nn.Module):
         require_known(config, list(TERM), "a term of kind fgd")
         self.pair, self.grid, self.c = pair.label, pair.grid, SimpleNamespace()
         for key, default in TERM.items():
-            choices = default if isinstance(default, list) else None
-            value = given = config.get(key, choices[0] if choices else default)
-            if key != "pairs" and isinstance(given, (list, tuple)):
-                value = given[index] if len(given) == count else given
-            if value not in (choices or [value]) or (key != "pairs" and isinstance(value, (list, tuple))):
-                expected = f"{' or '.join(choices or ['one value'])}, or one for each of {count} pairs"
+            choices = default if isinstance(default, list) else []
+            given = config.get(key, choices[0] if choices else default)
+            listed = key != "pairs" and isinstance(given, (list, tuple))
+            value = given[index] if listed and len(given) == count else given
+            if (listed and isinstance(value, (list, tuple))) or (choices and value not in choices):
+                expected = f"{' or '.join(choices) or 'one value'}, or one for each of {count} pairs"
                 raise BevCacheError("a setting that this objective does not have", key, given, expected)
             setattr(self.c, key, value)
         spatial = self.c.spatial_weight and self.c.spatial_attention != "none"
