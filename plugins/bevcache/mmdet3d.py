@@ -82,8 +82,7 @@ class LoadTeacherFeatures:
     def __call__(self, results: Dict[str, Any]) -> Dict[str, Any]:
         """Add the maps and `to_teacher` of the stored view that is nearest to the augmentation."""
         token = results.get("token", results.get("sample_idx"))
-        sample = read_aligned(self.store, token, *self.matrix(results), self.layers)
-        results.setdefault("teacher", []).append(sample)
+        results.setdefault("teacher", []).append(read_aligned(self.store, token, *self.matrix(results), self.layers))
         if self.pack is None:
             return results
         packed = self.pack(results)
@@ -101,15 +100,9 @@ class DistillEpochHook(Hook):
 
 @MODELS.register_module()
 class Distilled:
-    """Builds a detector that learns from stores as well: `loss_distill/...` beside its losses, adapters in `bevcache`.
+    """Builds a detector that learns from stores as well, an instance of its own class (docs/plugins.md: the arguments).
 
-    Args:
-        detector: the detector's configuration. The result is an instance of its class, and tests as it does.
-        store: path of a store, or of several, in the order of the pipeline's steps.
-        distill, taps: as `DistillObjective` and `tapped` take them, taps by name of layer.
-        layers: channels and grid of each of the student's layers, which are (B, C, H, W) or (B, H W, C).
-        options: heatmap_grid (by default the first layer's), head (module of the heatmaps, by default pts_bbox_head),
-            boxes (mmdet3d-1.x or mmdet3d-0.x), and those of the detector's own constructor.
+    Its losses are called `loss_distill/...`, the adapters lie in `bevcache`, and it tests as it does without.
     """
 
     def __new__(

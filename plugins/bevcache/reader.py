@@ -27,8 +27,8 @@ class BevCacheError(Exception):
     """What went wrong, where, what was found and expected, and what to do about it."""
 
     def __init__(self, what: str, where: object = None, got: object = None, expected: object = None, cure: str = ""):
-        found = (("got", got), ("expected", expected))
-        facts = [what if where is None else f"{what} ({where})"] + [f"{k} {v}" for k, v in found if v is not None]
+        facts = [what if where is None else f"{what} ({where})"]
+        facts += [f"{name} {value}" for name, value in (("got", got), ("expected", expected)) if value is not None]
         super().__init__("; ".join(facts) + (f". {cure}." if cure else ""))
 
 
