@@ -71,7 +71,7 @@ def lineage_source(cache: TeacherCache) -> LineageSource:
 
 
 def stored_arrays(cache: TeacherCache, shard: int, row: int) -> dict[str, np.ndarray]:
-    """All arrays of a sample as they are stored, each of its `sample_shape`."""
+    """All arrays of a sample by name, as they are stored: V x the shape of a view, or one shape for all views."""
     arrays, chunks = {}, [chunk for chunk in cache.chunks_of(shard) if chunk.row == row]
     for name, array in cache.shards.arrays.items():
         out = np.empty((array.chunks, *array.shape), array.dtype)
@@ -90,6 +90,6 @@ def decoded(arrays: Mapping[str, np.ndarray], layer: str, codec: CodecSpec) -> t
 
 
 def encoded_arrays(layer: str, features: Encoded) -> dict[str, np.ndarray]:
-    """The arrays that store a layer's features."""
+    """The arrays that store a layer's features: codes (V, C, H, W) and, but for float16, scales (V, C)."""
     arrays = {feature_array(layer): features.values.numpy()}
     return arrays if features.codec.kind == "float16" else arrays | {scale_array(layer): features.scale.numpy()}

@@ -71,8 +71,8 @@ class StudentDataset(Dataset[Batch]):
         depth_m, points_m = self._depth(current, image_matrices, matrix) if self.with_depth else (None, None)
         seconds = LoadSeconds(images=read - began, depth=time.perf_counter() - read)
         global_to_current = np.linalg.inv(current.lidar_to_global)
-        annotated = current.boxes, current.labels
-        boxes, labels = self.unlabelled.get(current.token, annotated) or (current.boxes[:0], current.labels[:0])
+        learnt = self.unlabelled.get(current.token, (current.boxes, current.labels))
+        boxes, labels = learnt or (current.boxes[:0], current.labels[:0])
         return Batch(
             tokens=(current.token,),
             images=torch.from_numpy(np.stack([[image for image, _ in row] for row in views])[None]).movedim(-1, -3),
@@ -86,7 +86,7 @@ class StudentDataset(Dataset[Batch]):
             points_m=points_m,
             boxes=(_float(transform_boxes(boxes, matrix)),),
             labels=(torch.from_numpy(labels),),
-            labelled=(self.unlabelled.get(current.token, annotated) is not None,),
+            labelled=(learnt is not None,),
             load_seconds=seconds,
         )
 

@@ -1,5 +1,6 @@
 """Checkpoints of a training, and its stop by a signal."""
 
+import math
 import signal
 import threading
 import time
@@ -124,7 +125,9 @@ class LastCheckpoint(Checkpoint):
         accumulated = checkpoint[CONFIG_KEY]["training"]["accumulate"]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            counts |= {name: count // accumulated * self.accumulate for name, count in counts.items()}
+            # Saved in the hooks of a step's last batch, which does not count as completed there.
+            more = self.accumulate - accumulated
+            counts |= {name: count + more * math.ceil(count / accumulated) for name, count in counts.items()}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.overdue:

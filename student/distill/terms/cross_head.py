@@ -13,7 +13,7 @@ from student.distill.adapters import AdapterConfig
 from student.distill.feature_stats import full_precision, mask_cells
 from student.distill.gaussians import draw_heatmaps, focal_loss
 from student.distill.head_maps import Cells, codes_at
-from student.distill.pairs import LayerPair, PairFeatures
+from student.distill.pairs import LayerPair, PairFeatures, Region
 from student.distill.predictions import BatchPredictions, clipped_sigmoid, in_order
 from student.distill.terms.base import Losses, PairLoss, PairTerm, Scalar, Weights
 from student.distill.terms.box_response import CODE_WEIGHTS, code_distance, mean_by_task, object_weights
@@ -76,7 +76,12 @@ class CrossHeadLoss(PairLoss[CrossHeadTerm]):
         }
 
 
-def heatmap_loss(probability: Tensor, target: Tensor, parts: tuple[slice, ...], valid_mask: Tensor | None) -> Scalar:
+def heatmap_loss(
+    probability: Float[Tensor, "B K H W"],
+    target: Float[Tensor, "B K H W"],
+    parts: tuple[slice, ...],
+    valid_mask: Region | None,
+) -> Scalar:
     """Gaussian focal loss over the valid cells, each task's divided by its number of peaks, at least 1."""
     loss = mask_cells(focal_loss(probability, target), valid_mask).sum(dim=(0, 2, 3))
     peaks = mask_cells((target == 1).float(), valid_mask).sum(dim=(0, 2, 3))

@@ -147,7 +147,7 @@ def test_names_and_their_order(values: dict, names: tuple[str, ...]) -> None:
 
 
 def test_a_dump_without_a_view_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"the dump has no view \(views\)\. Leave canonical on"):
+    with pytest.raises(ConfigError, match=r"the dump has no view \(views\)\. Set views.canonical to true"):
         ViewsConfig.parse({"canonical": False}, "here")
 
 

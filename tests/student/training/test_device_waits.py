@@ -13,8 +13,10 @@ from cache.geometry.grid import BevGrid
 from cache.spec import CacheSpec, CodecSpec, LayerSpec, TeacherIdentity
 from cache.store.batch import TeacherBatch
 from cache.store.codec import encode
-from student.config.student import TASKS, StudentConfig
+from student.config.student import TASKS, HeadConfig, StudentConfig
+from student.distill.head_maps import HEAD_MAPS
 from student.distill.terms import TERMS
+from student.models.center_head import CenterHead
 from student.training.module import StudentModule
 from tests.factories.detectors import NAMES, batch_of, small
 from tests.factories.distill import make_spec
@@ -44,8 +46,10 @@ WIDER = BevGrid(x_range_m=(-9.6, 9.6), y_range_m=(-14.4, 14.4), cell_m=(1.2, 1.2
 COMPANDED = LayerSpec(name="head", channels=6, grid=WIDER, codec=CodecSpec(kind="signed", companding=0.5))
 OTHERS = TeacherIdentity(name="t", weights_sha256="0", config_sha256="0", tasks=(*TASKS[::-1], ("animal",)))
 SPECS = (
-    make_spec({"head": (7, GRID), "backbone1": (5, GRID)}),
-    make_spec({"head": (6, WIDER)}).model_copy(update={"layers": (COMPANDED,), "teacher": OTHERS}),
+    make_spec({"head": (7, GRID), "backbone1": (5, GRID)}, head_maps=HEAD_MAPS),
+    make_spec({"head": (6, WIDER)}).model_copy(
+        update={"layers": (COMPANDED,), "teacher": OTHERS, "head_maps": HEAD_MAPS}
+    ),
 )
 PAIRS = [
     {"student": "head", "teacher": "head", "student_adapter": "1x1conv"},
@@ -76,7 +80,14 @@ TERMS_OF_STEP: list[dict[str, Any]] = [
     {"kind": "heatmap_temperature"},
     {"kind": "heatmap_temperature", "name": "cells", "over": "cells", "cache": 1},
     {"kind": "heatmap_temperature", "name": "each", "over": "each"},
+    {"kind": "unidistill_points"},
+    {"kind": "tigbev_features"},
+    {"kind": "bevdistill_feature"},
+    {"kind": "box_response", "heatmap_weight": 0.1},
+    {"kind": "box_response", "name": "peaks", "at": "teacher", "cache": 1},
+    {"kind": "cross_head", "pairs": ["head"]},
 ]
+DEPTH_TERMS: list[dict[str, Any]] = [{"kind": "tigbev_depth"}]
 TERMS_THAT_WAIT: list[dict[str, Any]] = [
     {"kind": "fgd", "affinity_mode": "foreground", "affinity_weight": 0.1},
     {"kind": "fgd", "name": "attended", "affinity_mode": "attention", "affinity_weight": 0.1},
@@ -94,7 +105,10 @@ def read(spec: CacheSpec) -> TeacherBatch:
         },
         heatmap=torch.randint(0, 256, (2, len(spec.teacher.classes), *spec.heatmap_grid.shape), dtype=torch.uint8),
         canvas_mask=torch.rand(2, *spec.canvas_grid.shape) > 0.5,
-        head_maps={},
+        head_maps={
+            name: torch.rand(2, len(spec.teacher.tasks), width, *spec.heatmap_grid.shape).half()
+            for name, width in HEAD_MAPS.items()
+        },
         view_matrix=torch.eye(4).repeat(2, 1, 1),
     )
 
@@ -109,9 +123,13 @@ def turned() -> Tensor:
 def step(detector: str, terms: list[dict[str, Any]], warped: bool, half: bool) -> Counter[Place]:
     """The waits of a training step, up to its loss."""
     config = {"detector": small(detector).model_dump(), "distill": {"pairs": PAIRS, "terms": terms}}
-    module = StudentModule(StudentConfig.model_validate(config), SPECS)
+    heads = {0: CenterHead(7, HeadConfig(shared_channels=4)).requires_grad_(False)}
+    module = StudentModule(StudentConfig.model_validate(config), SPECS, heads)
+    batch = batch_of(module.detector.times)
+    assert batch.depth_m is not None
     batch = replace(
-        batch_of(module.detector.times),
+        batch,
+        points_m=torch.rand(*batch.depth_m.shape, 3),
         teachers=tuple(read(spec) for spec in SPECS),
         to_teachers=(turned(),) * 2 if warped else (None,) * 2,
     )
@@ -130,7 +148,7 @@ def step(detector: str, terms: list[dict[str, Any]], warped: bool, half: bool) -
         ("bevdet", TERMS_OF_STEP, False, False),
         ("bevdet4d", TERMS_OF_STEP[:1], True, False),
         ("bevdepth", TERMS_OF_STEP[:1], False, True),
-        ("bevdepth4d", TERMS_OF_STEP, True, True),
+        ("bevdepth4d", [*TERMS_OF_STEP, *DEPTH_TERMS], True, True),
     ],
     ids=NAMES,
 )
@@ -143,4 +161,4 @@ def test_options_that_wait() -> None:
 
 
 def test_every_term_is_among_them() -> None:
-    assert {term["kind"] for term in [*TERMS_OF_STEP, *TERMS_THAT_WAIT]} == set(TERMS)
+    assert {term["kind"] for term in [*TERMS_OF_STEP, *DEPTH_TERMS, *TERMS_THAT_WAIT]} == set(TERMS)

@@ -153,9 +153,11 @@ def test_the_rate_falls_at_milestones_counted_in_epochs(made_root: Path, tmp_pat
 def test_another_configuration_is_not_resumed(made_root: Path, tmp_path: Path) -> None:
     train(tiny_student(), made_root, tmp_path)
     with pytest.raises(ConfigError) as caught:
-        train(tiny_student(seed=1, epochs=2, accumulate=2), made_root, tmp_path, resume=True)
+        train(tiny_student(seed=1, epochs=2, gradient_clip=1.0), made_root, tmp_path, resume=True)
     assert "the run was begun with another configuration" in str(caught.value)
-    assert "got training.accumulate: the checkpoint's 1, the configuration's 2; training.seed" in str(caught.value)
+    assert "got training.gradient_clip: the checkpoint's 5.0, the configuration's 1.0; training.seed" in str(
+        caught.value
+    )
     with pytest.raises(ConfigError, match="a training is there already"):
         train(tiny_student(), made_root, tmp_path)
     with pytest.raises(ConfigError, match="nothing to resume"):
