@@ -198,9 +198,11 @@ class Fgd(nn.Module):
         """Weighted parts by name, from maps (B, C, H, W) and the batch's boxes and heatmaps."""
         c, (samples, channels), cells = self.c, ours.shape[:2], valid.sum((1, 2)).clamp(min=1)[:, None]
         difference, size = CRITERIA[c.feature_criterion](ours - theirs), theirs.abs()
-        share = torch.softmax(size.sum((2, 3)) / (c.channel_temperature * cells), 1) * channels
-        mistaken = (difference * share[..., None, None]).sum(1)
-        error = mistaken if c.channel_attention else difference.sum(1)
+        error = mistaken = difference.sum(1)
+        if c.channel_attention or c.fp_weight or c.non_empty_weight:
+            share = torch.softmax(size.sum((2, 3)) / (c.channel_temperature * cells), 1) * channels
+            mistaken = (difference * share[..., None, None]).sum(1)
+            error = mistaken if c.channel_attention else error
         focus = torch.ones_like(error)
         if c.spatial_attention != "none":
             focus = attention(size.mean(1) / c.spatial_temperature, valid)
