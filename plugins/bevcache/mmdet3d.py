@@ -24,17 +24,13 @@ else:
     from mmengine.registry import TRANSFORMS as PIPELINES
 
 Config = Mapping[str, Any]
-PREFIX = "bevcache."
-"""Of the objective's tensors in checkpoints."""
 
 
 def mmdet3d_matrix(results: Config) -> Tuple[np.ndarray, np.ndarray]:
     """mmdet3d's augmentation (4, 4), as its steps record it, of a detector in the LiDAR frame."""
     matrix, flow = np.eye(4), results.get("transformation_3d_flow", [])
     if flow.count("R") > 1 or ("img_inputs" in results and len(results["img_inputs"]) > 6):
-        raise BevCacheError(
-            "not mmdet3d's augmentation, once", "matrix", flow, cure="Set matrix: bevdet, or a function"
-        )
+        raise BevCacheError("not mmdet3d's augmentation, once", got=flow, cure="Set matrix: bevdet, or a function")
     for step in flow:
         part = np.eye(4)
         if step == "R":
@@ -75,11 +71,7 @@ MATRICES = {"mmdet3d": mmdet3d_matrix, "bevdet": bevdet_matrix}
 class LoadTeacherFeatures:
     """Pipeline step, after augmentation: read a sample's teacher by `token`, or `sample_idx`, into results["teacher"].
 
-    Args:
-        store: path of a store; a further step reads a further one.
-        layers: which layers; all by default.
-        matrix: mmdet3d, bevdet, or results -> (augmentation, LiDAR -> the student's frame), (4, 4) each.
-        pack: the packing step of mmdet3d 1.x, which drops what it does not know: it is run here.
+    `matrix` is mmdet3d, bevdet, or a function, results -> (A, E) (docs/plugins.md); `pack` is mmdet3d 1.x's last step.
     """
 
     def __init__(self, store: str, layers: Names = None, matrix: Any = "mmdet3d", pack: Any = None) -> None:
@@ -90,8 +82,7 @@ class LoadTeacherFeatures:
     def __call__(self, results: Dict[str, Any]) -> Dict[str, Any]:
         """Add the maps and `to_teacher` of the stored view that is nearest to the augmentation."""
         token = results.get("token", results.get("sample_idx"))
-        sample = read_aligned(self.store, token, *self.matrix(results), self.layers)
-        results.setdefault("teacher", []).append(sample)
+        results.setdefault("teacher", []).append(read_aligned(self.store, token, *self.matrix(results), self.layers))
         if self.pack is None:
             return results
         packed = self.pack(results)
@@ -104,39 +95,28 @@ class DistillEpochHook(Hook):
     """Tell the detector the epoch; needed where the configuration names epochs."""
 
     def before_train_epoch(self, runner: Any) -> None:
-        """Set the detector's `bevcache_epoch`."""
         getattr(runner.model, "module", runner.model).bevcache_epoch = runner.epoch
 
 
 @MODELS.register_module()
 class Distilled:
-    """Builds a detector that learns from stores as well: `loss_distill/...` beside its losses, adapters in `bevcache`.
+    """Builds a detector that learns from stores as well, an instance of its own class (docs/plugins.md: the arguments).
 
-    Args:
-        detector: the detector's configuration. The result is an instance of its class, and tests as it does.
-        store: path of a store, or of several, in the order of the pipeline's steps.
-        distill: pairs and terms, as `DistillObjective` takes them.
-        taps: module of each of the student's layers, "img_bev_encoder_neck" or "pts_neck:0".
-        layers: channels and grid of each of the student's layers, which are (B, C, H, W) or (B, H W, C).
-        classes: in the order of the labels.
-        heatmap_grid: of its heatmaps; by default that of the first layer.
-        head: the module that gives heatmaps, a list of [{"heatmap": logits}] by task; by default pts_bbox_head.
-        boxes: convention of the ground truth, mmdet3d-1.x (the default) or mmdet3d-0.x.
+    Its losses are called `loss_distill/...`, the adapters lie in `bevcache`, and it tests as it does without.
     """
 
     def __new__(
         cls, detector: Any, store: Any, distill: Config, taps: Config, layers: Config, classes: Any, **options: Any
     ) -> Any:
-        """The detector; the rest of `options` is for its own constructor."""
-        head, boxes, grid = (options.pop(name, None) for name in ("head", "boxes", "heatmap_grid"))
+        head, grid = options.pop("head", "pts_bbox_head"), options.pop("heatmap_grid", None)
+        boxes = options.pop("boxes", "mmdet3d-1.x")
         model = _build(detector, {key: value for key, value in options.items() if value is not None})
         specs = [TeacherStore(path).spec for path in ([store] if isinstance(store, str) else store)]
         grids = {name: (layer["channels"], Grid.of(layer["grid"])) for name, layer in layers.items()}
         grid = next(iter(grids.values()))[1] if grid is None else Grid.of(grid)
         model.bevcache = DistillObjective(distill, grids, grid, classes, specs)
-        model.bevcache_taps = {**taps, "logits": head or "pts_bbox_head"} if model.bevcache.needs_logits else dict(taps)
-        model.bevcache_shapes = {name: grid.shape for name, (_, grid) in grids.items()}
-        model.bevcache_boxes, model.bevcache_epoch = boxes or "mmdet3d-1.x", None
+        model.bevcache_taps = {**taps, "logits": head} if model.bevcache.needs_logits else dict(taps)
+        model.bevcache_boxes, model.bevcache_epoch = boxes, None
         model.__class__ = type(f"Distilled{type(model).__name__}", (_Learner, type(model)), {})
         return model
 
@@ -166,11 +146,10 @@ class _Learner:
         if epoch is None and objective.names_epochs:
             raise BevCacheError("the epoch is not known", cure="Add dict(type='DistillEpochHook') to custom_hooks")
         device = next(self.parameters()).device
-        features = {name: _as_maps(name, found.get(name), shape) for name, shape in self.bevcache_shapes.items()}
         moved = [{n: x if n == "to_teacher" else x.to(device) for n, x in teacher.items()} for teacher in teachers]
         boxes = [_boxes(box.tensor.to(device), self.bevcache_boxes) for box in boxes]
         labels = [label.to(device) for label in labels]
-        terms = objective(features, found.get("logits"), moved, boxes, labels, epoch or 0)
+        terms = objective(found, found.get("logits"), moved, boxes, labels, epoch or 0)
         weight, own = objective.detection_weight(epoch or 0), {k: v for k, v in losses.items() if "loss" in k}
         own = {k: [x * weight for x in v] if isinstance(v, list) else v * weight for k, v in own.items()}
         return {**losses, **own, **{f"loss_{name}": value for name, value in terms.items()}}
@@ -180,13 +159,11 @@ def export_checkpoint(source: str, target: str) -> None:
     """Write a checkpoint's meta and weights without the objective's: what the detector alone loads, strictly."""
     unsafe = {"weights_only": False} if hasattr(torch.serialization, "add_safe_globals") else {}
     checkpoint = torch.load(source, map_location="cpu", **unsafe)
-    state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(PREFIX)}
+    state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith("bevcache.")}
     torch.save({"meta": checkpoint.get("meta", {}), "state_dict": state}, target)
 
 
 def _build(detector: Any, defaults: Dict[str, Any]) -> nn.Module:
-    if isinstance(detector, nn.Module):
-        return detector
     if not mmcv.__version__.startswith("1."):
         return MODELS.build({**defaults, **detector})
     builder = "mmdet3d.models.builder" if find_spec("mmdet3d") else "mmdet.models.builder"
@@ -196,13 +173,6 @@ def _build(detector: Any, defaults: Dict[str, Any]) -> nn.Module:
 def _logits(output: Any) -> Tensor:
     """Heatmaps of all tasks before the head's loss overwrites them, (B, K, H, W)."""
     return torch.cat([task[0]["heatmap"].detach() for task in output], 1)
-
-
-def _as_maps(name: str, output: Any, shape: Tuple[int, int]) -> Tensor:
-    if not isinstance(output, Tensor):
-        got = f"{type(output).__name__} of {len(output)}" if isinstance(output, (list, tuple)) else output
-        raise BevCacheError("a tap gives no feature map", name, got, "a tensor", "Name its part, as in `module:0`")
-    return output if output.dim() == 4 else output.transpose(1, 2).reshape(len(output), -1, *shape)
 
 
 def _boxes(boxes: Tensor, convention: str) -> Tensor:

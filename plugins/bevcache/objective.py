@@ -1,8 +1,8 @@
 """DistillBEV's recipe, `fgd` on pairs of layers, in plain torch; keys and equations (n) as in docs/objective.md."""
 
 import math
-from contextlib import contextmanager
-from functools import reduce
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
@@ -10,49 +10,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from .reader import Batch, BevCacheError, Grid, Names, TeacherStore, require_known
 
 Config, Maps, Many = Mapping[str, Any], Mapping[str, Tensor], Sequence[Tensor]
 CRITERIA = {"mse": torch.square, "l1": torch.abs, "smooth_l1": lambda d: F.smooth_l1_loss(d, d * 0, reduction="none")}
+ADAPTERS = "2layer", "3layer", "identity", "1x1conv", "3x3conv", "mlp"
 # fmt: off
-CHOICES = {  # The first is the default; the product's objective has others.
-    "kind": ["fgd"], "scale": ["none"], "foreground_mask": ["gt"], "background_mask": ["logical_not", "1minus"],
-    "scale_mask": ["combine_gt", "separate_gt", "bg_only", "none"], "fp_scale": ["average"],
-    "spatial_attention": ["teacher", "teacher_student", "none"],
+TERM = {  # Defaults; of a list, the first. The product's objective has further choices.
+    "kind": ["fgd"], "name": "", "pairs": (), "scale": ["none"], "foreground_mask": ["gt"],
+    "background_mask": ["logical_not", "1minus"], "scale_mask": ["combine_gt", "separate_gt", "bg_only", "none"],
+    "fg_weight": 1.5e-3, "bg_weight": 4e-2, "channel_weight": 0.25, "spatial_weight": 2.5e-3, "fp_weight": 0.0,
+    "non_empty_weight": 0.0, "channel_attention": True, "spatial_attention": ["teacher", "teacher_student", "none"],
+    "channel_temperature": 0.5, "spatial_temperature": 0.5, "student_ratio": 1.0,
     "false_positives": ["none", "teacher", "student", "teacher_selected_student", "teacher+teacher_selected_student"],
+    "fp_scale": ["average"], "fp_epoch": 0, "threshold": 0.1, "gt_threshold": None,
     "feature_criterion": ["mse", "l1", "smooth_l1"], "channel_criterion": ["l1", "mse", "smooth_l1"],
     "spatial_criterion": ["l1", "mse", "smooth_l1"],
-}
-TERM = {
-    **{key: values[0] for key, values in CHOICES.items()}, "name": "", "pairs": (), "fg_weight": 1.5e-3,
-    "bg_weight": 4e-2, "channel_weight": 0.25, "spatial_weight": 2.5e-3, "fp_weight": 0.0, "non_empty_weight": 0.0,
-    "channel_attention": True, "spatial_temperature": 0.5, "channel_temperature": 0.5, "student_ratio": 1.0,
-    "fp_epoch": 0, "threshold": 0.1, "gt_threshold": None,
 }
 # fmt: on
 
 
 def to_teacher(view_matrix: Tensor, augmentation: Tensor, lidar_to_frame: Optional[Tensor] = None) -> Tensor:
-    """Metres of the student's augmented BEV -> those of the teacher's view, V (A E)^-1; all (B, 4, 4), on the CPU.
-
-    Args:
-        view_matrix: V, of the store's batch.
-        augmentation: A, of the student's BEV in its own frame.
-        lidar_to_frame: E, LiDAR -> the student's frame; None for a student in the LiDAR frame.
-    """
+    """V (A E)^-1, metres of the student's augmented BEV -> the teacher's view, (B, 4, 4) on the CPU; without E, I."""
     moved = augmentation if lidar_to_frame is None else augmentation.double() @ lidar_to_frame.double()
     return view_matrix.double().cpu() @ torch.inverse(moved.double().cpu())
 
 
 def read_aligned(store: TeacherStore, token: str, augmentation: Any, frame: Any, layers: Names = None) -> Batch:
-    """A sample's stored view that is nearest to the student's augmentation, with its `to_teacher`; without B.
-
-    Args:
-        augmentation: A, (4, 4), of the student's BEV in its own frame.
-        frame: E, (4, 4), LiDAR -> the student's frame.
-    """
+    """A sample, without B, of the view nearest to the augmentation A; E is `frame`, (4, 4) each; with `to_teacher`."""
     moved, frame = (np.asarray(matrix, dtype=np.float64) for matrix in (augmentation, frame))
     batch = store.read([token], layers, [store.nearest_view(token, np.linalg.inv(frame) @ moved @ frame)])
     batch["to_teacher"] = to_teacher(batch["view_matrix"], torch.from_numpy(moved @ frame)[None])
@@ -61,34 +47,26 @@ def read_aligned(store: TeacherStore, token: str, augmentation: Any, frame: Any,
 
 @contextmanager
 def tapped(model: nn.Module, taps: Mapping[str, str], **keep: Any) -> Iterator[Dict[str, Any]]:
-    """By name, the latest output with gradient of each tap's module: "neck", or "neck:1" for part 1 of a list.
+    """By name, the latest output with gradient of each tap's module, "neck" or "neck:1" (part 1), or `keep` of it."""
+    found, modules = {}, dict(model.named_modules())
 
-    Args:
-        keep: by name, output -> what is kept of it.
-    """
-    found: Dict[str, Any] = {}
-    modules, hooks = dict(model.named_modules()), []
-    for name, (module, _, part) in ((name, tap.partition(":")) for name, tap in taps.items()):
+    def record(name: str, part: str, _: nn.Module, __: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            found[name] = keep.get(name, lambda maps: maps)(output[int(part)] if part else output)
 
-        def record(_: nn.Module, __: Any, output: Any, name: str = name, part: str = part) -> None:
-            if torch.is_grad_enabled():
-                found[name] = keep.get(name, lambda maps: maps)(output[int(part)] if part else output)
-
-        if module not in modules:
-            raise BevCacheError("the model has no such module", f"tap {name}", module, ", ".join(model._modules))
-        hooks.append(modules[module].register_forward_hook(record))
-    try:
+    with ExitStack() as hooks:
+        for name, (module, _, part) in ((name, tap.partition(":")) for name, tap in taps.items()):
+            if module not in modules:
+                raise BevCacheError("the model has no such module", f"tap {name}", module, ", ".join(model._modules))
+            hooks.enter_context(modules[module].register_forward_hook(partial(record, name, part)))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class DistillObjective(nn.Module):
     """Weighted losses of a student's features against its teachers'; the adapters are its parameters.
 
     Args:
-        config: the product's `distill:` as plain data: pairs, terms of kind fgd, multi_scale_epoch, two_stage_epoch.
+        config: `distill:` as plain data: pairs, terms of kind fgd, multi_scale_epoch, two_stage_epoch.
         layers: channels and grid of each of the student's layers.
         heatmap_grid: of the student's heatmaps, or of its layer `head` where it has none.
         classes: the student's, in the order of its labels.
@@ -115,26 +93,24 @@ class DistillObjective(nn.Module):
         """Weighted terms by name, distill/<term>/<pair>/<part>.
 
         Args:
-            features: by layer, before any adapter, (B, C, H, W).
-            logits: of the student's heatmap, (B, K, H, W); None where no term asks for the student's false positives.
-            teachers: the samples of each store, with the (B, 4, 4) of `to_teacher` under that name where it moves.
+            features: by layer, before any adapter, (B, C, H, W) or (B, H W, C).
+            logits: of the student's heatmap, (B, K, H, W); None unless `needs_logits`.
+            teachers: the samples of each store, with `to_teacher` (B, 4, 4) where the student's BEV moves.
             boxes: x, y, z, dx, dy, dz, yaw (counter-clockwise from +x) in the student's augmented BEV, (M, 7 or more).
             labels: index into the classes; boxes of other labels are foreground, but no objects of the heatmap.
-            epoch: counts from 0.
         """
-        padded = pad_sequence([F.pad(box[:, :7].double(), (0, 0, 0, 1)) for box in boxes], True)
-        known = pad_sequence([F.pad(label, (0, 1), value=-1) for label in labels], True, -1)
-        truth = draw_heatmap(padded * ((known >= 0) & (known < len(self.classes)))[..., None], self.grid)
+        known = [((label >= 0) & (label < len(self.classes)))[:, None] for label in labels]
+        truth = torch.stack([draw_heatmap(box * own, self.grid) for box, own in zip(boxes, known)])
         student = logits.detach().amax(1).float().sigmoid() if self.needs_logits else None
-        batch, losses = SimpleNamespace(epoch=epoch, boxes=padded, truth=truth, student=student), {}
+        batch, losses = SimpleNamespace(epoch=epoch, boxes=boxes, truth=truth, student=student), {}
         autocast = torch.autocast if hasattr(torch, "autocast") else lambda _, enabled: torch.cuda.amp.autocast(enabled)
         for pair in self.pairs:
             if epoch >= self.config.get("multi_scale_epoch", 0) or not pair.student.startswith("backbone"):
                 ours, theirs, valid = pair(features, teachers[pair.cache])
                 batch.canvas, batch.teacher = self._aligned(self.specs[pair.cache], teachers[pair.cache])
-                with autocast(padded.device.type, enabled=False):
+                with autocast(truth.device.type, enabled=False):
                     for term in (term for terms in self.terms for term in terms if term.pair == pair.label):
-                        parts = term(at_least_float32(ours), theirs, valid, batch)
+                        parts = term(ours, theirs, valid, batch)
                         losses.update({f"distill/{term.label}/{pair.label}/{n}": value for n, value in parts.items()})
         return losses
 
@@ -152,8 +128,8 @@ class DistillObjective(nn.Module):
             largest = largest if largest.is_floating_point() else largest.float() / 255
         for maps, grid in ((teacher["canvas_mask"].float(), "canvas_grid"), (largest, "heatmap_grid")):
             source, matrix = Grid.of(spec[grid]), teacher.get("to_teacher")
-            fits = matrix is None and same_extent(self.grid, source) and merges(source.shape, self.grid.shape)
-            yield maps if fits or maps is None else warp(maps[:, None], source, self.grid, matrix, True)[0][:, 0]
+            fits = maps is None or (matrix is None and merges(self.grid, source))
+            yield maps if fits else warp(maps[:, None], source, self.grid, matrix, True)[0][:, 0]
 
 
 class Pair(nn.Module):
@@ -174,19 +150,25 @@ class Pair(nn.Module):
         self.shapes = (channels, *grid.shape), (theirs["channels"], *self.teacher_grid.shape)
         kind = {"kind": kind} if isinstance(kind, str) else kind
         self.student_adapter, self.grid = adapter(grid, channels, theirs["channels"], **kind)
-        same, (a, b) = same_extent(self.grid, self.teacher_grid), (self.grid.shape, self.teacher_grid.shape)
-        if same and a != b and merges(a, b):
+        a, b, self.warped = self.grid.shape, self.teacher_grid.shape, not merges(self.grid, self.teacher_grid)
+        if a != b and not self.warped:
             cure = "Resize with student_adapter: upsample_1x1conv or downsample_3layer, and a factor"
             raise BevCacheError("cells differ behind the adapter", self.label, a, b, cure)
-        self.warped = not same or a != b
 
     def forward(self, features: Maps, teacher: Batch) -> Tuple[Tensor, Tensor, Tensor]:
         """Student and teacher (B, C, H, W), 0 in invalid cells, and the valid cells (B, H, W)."""
-        ours, theirs = features[self.student], decode(teacher, self.teacher, self.codec)
+        ours, theirs = features.get(self.student), decode(teacher, self.teacher, self.codec)
+        if not isinstance(ours, Tensor):
+            got = f"{type(ours).__name__} of {len(ours)}" if isinstance(ours, (list, tuple)) else ours
+            raise BevCacheError(
+                "a tap gives no feature map", self.student, got, "a tensor", "Name its part: `module:0`"
+            )
+        ours = ours if ours.dim() == 4 else ours.transpose(1, 2).reshape(len(ours), -1, *self.shapes[0][1:])
         got = tuple(ours.shape[1:]), tuple(theirs.shape[1:])
         if got != self.shapes:
             raise BevCacheError("layers of another shape than at construction", self.label, got, self.shapes)
         ours, valid = self.student_adapter(ours), theirs.new_ones(len(theirs), *self.grid.shape, dtype=torch.bool)
+        ours = ours.to(torch.promote_types(ours.dtype, theirs.dtype))
         if self.warped or "to_teacher" in teacher:
             theirs, valid = warp(theirs, self.teacher_grid, self.grid, teacher.get("to_teacher"))
             ours, theirs = (maps.masked_fill(~valid[:, None], 0) for maps in (ours, theirs))
@@ -199,14 +181,16 @@ class Fgd(nn.Module):
     def __init__(self, config: Config, pair: Pair, index: int, count: int) -> None:
         super().__init__()
         require_known(config, list(TERM), "a term of kind fgd")
-        self.pair, self.grid, self.c = pair.label, pair.grid, SimpleNamespace(**TERM)
-        for key, value in config.items():
-            listed = key != "pairs" and isinstance(value, (list, tuple)) and len(value) == count
-            setattr(self.c, key, value[index] if listed else value)
-            one = getattr(self.c, key)
-            if one not in CHOICES.get(key, [one]) or (key != "pairs" and isinstance(one, (list, tuple))):
-                expected = f"{' or '.join(CHOICES.get(key, ['one value']))}, or one for each of {count} pairs"
-                raise BevCacheError("a setting that this objective does not have", key, value, expected)
+        self.pair, self.grid, self.c = pair.label, pair.grid, SimpleNamespace()
+        for key, default in TERM.items():
+            choices = default if isinstance(default, list) else []
+            given = config.get(key, choices[0] if choices else default)
+            listed = key != "pairs" and isinstance(given, (list, tuple))
+            value = given[index] if listed and len(given) == count else given
+            if (listed and isinstance(value, (list, tuple))) or (choices and value not in choices):
+                expected = f"{' or '.join(choices) or 'one value'}, or one for each of {count} pairs"
+                raise BevCacheError("a setting that this objective does not have", key, given, expected)
+            setattr(self.c, key, value)
         spatial = self.c.spatial_weight and self.c.spatial_attention != "none"
         self.label, self.spatial_adapter = self.c.name or "fgd", nn.Conv2d(1, 1, 3, padding=1) if spatial else None
 
@@ -239,18 +223,14 @@ class Fgd(nn.Module):
 
     def _regions(self, batch: Any, valid: Tensor) -> Dict[str, Tuple[float, Tensor]]:
         """Weight, and weights of cells (B, H, W), of each region: masks (1), (2) times scales (3)."""
-        c, grid, boxes = self.c, self.grid, batch.boxes
-        scale = (grid.cell_m[0] * grid.cell_m[1] / (boxes[..., 3] * boxes[..., 4]).clamp(min=1e-12)).sqrt().float()
-        scale[:, -1] = 0  # The last box has no size; it stands for no box, index -1.
-        index, wrong = first_box(boxes, grid), self._false_positives(batch)
-        fg_scale = scale.gather(1, (index % scale.shape[1]).flatten(1)).view(index.shape)
-        objects, free = valid & (index >= 0), valid & (index < 0)
-        regions = {}
+        c, wrong, regions = self.c, self._false_positives(batch), {}
+        fg_scale = torch.stack([box_scale(box, self.grid) for box in batch.boxes])
+        objects, free = valid & (fg_scale > 0), valid & (fg_scale == 0)
         if wrong is not None:
             free, wrong = free & ~wrong, free & wrong
             regions["false_positive"] = c.fp_weight, wrong * one_over_cells(wrong)
         if c.non_empty_weight:
-            occupied = free & (resized(batch.canvas, grid.shape) > 0)
+            occupied = free & (F.adaptive_max_pool2d(batch.canvas, self.grid.shape) > 0)
             free = free & ~occupied
             regions["non_empty"] = c.non_empty_weight, occupied * one_over_cells(occupied)
         bg_scale = one_over_cells(free).expand_as(fg_scale)
@@ -258,11 +238,8 @@ class Fgd(nn.Module):
             fg_scale = bg_scale = bg_scale if c.scale_mask == "bg_only" else torch.ones_like(bg_scale)
         elif c.scale_mask == "combine_gt":
             fg_scale = bg_scale = torch.maximum(fg_scale, bg_scale)
-        return {
-            "foreground": (c.fg_weight, objects * fg_scale),
-            "background": (c.bg_weight, free * bg_scale),
-            **regions,
-        }
+        boxes = {"foreground": (c.fg_weight, objects * fg_scale), "background": (c.bg_weight, free * bg_scale)}
+        return {**boxes, **regions}
 
     def _false_positives(self, batch: Any) -> Optional[Tensor]:
         """Cells without an object where a network predicts one, (2); None where they are not used."""
@@ -272,9 +249,10 @@ class Fgd(nn.Module):
         low = c.threshold if c.gt_threshold is None else c.gt_threshold
         wrong = teacher > c.threshold if c.false_positives.split("+")[0] == "teacher" else teacher < 0
         if "student" in c.false_positives:
-            found = resized(batch.student, teacher.shape[1:]) > c.threshold
+            found = F.adaptive_max_pool2d(batch.student, teacher.shape[1:]) > c.threshold
             wrong = wrong | (found if c.false_positives == "student" else found & (teacher < low))
-        return resized((wrong & (resized(batch.truth, teacher.shape[1:]) < low)).float(), self.grid.shape) > 0
+        wrong = wrong & (F.adaptive_max_pool2d(batch.truth, teacher.shape[1:]) < low)
+        return F.adaptive_max_pool2d(wrong.float(), self.grid.shape) > 0
 
 
 def attention(energy: Tensor, valid: Tensor) -> Tensor:
@@ -289,34 +267,16 @@ def one_over_cells(region: Tensor) -> Tensor:
     return (count > 0) / count.clamp(min=1)
 
 
-def resized(maps: Tensor, shape: Sequence[int]) -> Tensor:
-    """Maps (B, h, w) on H x W cells of the same extent: the maximum where cells merge, repeated where they split."""
-    (h, w), (height, width) = maps.shape[1:], shape
-    if not merges((h, w), shape):
-        raise BevCacheError("cells of a heatmap or canvas that do not merge into a pair's", None, (h, w), tuple(shape))
-    if h < height:
-        return maps.repeat_interleave(height // h, 1).repeat_interleave(width // w, 2)
-    return F.max_pool2d(maps, (h // height, w // width))
-
-
-def merges(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether numbers of cells are whole multiples of each other, along both sides alike."""
-    return not (a[0] % b[0] or a[1] % b[1]) or not (b[0] % a[0] or b[1] % a[1])
-
-
-def same_extent(a: Grid, b: Grid) -> bool:
-    """Whether two grids cover the same metres of the same frame, with the same axes."""
-    return a[3:] == b[3:] and bool(np.abs(np.subtract(a[:2], b[:2])).max() < 1e-3)
-
-
-def at_least_float32(maps: Tensor) -> Tensor:
-    """Maps of any shape and dtype in float32, or float64 if they are."""
-    return maps.to(torch.promote_types(maps.dtype, torch.float32))
+def merges(a: Grid, b: Grid) -> bool:
+    """Whether two grids cover the same metres of the same frame by cells that are whole multiples, along both sides."""
+    same = a[3:] == b[3:] and np.abs(np.subtract(a[:2], b[:2])).max() < 1e-3
+    return same and any(np.remainder(x, y).max() == 0 for x, y in ((a.shape, b.shape), (b.shape, a.shape)))
 
 
 def decode(batch: Batch, name: str, codec: Config) -> Tensor:
     """Float features (B, C, H, W) of a layer, sign(q) (|q| / L)^(1/g) L s; without a scale they are float already."""
-    codes, scale = at_least_float32(batch[f"features/{name}"]), batch.get(f"features/{name}_scale")
+    codes, scale = batch[f"features/{name}"], batch.get(f"features/{name}_scale")
+    codes = codes.to(torch.promote_types(codes.dtype, torch.float32))
     if scale is None:
         return codes
     levels, scale = 2 ** (codec["bits"] - (codec["kind"] == "signed")) - 1, scale[..., None, None]
@@ -327,67 +287,56 @@ def decode(batch: Batch, name: str, codec: Config) -> Tensor:
 
 def adapter(grid: Grid, channels: int, out: int, kind: str = "identity", factor: int = 1) -> Tuple[nn.Module, Grid]:
     """The module of a kind (docs/objective.md, Pairs and adapters), and the grid of its output."""
-    (height, width), (first, _, tail) = grid.shape, kind.rpartition("_")
-    tail, first = ("", kind) if kind == "upsample" else (tail, first)
-    changes, up = tail.endswith(("conv", "layer", "mlp")), first == "upsample"
-    fits = first in ("", "upsample", "downsample") and (first != "") == (factor > 1) and (changes or channels == out)
-    if not fits or (first == "downsample" and (height % factor or width % factor)):
-        known = "identity, 1x1conv, 3x3conv, mlp, Nlayer, upsample, upsample_..., downsample_Nlayer with a factor"
+    (height, width), (resize, _, tail) = grid.shape, kind.rpartition("_")
+    resize, tail = (kind, "identity") if kind == "upsample" else (resize, tail)
+    up, stride = factor if resize == "upsample" else 1, factor if resize == "downsample" else 1
+    known = {"": ADAPTERS, "upsample": ADAPTERS, "downsample": ADAPTERS[:2]}.get(resize, ())
+    fits = tail in known and (resize != "") == (factor > 1) and (tail != "identity" or channels == out)
+    if not fits or height % stride or width % stride:
         got = f"{kind}, factor {factor}, {channels} channels of {height} x {width}"
-        raise BevCacheError("an adapter that does not fit", "a pair", got, f"{known}; {out} channels")
-    module: nn.Module = nn.Identity()
+        expected = f"{', '.join(ADAPTERS)}, also upsample_..., or downsample_Nlayer, with a factor; {out} channels"
+        raise BevCacheError("an adapter that does not fit", "a pair", got, expected)
+    module = nn.Identity()
     if tail.endswith("conv"):
         module = nn.Conv2d(channels, out, int(tail[0]), padding=int(tail[0]) // 2)
     elif tail == "mlp":
         module = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True), nn.Conv2d(channels, out, 1))
     elif tail.endswith("layer"):
-        stride, widths = factor if first == "downsample" else 1, [channels] * int(tail[0]) + [out]
-        strides = [stride, 1, 1]
-        convs = [nn.Conv2d(a, b, s, s) for a, b, s in zip(widths, widths[1:], strides)]
+        widths = [channels] * int(tail[0]) + [out]
+        convs = [nn.Conv2d(a, b, size, size) for a, b, size in zip(widths, widths[1:], (stride, 1, 1))]
         module = nn.Sequential(*(m for c in convs for m in (c, nn.BatchNorm2d(c.out_channels), nn.ReLU(inplace=True))))
-    if up:
-        resize = nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)
-        module = nn.Sequential(resize, module) if tail else resize
-    return module, grid.resized((height * factor, width * factor) if up else (height // factor, width // factor))
+    if up > 1:
+        module = nn.Sequential(nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False), module)
+    return module, grid._replace(cell_m=(grid.cell_m[0] * stride / up, grid.cell_m[1] * stride / up))
 
 
 def draw_heatmap(boxes: Tensor, grid: Grid) -> Tensor:
-    """(B, H, W): the largest of CenterPoint's Gaussians at the centres of boxes with a size, radius 2 cells or more."""
-    length, width = boxes[..., 3] / grid.cell_m[0], boxes[..., 4] / grid.cell_m[1]
-    total, area, overlap, maps = length + width, length * width, 0.1, []
-    cases = (1, total, area * (1 - overlap) / (1 + overlap)), (4, 2 * total, area * (1 - overlap))
-    cases = (*cases, (4 * overlap, -2 * overlap * total, area * (overlap - 1)))
-    radius = reduce(torch.minimum, [(b + (b * b - 4 * a * c).sqrt()) / 2 for a, b, c in cases])
-    centres = [((boxes[..., n] - grid[n][0]) / grid.cell_m[n]).floor() for n in (1, 0)]
-    drawn = (boxes[..., 3] > 0) & (boxes[..., 4] > 0)
-    for centre, cells in zip(centres, grid.shape):
+    """(H, W): the largest of CenterPoint's Gaussians, of radius 2 cells or more, at the centres of boxes (M, 7)."""
+    boxes = F.pad(boxes.double(), (0, 0, 0, 1))
+    length, width = boxes[:, 3] / grid.cell_m[0], boxes[:, 4] / grid.cell_m[1]
+    total, area, drawn = length + width, length * width, (length > 0) & (width > 0)
+    # Where boxes overlap by 0.1, a r^2 - b r + c = 0.
+    cases = (1, total, area * 0.9 / 1.1), (4, 2 * total, area * 0.9), (0.4, -0.2 * total, area * -0.9)
+    radius = torch.stack([(b + (b * b - 4 * a * c).sqrt()) / 2 for a, b, c in cases]).amin(0)
+    reach, factors = radius.floor().clamp(min=2).float()[:, None], []
+    for axis, cells in zip((1, 0), grid.shape):
+        centre = ((boxes[:, axis] - grid[axis][0]) / grid.cell_m[axis]).floor()
+        offset = (torch.arange(cells, device=boxes.device) - centre[:, None]).float()
+        factors.append((-0.5 * (offset / (2 * reach + 1) * 6) ** 2).exp() * (offset.abs() <= reach))
         drawn = drawn & (centre >= 0) & (centre < cells)
-    reach = torch.where(drawn, radius.floor().clamp(min=2), radius.new_tensor(-1.0)).float()[..., None]
-    for sample, sigma in enumerate((2 * reach + 1) / 6):
-        factors = []
-        for centre, cells in zip(centres, grid.shape):
-            offset = (torch.arange(cells, device=boxes.device) - centre[sample, :, None]).float()
-            factors.append((-0.5 * (offset / sigma) ** 2).exp() * (offset.abs() <= reach[sample]))
-        maps.append((factors[0][:, :, None] * factors[1][:, None, :]).amax(0))
-    return torch.stack(maps)
+    return (factors[0][:, :, None] * factors[1][:, None, :] * drawn[:, None, None]).amax(0)
 
 
-def first_box(boxes: Tensor, grid: Grid) -> Tensor:
-    """(B, H, W): the first box (x, y, z, dx, dy, dz, yaw) that contains a cell's centre; -1 where none does."""
-    (x0, _), (y0, _), (cell_x, cell_y), tie = (*grid[:3], 1e-6)
-    x, y, _, dx, dy, _, yaw = boxes[..., None].unbind(2)
-    rows, columns = (torch.arange(n, dtype=torch.float64, device=boxes.device) for n in grid.shape)
-    ahead, infinity = y0 + (rows + 0.5) * cell_y - y, x.new_tensor(math.inf)
-    low, high = -infinity, infinity
-    # A centre at (u, ahead) from the box's is inside where |u cos + ahead sin| < dx/2, |ahead cos - u sin| < dy/2.
-    for slope, offset, half in ((yaw.cos(), ahead * yaw.sin(), dx / 2), (-yaw.sin(), ahead * yaw.cos(), dy / 2)):
-        flat, whole = slope.abs() < tie, torch.where(offset.abs() < half - tie, infinity, -infinity)
-        steep = torch.where(flat, torch.ones_like(slope), slope)
-        low = torch.maximum(low, torch.where(flat, -whole, -offset / steep - half / steep.abs()))
-        high = torch.minimum(high, torch.where(flat, whole, -offset / steep + half / steep.abs()))
-    low, high = ((edge + x - x0) / cell_x - 0.5 for edge in (low, high))
-    inside = (columns > (low + tie)[..., None]) & (columns < (high - tie)[..., None])
-    return inside.to(torch.uint8).argmax(1).masked_fill(~inside.any(1), -1)
+def box_scale(boxes: Tensor, grid: Grid) -> Tensor:
+    """(H, W), equation (3): sqrt(cell area / area) of the first of boxes (M, 7) that holds a cell's centre, or 0."""
+    x, y, _, dx, dy, _, yaw = F.pad(boxes[:, :7].double(), (0, 0, 0, 1))[..., None, None].unbind(1)
+    rows, columns = (torch.arange(n, dtype=torch.float64, device=boxes.device) + 0.5 for n in grid.shape)
+    ahead = grid.y_range_m[0] + rows[:, None] * grid.cell_m[1] - y
+    right = grid.x_range_m[0] + columns * grid.cell_m[0] - x
+    along, across = right * yaw.cos() + ahead * yaw.sin(), ahead * yaw.cos() - right * yaw.sin()
+    inside = (along.abs() < dx / 2 - 1e-6) & (across.abs() < dy / 2 - 1e-6)
+    scale = (grid.cell_m[0] * grid.cell_m[1] / (dx * dy).clamp(min=1e-12)).sqrt().float()[:, 0, 0]
+    return scale[inside.to(torch.uint8).argmax(0)] * inside.any(0)
 
 
 def warp(maps: Tensor, source: Grid, target: Grid, matrix: Optional[Tensor], largest: bool = False) -> Any:
@@ -401,20 +350,15 @@ def warp(maps: Tensor, source: Grid, target: Grid, matrix: Optional[Tensor], lar
     planar = matrix.double().cpu()[:, [0, 1, 3]][:, :, [0, 1, 3]].numpy()
     between = source.cell_matrix() @ planar @ np.linalg.inv(target.cell_matrix())
     across = np.linalg.norm(between[:, :2, :2], 2, (1, 2)).max()
+    per_side = math.ceil(math.sqrt(2) * across if largest else max(1, across - 0.1))
+    by_column, by_row, offset = torch.from_numpy(between).to(maps.device)[:, None, None, :2].unbind(-1)
+    rows, columns = ((torch.arange(n * per_side).to(offset) + 0.5) / per_side for n in target.shape)
+    at = rows[:, None, None] * by_row + columns[:, None] * by_column + offset - 0.5
+    at = torch.where((at - at.round()).abs() < 1e-4, at.round(), at)
+    outside = ((at < 0) | (at > at.new_tensor(source.shape[::-1]) - 1)).any(-1)
     padded = [1 << (side - 1).bit_length() for side in source.shape[::-1]]  # where grid_sample is exact at centres
-
-    def points(per_side: int) -> Tuple[Tensor, Tensor]:
-        by_column, by_row, offset = torch.from_numpy(between).to(maps.device)[:, None, None, :2].unbind(-1)
-        part = (torch.arange(per_side, device=maps.device).double() + 0.5) / per_side
-        rows, columns = ((part[:, None] + torch.arange(n, device=maps.device))[..., None] for n in target.shape)
-        at = (rows * by_row + offset - 0.5)[:, :, None, :, None] + (columns * by_column)[:, None, :, None, :]
-        at = torch.where((at - at.round()).abs() < 1e-4, at.round(), at).flatten(1, 2)
-        inside = (at >= 0) & (at <= at.new_tensor(source.shape[::-1]) - 1)
-        return ((2 * at + 1) / at.new_tensor(padded) - 1).float(), inside.all(-1).all(1)
-
-    places, valid = points(max(1, math.ceil(across - 0.1)))
-    places = points(math.ceil(math.sqrt(2) * across))[0] if largest else places
     wide = F.pad(maps, (0, padded[0] - source.shape[1], 0, padded[1] - source.shape[0]))
-    mode = "nearest" if largest else "bilinear"
-    samples = [F.grid_sample(wide, at.to(wide), mode, align_corners=False) for at in places.unbind(1)]
-    return (reduce(torch.maximum, samples) if largest else sum(samples) / len(samples)), valid
+    places, mode = ((2 * at + 1) / at.new_tensor(padded) - 1).float().to(wide), "nearest" if largest else "bilinear"
+    pool = F.max_pool2d if largest else F.avg_pool2d
+    warped = pool(F.grid_sample(wide, places, mode, align_corners=False), per_side)
+    return warped, F.max_pool2d(outside.float()[:, None], per_side)[:, 0] == 0

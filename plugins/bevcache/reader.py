@@ -1,7 +1,4 @@
-"""Read a store (docs/store.md, format versions 1 and 2): 8-bit codes by token, every byte under a checksum.
-
-No file stays open and nothing is kept but immutable indexes, so a store may be forked, pickled and used from threads.
-"""
+"""Read a store (docs/store.md, format versions 1 and 2), every byte under a checksum, from threads and forks alike."""
 
 import difflib
 import hashlib
@@ -19,18 +16,19 @@ import torch
 from numcodecs import zstd
 
 REPAIR = "Run `cli verify` on the store, then repair it or copy it again"
-DTYPES = {"unsigned": "uint8", "signed": "int8", "float16": "float16"}
+DTYPES = {"unsigned": "u1", "signed": "i1", "float16": "f2"}
+FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 Names = Optional[Sequence[str]]
 Batch = Dict[str, torch.Tensor]
-"""B samples by name of array: features/<layer>, features/<layer>_scale, heatmap, canvas_mask, view_matrix."""
+"""B samples by array: features/<layer>, features/<layer>_scale, heatmap, canvas_mask, view_matrix."""
 
 
 class BevCacheError(Exception):
     """What went wrong, where, what was found and expected, and what to do about it."""
 
     def __init__(self, what: str, where: object = None, got: object = None, expected: object = None, cure: str = ""):
-        found = (("got", got), ("expected", expected))
-        facts = [what if where is None else f"{what} ({where})"] + [f"{k} {v}" for k, v in found if v is not None]
+        facts = [what if where is None else f"{what} ({where})"]
+        facts += [f"{name} {value}" for name, value in (("got", got), ("expected", expected)) if value is not None]
         super().__init__("; ".join(facts) + (f". {cure}." if cure else ""))
 
 
@@ -72,8 +70,8 @@ class Grid(NamedTuple):
     @property
     def shape(self) -> Tuple[int, int]:
         """(H, W): numbers of rows and columns."""
-        across, along = (round((high - low) / cell) for (low, high), cell in zip(self[:2], self.cell_m))
-        return (along, across) if self.axes == "yx" else (across, along)
+        x, y = (round((high - low) / cell) for (low, high), cell in zip(self[:2], self.cell_m))
+        return (y, x) if self.axes == "yx" else (x, y)
 
     def cell_matrix(self) -> np.ndarray:
         """(3, 3): metres (x, y, 1) to continuous cell coordinates (column, row, 1)."""
@@ -81,32 +79,17 @@ class Grid(NamedTuple):
         matrix = np.array([[1 / cell_x, 0.0, -x0 / cell_x], [0.0, 1 / cell_y, -y0 / cell_y], [0.0, 0.0, 1.0]])
         return matrix if self.axes == "yx" else matrix[[1, 0, 2]]
 
-    def resized(self, shape: Tuple[int, int]) -> "Grid":
-        """The grid over the same range with H x W cells."""
-        along_y, along_x = shape if self.axes == "yx" else shape[::-1]
-        (x0, x1), (y0, y1) = self[:2]
-        return self._replace(cell_m=((x1 - x0) / along_x, (y1 - y0) / along_y))
-
 
 class TeacherStore:
-    """A sealed store, opened for reading.
+    """A sealed store, opened for reading: its `spec` as plain data, `layers` by name, `positions` of tokens.
 
-    Attributes:
-        spec: what the store holds, as plain data (docs/store.md).
-        layers: by name, as in the spec: channels, grid, codec.
-        positions: tokens in dump order, with their numbers.
-
-    Raises:
-        BevCacheError: there is no sealed store of a known format version.
-        CorruptStoreError: a checksum fails.
+    Reading raises NotCachedError for what was not dumped, and CorruptStoreError where a checksum fails.
     """
 
     def __init__(self, path: Union[str, Path]) -> None:
         self.path = Path(path)
         if not (self.path / "zarr.json").exists():
-            raise BevCacheError(
-                "there is no store here", path, cure="Point to the folder that `cli dump-teacher` wrote"
-            )
+            raise BevCacheError("there is no store here", path, cure="Point to the folder of `cli dump-teacher`")
         self._root = root = self._document("zarr.json")["attributes"]
         if root.get("format_version") not in (1, 2):
             raise BevCacheError("another format version", path, root.get("format_version"), "1 or 2", "Update bevcache")
@@ -118,10 +101,11 @@ class TeacherStore:
         samples = self.spec["data"]["samples"]
         names = self._small_array("token", "u1", (samples, -1))
         self.positions = {name.decode(): n for n, name in enumerate(names.view(f"S{names.shape[1]}")[:, 0].tolist())}
-        drawn = (samples,) if self.spec.get("drawn") else ()
-        self._matrices = self._small_array("view_matrix", "<f4", (*drawn, self._views, 4, 4))
+        shape = (self._views, 4, 4)
+        matrices = self._small_array("view_matrix", "<f4", (samples, *shape) if self.spec.get("drawn") else shape)
+        self._matrices = np.broadcast_to(matrices, (samples, *shape))
         self._arrays = dict(self._list_arrays())
-        self._indexes: Dict[Tuple[str, int], Tuple[list, Optional[list]]] = {}
+        self._indexes: Dict[Tuple[str, int], Tuple[str, list, Optional[list]]] = {}
 
     def __reduce__(self) -> tuple:
         """Pickle as a path: a worker process opens the store again."""
@@ -129,29 +113,22 @@ class TeacherStore:
 
     def buffers(self, samples: int, layers: Names = None, pin: bool = False) -> Batch:
         """Memory for `samples` samples, uninitialised; page-locked with `pin`. Layers: all by default."""
-        wanted = {"heatmap", "canvas_mask"}
+        wanted = {"heatmap", "canvas_mask", "view_matrix"}
         for name in self.layers if layers is None else layers:
             if name not in self.layers:
                 raise self._not_cached("layer", name, " or ".join(self.layers))
             wanted |= {f"features/{name}", f"features/{name}_scale"}
-        kinds = {name: torch.from_numpy(np.empty(0, dtype)).dtype for name, (dtype, _) in self._arrays.items()}
-        shapes = {name: (samples, *shape) for name, (_, shape) in self._arrays.items() if name in wanted}
-        batch = {name: torch.empty(shape, dtype=kinds[name], pin_memory=pin) for name, shape in shapes.items()}
-        return {**batch, "view_matrix": torch.empty(samples, 4, 4, pin_memory=pin)}
+        arrays = {name: np.empty(samples, dtype) for name, dtype in self._arrays.items() if name in wanted}
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
 
-    def read(
-        self, tokens: Sequence[str], layers: Names = None, views: Any = None, out: Optional[Batch] = None
-    ) -> Batch:
+    def read(self, tokens: Sequence[str], layers: Names = None, views: Any = None, out: Any = None) -> Batch:
         """One view of each token, in their order, still encoded: (B, C, H, W) codes, (B, C) scales.
 
         Args:
             layers: which layers; all by default.
             views: an index into the spec's views for each token; the first by default.
             out: buffers for at least as many samples, which are filled and decide what is read.
-
-        Raises:
-            NotCachedError: a token, layer or view was not dumped.
-            CorruptStoreError: a checksum fails.
         """
         out = {name: t[: len(tokens)] for name, t in (out or self.buffers(len(tokens), layers)).items()}
         for row, (token, view) in enumerate(zip(tokens, views or [0] * len(tokens))):
@@ -160,18 +137,14 @@ class TeacherStore:
             matrices, targets = self.view_matrices(token), {name: t[row].numpy() for name, t in out.items()}
             targets.pop("view_matrix")[...] = matrices[view]
             for name, target in targets.items():
-                packed = name == "canvas_mask"
-                read = np.empty((target.shape[0], -(-target.shape[1] // 8)), np.uint8) if packed else target
-                self._read_chunk(name, token, view, read)
-                if packed:
-                    target[...] = np.unpackbits(read, axis=-1)[:, : target.shape[1]]
+                self._read_chunk(name, token, view, target)
         return out
 
     def view_matrices(self, token: str) -> np.ndarray:
         """(V, 4, 4): canonical LiDAR -> the BEV frame of each of a token's views."""
         if token not in self.positions:
             raise self._not_cached("token", token, f"one of {len(self.positions)} of {self.spec['data']['splits']}")
-        return self._matrices[self.positions[token]] if self._matrices.ndim == 4 else self._matrices
+        return self._matrices[self.positions[token]]
 
     def nearest_view(self, token: str, augmentation: np.ndarray) -> int:
         """The view that moves points 30 m away most nearly as `augmentation` does (4, 4; in the LiDAR frame)."""
@@ -180,35 +153,40 @@ class TeacherStore:
         return int((450.0 * np.square(linear).sum((1, 2)) + np.square(offset).sum(1)).argmin())
 
     def _list_arrays(self) -> Any:
-        """Name, and dtype and shape of a sample's view, of each array."""
-        spec, layers = self.spec, self.layers.values()
-        shapes = {"canvas_mask": ("bool", Grid.of(spec["canvas_grid"]).shape)}
+        """Name, and dtype with the shape of a sample's view, of each array."""
+        spec = self.spec
+        shapes = {"view_matrix": ("f4", (4, 4)), "canvas_mask": ("?", Grid.of(spec["canvas_grid"]).shape)}
         if spec.get("heatmap") != "none":
-            shapes["heatmap"] = ("uint8", (len(self._root["classes"]), *Grid.of(spec["heatmap_grid"]).shape))
-        for name, codec, channels, grid in ((x["name"], x["codec"], x["channels"], Grid.of(x["grid"])) for x in layers):
-            shapes[f"features/{name}"] = (DTYPES[codec["kind"]], (channels, *grid.shape))
-            if codec["kind"] != "float16":
-                shapes[f"features/{name}_scale"] = ("float32", (channels,))
+            shapes["heatmap"] = ("u1", (len(self._root["classes"]), *Grid.of(spec["heatmap_grid"]).shape))
+        for name, layer in self.layers.items():
+            dtype, channels = DTYPES[layer["codec"]["kind"]], layer["channels"]
+            shapes[f"features/{name}"] = (dtype, (channels, *Grid.of(layer["grid"]).shape))
+            if dtype != "f2":
+                shapes[f"features/{name}_scale"] = ("f4", (channels,))
         for name, (dtype, shape) in shapes.items():
             if not re.match(r"^[\w./-]+$", name) or ".." in name or math.prod(shape) * np.dtype(dtype).itemsize > 2**27:
                 raise CorruptStoreError("an array is too large, or its name is no name", self.path, f"{name} {shape}")
-            yield name, (dtype, shape)
+            yield name, np.dtype((dtype, shape))
 
     def _read_chunk(self, name: str, token: str, view: int, out: np.ndarray) -> None:
         shard, row = divmod(self.positions[token], self._size)
         number, place = row * self._views + view, f"{self.path}, {name}, token {token}, view {view}"
-        index, checksums = self._index(name, shard)
+        key, index, checksums = self._index(name, shard)
         offset, size = index[number]
         if offset < 0 or not 0 <= size <= out.nbytes + (out.nbytes >> 8) + 68:
             raise CorruptStoreError("an index leads out of its shard", place, f"{size} bytes at {offset}", cure=REPAIR)
-        body = _checked(self._pread(self._key(name, shard), offset, size), place, checksums and checksums[number])
+        body = _checked(self._pread(key, offset, size), place, checksums and checksums[number])
         try:
-            out[...] = np.frombuffer(zstd.decompress(body), out.dtype).reshape(out.shape)
+            if out.dtype == bool:
+                packed = np.frombuffer(zstd.decompress(body), np.uint8).reshape(len(out), -(-out.shape[1] // 8))
+                out[...] = np.unpackbits(packed, axis=1)[:, : out.shape[1]]
+            else:
+                out[...] = np.frombuffer(zstd.decompress(body), out.dtype).reshape(out.shape)
         except (RuntimeError, ValueError, MemoryError) as error:
             raise CorruptStoreError("a chunk does not unpack into its place", place, error, cure=REPAIR) from error
 
-    def _index(self, name: str, shard: int) -> Tuple[list, Optional[list]]:
-        """Offset and length of each chunk of a shard, and the checksum that each was committed with (version 2)."""
+    def _index(self, name: str, shard: int) -> Tuple[str, list, Optional[list]]:
+        """A shard's file, its chunks' offsets and sizes, and the checksums they were committed with (version 2)."""
         if (name, shard) not in self._indexes:
             record, place = self._document(f"manifest/{shard}.json"), f"{self.path}, {name}, shard {shard}"
             second = self._root["format_version"] == 2
@@ -217,16 +195,11 @@ class TeacherStore:
             expected = [shard, self._root["fingerprint"] if second else None, 8 * count if second else 0]
             if [record["shard"], record.get("fingerprint"), len(digits)] != expected:
                 raise CorruptStoreError("a record is of another shard or another store", place, cure=REPAIR)
-            size = 16 * self._size * self._views + 4
-            body = _checked(
-                self._pread(self._key(name, shard), file["bytes"] - size, size), place, file["index_crc32c"]
-            )
+            size, key = 16 * self._size * self._views + 4, f"{name}/c.{shard}" + ".0" * (1 + self._arrays[name].ndim)
+            body = _checked(self._pread(key, file["bytes"] - size, size), place, file["index_crc32c"])
             checksums = np.frombuffer(bytes.fromhex(digits), ">u4").tolist() if second else None
-            self._indexes[name, shard] = body.view("<i8").reshape(-1, 2).tolist(), checksums
+            self._indexes[name, shard] = key, body.view("<i8").reshape(-1, 2).tolist(), checksums
         return self._indexes[name, shard]
-
-    def _key(self, name: str, shard: int) -> str:
-        return f"{name}/c.{shard}" + ".0" * (1 + len(self._arrays[name][1]))
 
     def _small_array(self, name: str, dtype: str, shape: Tuple[int, ...]) -> np.ndarray:
         key = f"{name}/c" + ".0" * len(shape)
@@ -249,14 +222,11 @@ class TeacherStore:
         """Bytes of a regular file within the store (no links); the whole file where `size` is None."""
         path, folders = self.path / key, [self.path / part for part in list(Path(key).parents)[:-1]]
         try:
-            file = os.open(str(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                status = os.fstat(file)
+            with open(path, "rb", 0, opener=lambda name, _: os.open(name, FLAGS)) as file:
+                status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode) or any(folder.is_symlink() for folder in folders):
                     raise CorruptStoreError("no regular file of the store", path, cure="Copy the store with `cp -rL`")
-                data = os.pread(file, min(status.st_size, 2**28) if size is None else size, offset)
-            finally:
-                os.close(file)
+                data = os.pread(file.fileno(), min(status.st_size, 2**28) if size is None else size, offset)
         except OSError as error:
             raise CorruptStoreError("a file cannot be read", path, error.strerror, cure=REPAIR) from error
         if size is not None and len(data) != size:

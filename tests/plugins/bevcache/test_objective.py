@@ -222,6 +222,15 @@ def test_a_stored_teacher_teaches_as_its_floats_do() -> None:
     require_equal({"terms": from_floats[0], "gradients": from_floats[1]}, from_codes)
 
 
+def test_layers_of_transformers_are_reshaped() -> None:
+    case = golden_case("fgd_paper_recipe")
+    terms, gradients = run_case(case)
+    flat = {name: maps.flatten(2).transpose(1, 2) for name, maps in case["features"].items()}
+    found, flat_gradients = run_case(case | {"features": flat})
+    gradients["head"] = gradients["head"].flatten(2).transpose(1, 2)
+    require_equal({"terms": terms, "gradients": gradients}, (found, flat_gradients))
+
+
 def test_the_matrix_is_the_products() -> None:
     augmentation = torch.from_numpy(np.stack([bev_matrix(PUBLIC_AUGMENT, np.random.default_rng(n)) for n in range(3)]))
     view = torch.diag(torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=torch.float64)).repeat(3, 1, 1)

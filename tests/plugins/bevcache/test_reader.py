@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bevcache.objective import decode
+from bevcache.objective import adapter, decode
 from bevcache.reader import Batch, BevCacheError, CorruptStoreError, Grid, NotCachedError, TeacherStore
 
 from cache.geometry.grid import BevGrid
@@ -97,7 +97,8 @@ def test_a_grid_is_the_products(axes: Any) -> None:
     ours = Grid.of(grid.model_dump(mode="json"))
     assert ours.shape == grid.shape
     np.testing.assert_allclose(ours.cell_matrix(), grid.cell_matrix, atol=1e-12)
-    assert ours.resized((16, 16)).cell_m == grid.resized((16, 16)).cell_m
+    (height, width), (_, finer) = grid.shape, adapter(ours, 4, 4, "upsample", 2)
+    assert finer.cell_m == grid.resized((2 * height, 2 * width)).cell_m
 
 
 def test_every_flipped_bit_of_what_is_read_is_found(copy: Path) -> None:
