@@ -16,11 +16,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 import typer
@@ -109,13 +109,7 @@ def main(
     for store, views in {study.store: study.arm.views for study in studies}.items():
         dump(demo, store, views)
     os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // jobs))
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        try:
-            for running in as_completed([pool.submit(study.run) for study in studies]):
-                with (out / "results.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(running.result().model_dump_json() + "\n")
-        finally:
-            pool.shutdown(cancel_futures=True)
+    run_side_by_side(studies, jobs, out)
     found = [result for result in results(out) if result.epochs == epochs]
     rows = []
     for arm in compared:
@@ -183,6 +177,24 @@ def dump(demo: Path, store: Path, views: ViewsConfig) -> None:
     changes = sets("splits=[mini_train]", f"views={views.model_dump_json()}")
     teacher = ("--checkpoint", demo / "teacher" / "teacher.pth")
     cli("dump-teacher", DUMP, "--data", demo / "world", *teacher, "--out", store, *changes)
+
+
+class Training(Protocol):
+    """A training and its evaluation, which can be run in another process."""
+
+    def run(self) -> Strict:
+        """Its result."""
+
+
+def run_side_by_side(trainings: Sequence[Training], jobs: int, out: Path) -> None:
+    """Run each in a process of its own, some at a time; out/results.jsonl gets each result when it is there."""
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        try:
+            for running in as_completed([pool.submit(training.run) for training in trainings]):
+                with (out / "results.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(running.result().model_dump_json() + "\n")
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def cli(*arguments: str | Path) -> str:

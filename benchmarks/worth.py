@@ -16,18 +16,16 @@ or a variant with a `--name`:
 """
 
 import json
-import multiprocessing
 import os
 import resource
 import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from benchmarks.augmentation import DRAWN, cli, sets, train_with_live_teacher
+from benchmarks.augmentation import DRAWN, cli, run_side_by_side, sets, train_with_live_teacher
 from benchmarks.average_precision import Evaluated, mean_average_precision
 from benchmarks.worth_results import BANDS, Key, Point, Result, results
 from benchmarks.worth_tables import print_tables
@@ -218,7 +216,9 @@ def main(
         for arm in arms
     ]
     done = {result.key for result in results(out)}
-    train(out, [study for study in studies if study.key not in done], jobs)
+    todo = [study for study in studies if study.key not in done]
+    print(f"{len(todo)} trainings to do", flush=True)
+    run_side_by_side(todo, jobs, out)
     print_tables(list(results(out)))
 
 
@@ -257,18 +257,6 @@ def train_start(out: Path, detector: str, epochs: int) -> None:
     settings = f"data.train_split={LABELLED}", f"training.epochs={epochs}", f"training.seed={START_SEED}"
     changes = sets(*drawn(detector), *settings, "distill=null")
     cli("train-student", STUDENT, "--data", out / "world", "--out", run, *changes)
-
-
-def train(out: Path, studies: list[Study], jobs: int) -> None:
-    """Run trainings side by side; each result is written when it is there."""
-    print(f"{len(studies)} trainings to do", flush=True)
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        try:
-            for running in as_completed([pool.submit(study.run) for study in studies]):
-                with (out / "results.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(running.result().model_dump_json() + "\n")
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _metrics(folder: Path) -> Metrics:

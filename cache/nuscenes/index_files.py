@@ -32,6 +32,10 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     names: Names
     files: dict[str, tuple[int, int]]
 
+    def describes(self, column: str, data: bytes) -> bool:
+        """Whether these are the bytes of a column's file."""
+        return (len(data), google_crc32c.value(data)) == self.files.get(column)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableIndex:

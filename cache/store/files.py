@@ -21,6 +21,9 @@ from cache.store.format import CHECKSUM_BYTES, DISTRUST, REPAIR, checksum_of
 LARGEST_FILE = 2**28
 """Bytes of a document or a small array; shards are read chunk by chunk."""
 
+LARGEST_COLUMN = 2**30
+"""Bytes of a column of the frames that a store carries."""
+
 READ_BYTES = 2**18
 """Read and checked at a time: they stay in a processor's cache."""
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 from jaxtyping import jaxtyped
 
@@ -19,13 +18,10 @@ from cache.nuscenes.columns import NO_ROW, Columns
 from cache.nuscenes.index_files import FORMAT, META, Meta, TableIndex, parse_meta
 from cache.nuscenes.scene_columns import ROWS_OF
 from cache.store.documents import StoreAttributes, read_attributes
-from cache.store.files import read_file
+from cache.store.files import LARGEST_COLUMN, read_file
 from cache.store.folder import StoreFolder
 from cache.store.format import REPAIR
 from cache.store.layout import FRAMES
-
-LARGEST_COLUMN = 2**30
-"""Bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +133,7 @@ def _read_meta(store: Path, attributes: StoreAttributes) -> Meta | None:
 def _read_column(store: Path, name: str, meta: Meta) -> np.ndarray:
     """A column whose file is the one that the record describes."""
     data = read_file(store, f"{FRAMES}/{name}.npy", LARGEST_COLUMN)
-    if (len(data), google_crc32c.value(data)) != tuple(meta.files.get(name, ())):
+    if not meta.describes(name, data):
         raise _fault("a file of the frames that the store carries is damaged", store, f"{name}.npy")
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)

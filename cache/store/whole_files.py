@@ -5,14 +5,13 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 
-import google_crc32c
 import numpy as np
 
 from cache.errors import CorruptStoreError
 from cache.nuscenes.columns import Columns
-from cache.nuscenes.index_files import META, parse_meta
+from cache.nuscenes.index_files import META, Meta, parse_meta
 from cache.store.documents import LARGEST_DOCUMENT, ArrayFile, StoreAttributes
-from cache.store.files import LARGEST_FILE
+from cache.store.files import LARGEST_COLUMN, LARGEST_FILE
 from cache.store.format import REPAIR, checked
 from cache.store.layout import (
     FRAMES,
@@ -28,9 +27,6 @@ from cache.store.layout import (
 
 Check = Callable[[bytes], object]
 """Raises CorruptStoreError where a file has other bytes than it should have."""
-
-LARGEST_COLUMN = 2**30
-"""Bytes, of the frames that a store carries."""
 
 FRAMES_RECORD = f"{FRAMES}/{META}"
 
@@ -68,9 +64,8 @@ def require_frames_record(attributes: StoreAttributes, store: str, data: bytes) 
 def frame_file_checks(record: bytes, store: str) -> dict[str, Check]:
     """The check of each column of the frames that a store carries, by key."""
     meta = parse_meta(record)
-    files = {} if meta is None else meta.files
     keys = {field.name: f"{FRAMES}/{field.name}.npy" for field in fields(Columns)}
-    return {key: partial(_require_column, files.get(name), f"{store}/{key}") for name, key in keys.items()}
+    return {key: partial(_require_column, meta, name, f"{store}/{key}") for name, key in keys.items()}
 
 
 def _require_array(expected: ArrayFile | None, where: str, data: bytes) -> None:
@@ -84,8 +79,8 @@ def _require_sha256(expected: str, where: str, data: bytes) -> None:
         raise _damaged(where)
 
 
-def _require_column(expected: tuple[int, int] | None, where: str, data: bytes) -> None:
-    if expected is None or (len(data), google_crc32c.value(data)) != tuple(expected):
+def _require_column(meta: Meta | None, name: str, where: str, data: bytes) -> None:
+    if meta is None or not meta.describes(name, data):
         raise _damaged(where)
 
 

@@ -3,11 +3,12 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from student.distill.regions import Region
+
 Map = Float[Tensor, "B H W"]
-Region = Bool[Tensor, "B H W"]
 SpatialAttention = Literal["none", "teacher", "teacher_student"]
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
@@ -23,10 +23,9 @@ from student.distill.masks import (
     region_share,
     scales,
 )
-from student.distill.regions import RegionScale, region_scale
+from student.distill.regions import Region, RegionScale, region_scale
 
 Map = Float[Tensor, "B H W"]
-Region = Bool[Tensor, "B H W"]
 
 
 class CellWeightConfig(Strict):

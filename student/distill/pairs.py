@@ -17,11 +17,10 @@ from student.distill.adapters import AdapterConfig, FeatureLayer, adapted_grid, 
 from student.distill.alignment import alignment_matrix, requires_warp, same_extent
 from student.distill.criteria import Criterion
 from student.distill.feature_stats import FeatureStats, as_float, feature_stats, mask_cells
-from student.distill.regions import resize_map
+from student.distill.regions import Region, resize_map
 from student.distill.warp import warp
 
 Features = TypeVar("Features", bound=Tensor | Encoded)
-Region = Bool[Tensor, "B H W"]
 
 
 class PairConfig(Strict):

@@ -38,6 +38,17 @@ def dump_views(path: Path, frames: Frames, **views: object) -> Path:
     return path
 
 
+NARROW: dict[str, Any] = {
+    "image_backbone": "resnet18",
+    "image_neck_channels": 8,
+    "grid": GRID.model_dump(),
+    "depth_m": (1.0, 17.0, 4.0),
+    "lift_channels": 4,
+    "bev_channels": (4, 4, 4),
+    "bev_neck_channels": 4,
+}
+"""A detector of few channels over that teacher's range, small enough for a step in a test; without a name."""
+
 TINY_TASKS = [["car"], ["pedestrian", "traffic_cone"], ["barrier"]]
 
 TINY: dict[str, Any] = {

@@ -13,8 +13,9 @@ from student.distill.adapters import AdapterConfig
 from student.distill.feature_stats import full_precision, mask_cells
 from student.distill.gaussians import draw_heatmaps, focal_loss
 from student.distill.head_maps import Cells, codes_at
-from student.distill.pairs import LayerPair, PairFeatures, Region
+from student.distill.pairs import LayerPair, PairFeatures
 from student.distill.predictions import BatchPredictions, clipped_sigmoid, in_order
+from student.distill.regions import Region
 from student.distill.terms.base import Losses, PairLoss, PairTerm, Scalar, Weights
 from student.distill.terms.box_response import CODE_WEIGHTS, code_distance, mean_by_task, object_weights
 

@@ -3,18 +3,17 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
 from student.distill.feature_stats import count_valid, full_precision, mask_cells
 from student.distill.predictions import BatchPredictions
-from student.distill.regions import CLIP
+from student.distill.regions import CLIP, Region
 from student.distill.terms.base import HeatmapLoss, HeatmapTerm, Losses, Scalar, Weight
 
 Heatmap = Float[Tensor, "B K H W"]
-Region = Bool[Tensor, "B H W"]
 
 
 class HeatmapTemperatureTerm(HeatmapTerm):

@@ -19,7 +19,7 @@ from student.data.samplers import SampleDraw
 from student.data.teacher_source import TeacherSource
 from student.training.module import StudentModule
 from student.training.trainer import train_student
-from tests.factories.students import GRID, dump_views
+from tests.factories.students import NARROW, dump_views
 
 FGD = {"kind": "fgd", "spatial_attention": "teacher_student", "false_positives": "teacher", "non_empty_weight": 0.1}
 
@@ -27,16 +27,7 @@ FGD = {"kind": "fgd", "spatial_attention": "teacher_student", "false_positives":
 @pytest.fixture
 def config() -> StudentConfig:
     """A student small enough for a step in a test, over the tiny teacher's range."""
-    detector = {
-        "name": "bevdet4d",
-        "image_backbone": "resnet18",
-        "image_neck_channels": 8,
-        "grid": GRID.model_dump(),
-        "depth_m": (1.0, 17.0, 4.0),
-        "lift_channels": 4,
-        "bev_channels": (4, 4, 4),
-        "bev_neck_channels": 4,
-    }
+    detector = NARROW | {"name": "bevdet4d"}
     distill = {"pairs": [{"student": "head", "teacher": "head", "student_adapter": "1x1conv"}], "terms": [FGD]}
     data = {"version": "v1.0-mini", "train_split": "mini_train", "val_split": "mini_val", "workers": 0}
     values = {"data": data, "image": {"size": (64, 96)}, "detector": detector, "distill": distill}

@@ -11,7 +11,7 @@ from cache.nuscenes.frames import Frames
 from student.config.student import StudentConfig
 from student.models.center_targets import head_targets, heatmap_loss
 from student.training.setup import set_up_training
-from tests.factories.students import GRID, dump_views
+from tests.factories.students import NARROW, dump_views
 
 DISTILL = {
     "pairs": [{"student": "head", "teacher": "head", "student_adapter": "1x1conv"}],
@@ -29,16 +29,7 @@ def config(**changes: Any) -> StudentConfig:
         "unlabelled_split": "mini_train",
         "workers": 0,
     }
-    detector = {
-        "name": "bevdet",
-        "image_backbone": "resnet18",
-        "image_neck_channels": 8,
-        "grid": GRID.model_dump(),
-        "depth_m": (1.0, 17.0, 4.0),
-        "lift_channels": 4,
-        "bev_channels": (4, 4, 4),
-        "bev_neck_channels": 4,
-    }
+    detector = NARROW | {"name": "bevdet"}
     values = {"data": data, "image": {"size": (32, 64)}, "detector": detector, "distill": DISTILL}
     values |= {"training": {"batch_size": 2, "epochs": 1}}
     for name, part in changes.items():
