@@ -1,15 +1,20 @@
 """Features at points of boxes, bilinear: few cells are read, and of a stored teacher only these are decoded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from cache.geometry.grid import BevGrid
 from cache.store.codec import Encoded
 from student.distill.feature_stats import full_precision
 from student.distill.head_maps import in_cells
+from student.distill.parallel import parallel_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +47,123 @@ class Corners:
         inside = (there | (weight == 0)).all(dim=-1)
         return cls(index=index, weight=torch.where(inside[..., None], weight, 0.0), inside=inside)
 
-    def sample(self, features: Float[Tensor, "B C H W"] | Encoded) -> Float[Tensor, "B P C"]:
-        """The features at the points; 0 at points that are not inside."""
-        values = features.values if isinstance(features, Encoded) else features
-        flat, (batch, points, _) = values.flatten(2), self.index.shape
-        # One gather for all corners: its gradient is one tensor of the features' size.
-        read = flat.gather(2, self.index.view(batch, 1, -1).expand(-1, flat.shape[1], -1))
-        if isinstance(features, Encoded):
-            read = replace(features, values=read[..., None]).decode()[..., 0]
-        read = full_precision(read)
-        weighted = read * self.weight.to(read.dtype).view(batch, 1, -1)
-        return weighted.unflatten(2, (points, 4)).sum(dim=-1).mT
+    def among(self, known: Bool[Tensor, "B P"]) -> "Corners":
+        """The same, with only these points inside."""
+        inside = self.inside & known
+        return Corners(index=self.index, weight=torch.where(inside[..., None], self.weight, 0.0), inside=inside)
+
+    def places(self, count: int) -> "list[Places]":
+        """The cells that are corners, of `count`, sample by sample."""
+        return [Places.of(*of_sample, count) for of_sample in zip(self.index, self.weight, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """P points of one sample and the cells around them, of which a box's points share most.
+
+    cells: no cell twice. Only a CPU knows their number without waiting; elsewhere U is an upper bound of it.
+    corner: index into `cells` of each point's corners.
+    """
+
+    cells: Int[Tensor, "U"]
+    corner: Int[Tensor, "P 4"]
+    weight: Float[Tensor, "P 4"]
+
+    @classmethod
+    def of(cls, index: Int[Tensor, "P 4"], weight: Float[Tensor, "P 4"], count: int) -> "Places":
+        """The places of corners with these weights in a map of `count` cells."""
+        is_corner = torch.zeros(count, dtype=torch.bool, device=index.device).index_fill_(0, index.flatten(), True)
+        number = is_corner.cumsum(dim=0)
+        most = int(number[-1]) if index.is_cpu else min(index.numel(), count)
+        cells = is_corner.to(torch.uint8).argsort(descending=True, stable=True)[:most]
+        return cls(cells=cells, corner=number[index] - 1, weight=weight)
+
+    def read(self, values: Shaped[Tensor, "C H W"], stored: Encoded | None) -> Float[Tensor, "P C"]:
+        """The features at the points; of stored ones, only the cells around them are decoded."""
+        values = values.flatten(1)
+        rows = values.gather(1, self.cells.expand(len(values), -1)).t().contiguous()
+        if stored is not None:
+            rows = replace(stored, values=rows.t()[..., None]).decode()[..., 0].t()
+        rows = full_precision(rows)
+        return F.embedding_bag(self.corner, rows, mode="sum", per_sample_weights=self.weight.to(rows.dtype))
+
+    def write(self, gradient: Float[Tensor, "P C"], target: Float[Tensor, "C H W"]) -> None:
+        """Set a map's gradient from that of the features at the points: the transpose of `read`."""
+        corner, order = self.corner.flatten().sort()
+        starts = torch.searchsorted(corner, torch.arange(len(self.cells), device=corner.device))
+        weight = self.weight.flatten()[order].to(gradient.dtype)
+        rows = F.embedding_bag(order // 4, gradient, starts, mode="sum", per_sample_weights=weight)
+        target.flatten(1).zero_().index_copy_(1, self.cells, rows.t().contiguous().to(target.dtype))
+
+
+Points = Float[Tensor, "M Q C"]
+Sums = Callable[[Points, Points, Bool[Tensor, "M Q"]], tuple[Float[Tensor, "n"], Float[Tensor, "g M Q C"]]]
+"""Sums over one sample's points, from its two sides' features (0 at points that are not inside): n sums, of which the
+first g have a gradient, and their gradients by the first side. They are the same with the sides exchanged."""
+
+
+class SumsOverPoints(torch.autograd.Function):
+    """Sums over the points of M boxes a sample, totals over the batch.
+
+    Sample by sample, and gradients with the sums: the features at the points stay in a CPU's cache, and no tensor of
+    their size for the whole batch is allocated but their gradients.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, values: Tensor, stored: Encoded | None, corners: Corners, boxes: int, sums: Sums
+    ) -> Float[Tensor, "n"]:
+        places, needed = corners.places(student[0, 0].numel()), ctx.needs_input_grad[:2]
+
+        @torch.no_grad()
+        def of_sample(index: int, maps: tuple[_Sample, _Sample]) -> tuple[Tensor, list[Tensor | None]]:
+            ours, theirs = (places[index].read(*each).unflatten(0, (boxes, -1)) for each in maps)
+            theirs, inside = theirs.to(ours.dtype), corners.inside[index].view(boxes, -1)
+            values, gradient = sums(ours, theirs, inside)
+            return values, [gradient if needed[0] else None, sums(theirs, ours, inside)[1] if needed[1] else None]
+
+        both = list(zip(_samples(student, None), _samples(values, stored), strict=True))
+        found, gradients = zip(*parallel_map(both, of_sample, student.device), strict=True)
+        ctx.places, ctx.gradients, ctx.like = places, gradients, (student, values)
+        return torch.stack(found).sum(dim=0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Float[Tensor, "n"]) -> tuple[Tensor | None, ...]:
+        targets = [
+            torch.empty_like(maps) if needed else None
+            for maps, needed in zip(ctx.like, ctx.needs_input_grad[:2], strict=True)
+        ]
+
+        @torch.no_grad()
+        def write(index: int, gradients: list[Tensor | None]) -> None:
+            for target, gradient in zip(targets, gradients, strict=True):
+                if target is not None and gradient is not None:
+                    points = torch.einsum("g,gmqc->mqc", upstream[: len(gradient)], gradient)
+                    ctx.places[index].write(points.flatten(0, 1), target[index])
+
+        parallel_map(ctx.gradients, write, upstream.device)
+        return *targets, None, None, None, None
+
+
+def by_autograd(sums: Callable[[Points, Points, Bool[Tensor, "M Q"]], tuple[Tensor, ...]]) -> Sums:
+    """Sums that all have a gradient."""
+
+    def with_gradients(first: Points, second: Points, inside: Bool[Tensor, "M Q"]) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            first = first.detach().requires_grad_()
+            values = sums(first, second, inside)
+        gradients = [torch.autograd.grad(value, first, retain_graph=True)[0] for value in values]
+        return torch.stack(values).detach(), torch.stack(gradients)
+
+    return with_gradients
+
+
+_Sample = tuple[Tensor, Encoded | None]
+
+
+def _samples(values: Tensor, stored: Encoded | None) -> list[_Sample]:
+    return [(each, stored and replace(stored, scale=stored.scale[index])) for index, each in enumerate(values.unbind())]
 
 
 def points_in_boxes(

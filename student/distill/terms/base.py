@@ -1,6 +1,5 @@
 """What the terms share: settings, and the modules that compute a term from a pair's features or from heatmaps."""
 
-from dataclasses import dataclass
 from typing import Annotated, Generic, TypeVar
 
 from jaxtyping import Bool, Float
@@ -8,8 +7,9 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from cache.config import Strict
+from cache.store.codec import Encoded
 from student.distill.pairs import LayerPair, PairFeatures
-from student.distill.sampling import Corners
+from student.distill.sampling import Corners, Sums, SumsOverPoints, points_in_boxes
 
 Losses = dict[str, Float[Tensor, ""]]
 Scalar = Float[Tensor, ""]
@@ -78,27 +78,25 @@ class PairLoss(nn.Module, Generic[Config]):
         """A weight of this pair."""
         return pick(getattr(self.config, field), self.index)
 
-    def at_points(self, features: PairFeatures, points: Float[Tensor, "B M Q 2"]) -> "PointFeatures":
-        """The pair's features at Q points of M boxes, in metres."""
-        corners, shape = Corners.of(points.flatten(1, 2), self.grid, features.valid_mask), points.shape[1:3]
-        student, teacher = (corners.sample(maps) for maps in (features.adapted, features.teacher))
-        return PointFeatures(
-            student=student.unflatten(1, shape),
-            teacher=teacher.to(student.dtype).unflatten(1, shape),
-            inside=corners.inside.unflatten(1, shape),
-        )
+    def over_points(
+        self,
+        sums: Sums,
+        features: PairFeatures,
+        boxes: Float[Tensor, "B M D"],
+        parts: Float[Tensor, "Q 2"],
+        enlarge_m: float = 0.0,
+    ) -> tuple[Float[Tensor, "n"], Bool[Tensor, "B M Q"]]:
+        """Sums of the pair's features at Q points of M boxes (see `points_in_boxes`), and which points are in them.
 
-
-@dataclass(frozen=True, kw_only=True)
-class PointFeatures:
-    """Features of student and teacher at Q points of M boxes; 0 at points that are not inside.
-
-    inside: whether all cells around a point are valid.
-    """
-
-    student: Float[Tensor, "B M Q C"]
-    teacher: Float[Tensor, "B M Q C"]
-    inside: Bool[Tensor, "B M Q"]
+        Those are the points around which all cells are valid, of boxes with a size.
+        """
+        points, count = points_in_boxes(boxes, parts, enlarge_m).flatten(1, 2), len(parts)
+        known = (boxes[..., 3:5] > 0).all(dim=-1).repeat_interleave(count, dim=1)
+        corners = Corners.of(points, self.grid, features.valid_mask).among(known)
+        stored = features.teacher if isinstance(features.teacher, Encoded) else None
+        values = features.teacher.values if isinstance(features.teacher, Encoded) else features.teacher
+        found = SumsOverPoints.apply(features.adapted, values, stored, corners, boxes.shape[1], sums)
+        return found, corners.inside.unflatten(1, (-1, count))
 
 
 class HeatmapLoss(nn.Module, Generic[Config]):

@@ -1,23 +1,26 @@
 """`tigbev_features`: similarities within objects (docs/objective.md, equation 22; TiG-BEV)."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from student.distill.pairs import PairFeatures
 from student.distill.predictions import BatchPredictions
-from student.distill.sampling import even_parts, points_in_boxes
+from student.distill.sampling import Points, even_parts
 from student.distill.terms.base import Losses, PairLoss, PairTerm, Scalar, Weights
 
-Features = Float[Tensor, "B M Q C"]
-Inside = Bool[Tensor, "B M Q"]
+Inside = Bool[Tensor, "M Q"]
+Similarities = Float[Tensor, "M Q Q"]
 
 EPS = 1e-24
 """Squared lengths of rows of similarities up to it are 0: features of 1e-6."""
+
+BOXES = 8
+"""At a time: 8 boxes of 64 points of 384 channels are 0.8 MB of float32."""
 
 
 class TigbevFeaturesTerm(PairTerm):
@@ -39,43 +42,81 @@ class TigbevFeaturesLoss(PairLoss[TigbevFeaturesTerm]):
     """`tigbev_features` on a pair."""
 
     def forward(self, features: PairFeatures, predictions: BatchPredictions) -> Losses:
-        boxes, config = predictions.boxes, self.config
-        parts = even_parts(config.points, config.points, boxes.device)
-        at = self.at_points(features, points_in_boxes(boxes, parts, config.enlarge_m))
-        inside = at.inside & (boxes[..., 3:5] > 0).all(dim=-1, keepdim=True)
-        student, teacher = (maps * inside[..., None] for maps in (at.student, at.teacher))
-        grams = student @ student.mT, teacher @ teacher.mT
+        config, boxes = self.config, predictions.boxes
         weights = {name: self.weight(f"{name}_weight") for name in ("keypoint", "channel")}
-        losses = {}
-        if weights["keypoint"]:
-            losses["keypoint"] = weights["keypoint"] * keypoint_distance(*grams, inside)
-        if weights["channel"]:
-            losses["channel"] = weights["channel"] * channel_distance(student, teacher, *grams)
-        return losses
+        chosen = [name for name, weight in weights.items() if weight]
+        if not chosen:
+            return {}
+        parts = even_parts(config.points, config.points, boxes.device)
+        sums = partial(similarity_sums, keypoints="keypoint" in chosen, channels="channel" in chosen)
+        found, inside = self.over_points(sums, features, boxes, parts, config.enlarge_m)
+        counts = {"keypoint": inside.sum(), "channel": found[-1].detach()}
+        return {
+            name: weights[name] * value / counts[name].clamp(min=1)
+            for name, value in zip(chosen, found[: len(chosen)], strict=True)
+        }
 
 
-def keypoint_distance(student: Float[Tensor, "B M Q Q"], teacher: Float[Tensor, "B M Q Q"], inside: Inside) -> Scalar:
-    """Squared distance of the rows of Q x Q similarities F F^T, scaled to length 1, over all keypoints inside."""
-    ours, theirs = (F.normalize(grams, dim=-1, eps=EPS**0.5) for grams in (student, teacher))
-    return (ours - theirs).square().sum() / inside.sum().clamp(min=1)
+def similarity_sums(
+    student: Points, teacher: Points, inside: Inside, keypoints: bool = True, channels: bool = True
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "g M Q C"]]:
+    """Sums of `keypoint_distance` and `channel_distance`, with the latter's number, and their gradients by the student.
+
+    A few boxes at a time, so that their features stay in a CPU's cache.
+    """
+    parts = [part for part, needed in ((keypoint_distance, keypoints), (channel_distance, channels)) if needed]
+    gradients = student.new_empty(len(parts), *student.shape)
+    size = BOXES if student.is_cpu else len(student)
+    total = student.new_zeros(len(parts) + 1)
+    for ours, theirs, *targets in zip(*(maps.split(size) for maps in (student, teacher, *gradients)), strict=True):
+        grams = ours @ ours.mT, theirs @ theirs.mT
+        sums = [part(ours, theirs, *grams, target) for part, target in zip(parts, targets, strict=True)]
+        total += torch.stack([*(value for value, _ in sums), sums[-1][1]])
+    return total, gradients
+
+
+def keypoint_distance(
+    student: Points, teacher: Points, gram: Similarities, teacher_gram: Similarities, gradient: Points
+) -> tuple[Scalar, Scalar]:
+    """Squared distance of the rows of Q x Q similarities, scaled to length 1, summed over all points; and 0.
+
+    Args:
+        gram, teacher_gram: K = F F^T of either side.
+        gradient: the student's is written to it.
+    """
+    (ours, length), (theirs, _) = (unit_rows(matrix) for matrix in (gram, teacher_gram))
+    # d |u - v|^2 / dK, where u is a row of K over its length: 2 (u (u v) - v) / length.
+    slope = torch.addcmul(-theirs, ours, (ours * theirs).sum(dim=-1, keepdim=True)).mul_(2 / length)
+    torch.bmm(slope + slope.mT, student, out=gradient)
+    return (ours - theirs).square().sum(), gram.new_zeros(())
 
 
 def channel_distance(
-    student: Features, teacher: Features, grams: Float[Tensor, "B M Q Q"], teacher_grams: Float[Tensor, "B M Q Q"]
-) -> Scalar:
-    """Squared distance of the rows of C x C similarities F^T F, scaled to length 1, over the channels of all boxes.
+    student: Points, teacher: Points, gram: Similarities, teacher_gram: Similarities, gradient: Points
+) -> tuple[Scalar, Scalar]:
+    """Squared distance of the rows of C x C similarities F^T F, scaled to length 1, summed over channels.
 
-    Channels that are 0 at all of a box's keypoints, in student or teacher, are left out. Of unit rows u and v the
-    distance is 2 - 2 u v, and with Q keypoints the rows' products need Q x Q matrices, no C x C ones:
-    row c of F^T F times row c of G^T G is f_c (F G^T) g_c.
-
-    Args:
-        grams, teacher_grams: F F^T of either side.
+    Channels that are 0 at all of a box's points, in student or teacher, are left out; the number of the others comes
+    second. Of unit rows u and v the distance is 2 - 2 u v, and with Q points their products need Q x Q matrices, no
+    C x C ones: row c of F^T F times row c of H^T H is f_c S h_c, with S = F H^T and f_c a column of F, and the squared
+    lengths of the rows are f_c K f_c and h_c L h_c. Arguments as of `keypoint_distance`.
     """
-    ours = (student * (grams @ student)).sum(dim=-2)
-    theirs = (teacher * (teacher_grams @ teacher)).sum(dim=-2)
-    products = (student * (student @ teacher.mT @ teacher)).sum(dim=-2)
-    known = (ours > EPS) & (theirs > EPS)
-    shares = (torch.where(known, lengths, 1.0).rsqrt() for lengths in (ours, theirs))
-    cosines = products * next(shares) * next(shares)
-    return ((2 - 2 * cosines) * known).sum() / known.sum().clamp(min=1)
+    through_gram, through_cross = gram @ student, student @ teacher.mT @ teacher
+    energy = (student * through_gram).sum(dim=1, keepdim=True)
+    teacher_energy = (teacher * (teacher_gram @ teacher)).sum(dim=1, keepdim=True)
+    known = (energy > EPS) & (teacher_energy > EPS)
+    shares = [torch.where(known, lengths, 1.0).rsqrt() for lengths in (energy, teacher_energy)]
+    share = shares[0] * shares[1] * known
+    cosine = (student * through_cross).sum(dim=1, keepdim=True) * share
+    # Of -2 cosine, by f_c S h_c and, halved since K has two sides, by f_c K f_c.
+    by_product, by_energy = -2 * share, cosine / energy.clamp(min=EPS)
+    torch.addcmul(through_gram * (2 * by_energy), through_cross, by_product, out=gradient)
+    gradient.baddbmm_(student @ (student * by_energy).mT, student, alpha=2)
+    gradient.baddbmm_(student @ (teacher * by_product).mT, teacher)
+    return (2 * known - 2 * cosine).sum(), known.sum().to(cosine.dtype)
+
+
+def unit_rows(matrix: Similarities) -> tuple[Similarities, Float[Tensor, "M Q 1"]]:
+    """Rows over their lengths, and the lengths, at least that of EPS."""
+    length = torch.linalg.vector_norm(matrix, dim=-1, keepdim=True).clamp(min=EPS**0.5)
+    return matrix / length, length

@@ -2,17 +2,16 @@
 
 from typing import Literal
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional as F
 
 from student.distill.pairs import PairFeatures
 from student.distill.predictions import BatchPredictions
-from student.distill.sampling import even_parts, points_in_boxes
+from student.distill.sampling import Points, by_autograd, even_parts
 from student.distill.terms.base import Losses, PairLoss, PairTerm, Scalar, Weights
 
-Features = Float[Tensor, "B M Q C"]
-Inside = Bool[Tensor, "B M Q"]
+Inside = Bool[Tensor, "M Q"]
 
 
 class UnidistillPointsTerm(PairTerm):
@@ -32,28 +31,33 @@ class UnidistillPointsLoss(PairLoss[UnidistillPointsTerm]):
     """`unidistill_points` on a pair."""
 
     def forward(self, features: PairFeatures, predictions: BatchPredictions) -> Losses:
+        weights = {name: self.weight(f"{name}_weight") for name in SUMS}
+        chosen = [name for name, weight in weights.items() if weight]
+        if not chosen:
+            return {}
         boxes = predictions.boxes
-        at = self.at_points(features, points_in_boxes(boxes, even_parts(3, 3, boxes.device)))
-        inside = at.inside & (boxes[..., 3:5] > 0).all(dim=-1, keepdim=True)
-        weights = {name: self.weight(f"{name}_weight") for name in DISTANCES}
+        sums = by_autograd(lambda *points: tuple(SUMS[name](*points) for name in chosen))
+        found, inside = self.over_points(sums, features, boxes, even_parts(3, 3, boxes.device))
+        counts = {"feature": inside.sum(), "relation": pairs_of(inside).sum()}
         return {
-            name: weights[name] * distance(at.student, at.teacher, inside)
-            for name, distance in DISTANCES.items()
-            if weights[name]
+            name: weights[name] * value / counts[name].clamp(min=1) for name, value in zip(chosen, found, strict=True)
         }
 
 
-def feature_distance(student: Features, teacher: Features, inside: Inside) -> Scalar:
-    """Mean absolute difference over the channels of all points inside; 0 for none."""
-    error = (student - teacher).abs().mean(dim=-1) * inside
-    return error.sum() / inside.sum().clamp(min=1)
+def feature_distance(student: Points, teacher: Points, inside: Inside) -> Scalar:
+    """Absolute difference, mean over channels, summed over all points inside."""
+    return ((student - teacher).abs().mean(dim=-1) * inside).sum()
 
 
-def relation_distance(student: Features, teacher: Features, inside: Inside) -> Scalar:
-    """Mean absolute difference of the cosine similarities of each box's points, over its pairs of points inside."""
+def relation_distance(student: Points, teacher: Points, inside: Inside) -> Scalar:
+    """Absolute difference of the cosine similarities of each box's points, summed over its pairs of points inside."""
     ours, theirs = (F.normalize(maps, dim=-1, eps=1e-4) for maps in (student, teacher))
-    pairs = inside[..., :, None] & inside[..., None, :]
-    return ((ours @ ours.mT - theirs @ theirs.mT).abs() * pairs).sum() / pairs.sum().clamp(min=1)
+    return ((ours @ ours.mT - theirs @ theirs.mT).abs() * pairs_of(inside)).sum()
 
 
-DISTANCES = {"feature": feature_distance, "relation": relation_distance}
+def pairs_of(inside: Bool[Tensor, "*n Q"]) -> Bool[Tensor, "*n Q Q"]:
+    """The pairs of points that are both inside."""
+    return inside[..., :, None] & inside[..., None, :]
+
+
+SUMS = {"feature": feature_distance, "relation": relation_distance}

@@ -2,50 +2,86 @@ import pytest
 import torch
 from torch import Tensor
 
-from student.distill.terms.tigbev_features import channel_distance, keypoint_distance
+from student.distill.terms.tigbev_features import BOXES, similarity_sums
 
 
 @pytest.fixture
 def points() -> tuple[Tensor, Tensor, Tensor]:
-    """Two samples of three boxes of four points of six channels; a point is not inside, a channel is 0 in a box."""
+    """Twelve boxes of four points of six channels; points are not inside, a channel is 0 in a box."""
     generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(2, 3, 4, 6, generator=generator, dtype=torch.float64) for _ in range(2))
-    inside = torch.ones(2, 3, 4, dtype=torch.bool)
-    inside[0, 1, 2] = False
-    teacher[1, 2, :, 3] = 0
+    student, teacher = (torch.randn(12, 4, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    inside = torch.ones(12, 4, dtype=torch.bool)
+    inside[1, 2] = inside[10] = False
+    teacher[5, :, 3] = 0
+    assert len(student) % BOXES and len(student) > BOXES
     return student * inside[..., None], teacher * inside[..., None], inside
 
 
-def unit_rows(matrix: Tensor) -> list[list[float]]:
-    return [[value / (sum(v * v for v in row) ** 0.5) for value in row] for row in matrix.tolist() if any(row)]
+def unit_rows(matrix: Tensor) -> Tensor:
+    length = matrix.norm(dim=-1, keepdim=True)
+    return matrix / torch.where(length > 0, length, 1.0)
 
 
-def test_keypoints_by_loops(points: tuple[Tensor, Tensor, Tensor]) -> None:
-    student, teacher, inside = points
-    rows = []
-    for s, t in zip(student.flatten(0, 1), teacher.flatten(0, 1), strict=True):
-        pairs = zip(unit_rows(s @ s.T), unit_rows(t @ t.T), strict=True)
-        rows += [sum((a - b) ** 2 for a, b in zip(ours, theirs, strict=True)) for ours, theirs in pairs]
-    assert len(rows) == inside.sum() == 23
-    grams = student @ student.mT, teacher @ teacher.mT
-    assert keypoint_distance(*grams, inside).item() == pytest.approx(sum(rows) / len(rows), rel=1e-9)
+def by_definition(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Rows of Q x Q and of C x C similarities, box by box; and the number of channels that count."""
+    keypoint, channel, count = student.new_zeros(()), student.new_zeros(()), 0
+    for s, t in zip(student, teacher, strict=True):
+        keypoint = keypoint + (unit_rows(s @ s.T) - unit_rows(t @ t.T)).square().sum()
+        for ours, theirs in zip(s.T @ s, t.T @ t, strict=True):
+            if ours.any() and theirs.any():
+                count += 1
+                channel = channel + (ours / ours.norm() - theirs / theirs.norm()).square().sum()
+    return keypoint, channel, count
 
 
-def test_channels_by_loops(points: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_values_by_definition(points: tuple[Tensor, Tensor, Tensor]) -> None:
     student, teacher, _ = points
-    rows = []
-    for s, t in zip(student.flatten(0, 1), teacher.flatten(0, 1), strict=True):
-        for ours, theirs in zip((s.T @ s).tolist(), (t.T @ t).tolist(), strict=True):
-            if any(ours) and any(theirs):
-                (a,), (b,) = unit_rows(torch.tensor([ours]).double()), unit_rows(torch.tensor([theirs]).double())
-                rows.append(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
-    assert len(rows) == 2 * 3 * 6 - 1
-    found = channel_distance(student, teacher, student @ student.mT, teacher @ teacher.mT)
-    assert found.item() == pytest.approx(sum(rows) / len(rows), rel=1e-6)
+    found, _ = similarity_sums(*points)
+    keypoint, channel, count = by_definition(student, teacher)
+    assert count == 11 * 6 - 1
+    assert found.tolist() == pytest.approx([keypoint.item(), channel.item(), count], rel=1e-9)
+
+
+def test_two_points_of_two_channels_by_hand() -> None:
+    """F = 1, H = ((1, 1), (0, 1)): H H^T = ((2, 1), (1, 1)), H^T H = ((1, 1), (1, 2)); those of F are 1."""
+    student, teacher = torch.eye(2)[None], torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])
+    rows = (2 - 2 * 2 / 5**0.5) + (2 - 2 * 1 / 2**0.5)
+    found, _ = similarity_sums(student, teacher, torch.ones(1, 2, dtype=torch.bool))
+    assert found.tolist() == pytest.approx([rows, rows, 2])
+
+
+def test_gradients_are_those_of_the_definition(points: tuple[Tensor, Tensor, Tensor]) -> None:
+    student, teacher, _ = points
+    _, gradients = similarity_sums(*points)
+    leaf = student.clone().requires_grad_()
+    for value, gradient in zip(by_definition(leaf, teacher)[:2], gradients, strict=True):
+        (expected,) = torch.autograd.grad(value, leaf)
+        there = (student != 0).any(dim=-1)  # F F^T of a point outside has rows of length 0, which have no gradient.
+        torch.testing.assert_close(gradient[there], expected[there])
+
+
+@pytest.mark.parametrize(("keypoints", "channels"), [(True, False), (False, True)])
+def test_one_part_alone(points: tuple[Tensor, Tensor, Tensor], keypoints: bool, channels: bool) -> None:
+    both, gradients = similarity_sums(*points)
+    found, (gradient,) = similarity_sums(*points, keypoints=keypoints, channels=channels)
+    assert found[0] == both[0 if keypoints else 1]
+    assert torch.equal(gradient, gradients[0 if keypoints else 1])
 
 
 def test_equal_features_have_no_distance(points: tuple[Tensor, Tensor, Tensor]) -> None:
     student, _, inside = points
-    gram = student @ student.mT
-    assert keypoint_distance(gram, 4 * gram, inside).item() == pytest.approx(0, abs=1e-12)
-    assert channel_distance(student, 2 * student, gram, 4 * gram).item() == pytest.approx(0, abs=1e-12)
+    found, gradients = similarity_sums(student, 2 * student, inside)
+    assert found[:2].tolist() == pytest.approx([0, 0], abs=1e-12)
+    assert gradients.abs().max() < 1e-12
+
+
+def test_large_and_small_features_keep_their_cosines() -> None:
+    """The squared lengths of rows of similarities are fourth powers of features: their products leave float32."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(1, 4, 6, generator=generator) for _ in range(2))
+    inside = torch.ones(1, 4, dtype=torch.bool)
+    expected, _ = similarity_sums(student, teacher, inside)
+    for factor in (1e4, 1e-4):
+        found, gradients = similarity_sums(factor * student, factor * teacher, inside)
+        torch.testing.assert_close(found, expected)
+        assert gradients.isfinite().all() and gradients.any()

@@ -2,15 +2,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from student.distill.terms.unidistill_points import feature_distance, relation_distance
+from student.distill.terms.unidistill_points import feature_distance, pairs_of, relation_distance
 
 
 @pytest.fixture
 def points() -> tuple[Tensor, Tensor, Tensor]:
-    """Two samples of three boxes of nine points of five channels; some points are not inside."""
+    """Six boxes of nine points of five channels; some points are not inside."""
     generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(2, 3, 9, 5, generator=generator, dtype=torch.float64) for _ in range(2))
-    inside = torch.rand(2, 3, 9, generator=generator) > 0.2
+    student, teacher = (torch.randn(6, 9, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    inside = torch.rand(6, 9, generator=generator) > 0.2
     return student * inside[..., None], teacher * inside[..., None], inside
 
 
@@ -20,7 +20,7 @@ def test_features_by_loops(points: tuple[Tensor, Tensor, Tensor]) -> None:
     for index in inside.nonzero().tolist():
         s, t = (maps[tuple(index)] for maps in (student, teacher))
         errors.append(sum(abs(a - b) for a, b in zip(s.tolist(), t.tolist(), strict=True)) / 5)
-    assert feature_distance(*points).item() == pytest.approx(sum(errors) / len(errors), rel=1e-12)
+    assert feature_distance(*points).item() == pytest.approx(sum(errors), rel=1e-12)
 
 
 def test_relations_by_loops(points: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -30,13 +30,14 @@ def test_relations_by_loops(points: tuple[Tensor, Tensor, Tensor]) -> None:
         return (maps[i] @ maps[j] / (maps[i].norm() * maps[j].norm())).item()
 
     errors = []
-    for s, t, there in zip(*(part.flatten(0, 1) for part in (student, teacher, inside)), strict=True):
+    for s, t, there in zip(student, teacher, inside, strict=True):
         chosen = [index for index in range(9) if there[index]]
         errors += [abs(cosine(s, i, j) - cosine(t, i, j)) for i in chosen for j in chosen]
-    assert relation_distance(*points).item() == pytest.approx(sum(errors) / len(errors), rel=1e-9)
+    assert relation_distance(*points).item() == pytest.approx(sum(errors), rel=1e-9)
+    assert pairs_of(points[2]).sum() == len(errors)
 
 
 def test_no_point_gives_zero() -> None:
-    none = torch.zeros(2, 0, 9, 5, requires_grad=True)
+    none = torch.zeros(0, 9, 5, requires_grad=True)
     for distance in (feature_distance, relation_distance):
-        assert distance(none, none.detach(), torch.zeros(2, 0, 9, dtype=torch.bool)).item() == 0
+        assert distance(none, none.detach(), torch.zeros(0, 9, dtype=torch.bool)).item() == 0
