@@ -103,7 +103,7 @@ first g have a gradient, and their gradients by the first side. They are the sam
 
 
 class SumsOverPoints(torch.autograd.Function):
-    """Sums over the points of M boxes a sample, totals over the batch.
+    """Sums over the points of `shape` = M boxes x Q points a sample, totals over the batch.
 
     Sample by sample, and gradients with the sums: the features at the points stay in a CPU's cache, and no tensor of
     their size for the whole batch is allocated but their gradients.
@@ -111,14 +111,20 @@ class SumsOverPoints(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, values: Tensor, stored: Encoded | None, corners: Corners, boxes: int, sums: Sums
+        ctx: Any,
+        student: Tensor,
+        values: Tensor,
+        stored: Encoded | None,
+        corners: Corners,
+        shape: tuple[int, int],
+        sums: Sums,
     ) -> Float[Tensor, "n"]:
         places, needed = corners.places(student[0, 0].numel()), ctx.needs_input_grad[:2]
 
         @torch.no_grad()
         def of_sample(index: int, maps: tuple[_Sample, _Sample]) -> tuple[Tensor, list[Tensor | None]]:
-            ours, theirs = (places[index].read(*each).unflatten(0, (boxes, -1)) for each in maps)
-            theirs, inside = theirs.to(ours.dtype), corners.inside[index].view(boxes, -1)
+            ours, theirs = (places[index].read(*each).unflatten(0, shape) for each in maps)
+            theirs, inside = theirs.to(ours.dtype), corners.inside[index].view(shape)
             values, gradient = sums(ours, theirs, inside)
             return values, [gradient if needed[0] else None, sums(theirs, ours, inside)[1] if needed[1] else None]
 

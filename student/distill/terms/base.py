@@ -90,13 +90,13 @@ class PairLoss(nn.Module, Generic[Config]):
 
         Those are the points around which all cells are valid, of boxes with a size.
         """
-        points, count = points_in_boxes(boxes, parts, enlarge_m).flatten(1, 2), len(parts)
-        known = (boxes[..., 3:5] > 0).all(dim=-1).repeat_interleave(count, dim=1)
+        points, shape = points_in_boxes(boxes, parts, enlarge_m).flatten(1, 2), (boxes.shape[1], len(parts))
+        known = (boxes[..., 3:5] > 0).all(dim=-1).repeat_interleave(len(parts), dim=1)
         corners = Corners.of(points, self.grid, features.valid_mask).among(known)
         stored = features.teacher if isinstance(features.teacher, Encoded) else None
         values = features.teacher.values if isinstance(features.teacher, Encoded) else features.teacher
-        found = SumsOverPoints.apply(features.adapted, values, stored, corners, boxes.shape[1], sums)
-        return found, corners.inside.unflatten(1, (-1, count))
+        found = SumsOverPoints.apply(features.adapted, values, stored, corners, shape, sums)
+        return found, corners.inside.unflatten(1, shape)
 
 
 class HeatmapLoss(nn.Module, Generic[Config]):

@@ -113,7 +113,7 @@ def test_sums_over_points_by_plain_autograd() -> None:
         return product.sum(), ((first - second).abs().sum(dim=-1) * known).sum()
 
     def found(student: Tensor, teacher: Tensor) -> Tensor:
-        return SumsOverPoints.apply(student, teacher, None, corners, 3, by_autograd(sums))
+        return SumsOverPoints.apply(student, teacher, None, corners, (3, 4), by_autograd(sums))
 
     at = [read(corners, maps).unflatten(1, (3, 4)) for maps in (student, teacher)]
     assert found(student, teacher).tolist() == pytest.approx([value.item() for value in sums(*at, inside)])
@@ -127,5 +127,5 @@ def test_stored_features_have_the_sums_of_decoded_ones() -> None:
     student, stored = torch.randn(1, 3, 8, 6), encode(torch.randn(1, 3, 8, 6).relu(), CodecSpec(min_sqnr_db=0))
     corners = Corners.of(torch.tensor([[[0.2, 2.2], [1.7, 3.1]]]), GRID)
     sums = by_autograd(lambda first, second, _: ((first - second).square().sum(),))
-    encoded = SumsOverPoints.apply(student, stored.values, stored, corners, 1, sums)
-    torch.testing.assert_close(encoded, SumsOverPoints.apply(student, stored.decode(), None, corners, 1, sums))
+    encoded = SumsOverPoints.apply(student, stored.values, stored, corners, (1, 2), sums)
+    torch.testing.assert_close(encoded, SumsOverPoints.apply(student, stored.decode(), None, corners, (1, 2), sums))
