@@ -152,19 +152,6 @@ class SumsOverPoints(torch.autograd.Function):
         return *targets, None, None, None, None
 
 
-def by_autograd(sums: Callable[[Points, Points, Bool[Tensor, "M Q"]], tuple[Tensor, ...]]) -> Sums:
-    """Sums that all have a gradient."""
-
-    def with_gradients(first: Points, second: Points, inside: Bool[Tensor, "M Q"]) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            first = first.detach().requires_grad_()
-            values = sums(first, second, inside)
-        gradients = [torch.autograd.grad(value, first, retain_graph=True)[0] for value in values]
-        return torch.stack(values).detach(), torch.stack(gradients)
-
-    return with_gradients
-
-
 _Sample = tuple[Tensor, Encoded | None]
 
 

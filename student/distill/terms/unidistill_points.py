@@ -2,16 +2,20 @@
 
 from typing import Literal
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional as F
 
 from student.distill.pairs import PairFeatures
 from student.distill.predictions import BatchPredictions
-from student.distill.sampling import Points, by_autograd, even_parts
+from student.distill.sampling import Points, even_parts
 from student.distill.terms.base import Losses, PairLoss, PairTerm, Scalar, Weights
 
 Inside = Bool[Tensor, "M Q"]
+
+EPS = 1e-4
+"""The least length of a point's features in its cosines."""
 
 
 class UnidistillPointsTerm(PairTerm):
@@ -36,7 +40,11 @@ class UnidistillPointsLoss(PairLoss[UnidistillPointsTerm]):
         if not chosen:
             return {}
         boxes = predictions.boxes
-        sums = by_autograd(lambda *points: tuple(SUMS[name](*points) for name in chosen))
+
+        def sums(*points: Tensor) -> tuple[Tensor, Tensor]:
+            values, gradients = zip(*(SUMS[name](*points) for name in chosen), strict=True)
+            return torch.stack(values), torch.stack(gradients)
+
         found, inside = self.over_points(sums, features, boxes, even_parts(3, 3, boxes.device))
         counts = {"feature": inside.sum(), "relation": pairs_of(inside).sum()}
         return {
@@ -44,15 +52,23 @@ class UnidistillPointsLoss(PairLoss[UnidistillPointsTerm]):
         }
 
 
-def feature_distance(student: Points, teacher: Points, inside: Inside) -> Scalar:
-    """Absolute difference, mean over channels, summed over all points inside."""
-    return ((student - teacher).abs().mean(dim=-1) * inside).sum()
+def feature_distance(student: Points, teacher: Points, inside: Inside) -> tuple[Scalar, Points]:
+    """Absolute difference, mean over channels, summed over all points inside; and its gradient by the student."""
+    difference, channels = (student - teacher) * inside[..., None], student.shape[-1]
+    return difference.abs().sum() / channels, difference.sign() / channels
 
 
-def relation_distance(student: Points, teacher: Points, inside: Inside) -> Scalar:
-    """Absolute difference of the cosine similarities of each box's points, summed over its pairs of points inside."""
-    ours, theirs = (F.normalize(maps, dim=-1, eps=1e-4) for maps in (student, teacher))
-    return ((ours @ ours.mT - theirs @ theirs.mT).abs() * pairs_of(inside)).sum()
+def relation_distance(student: Points, teacher: Points, inside: Inside) -> tuple[Scalar, Points]:
+    """Absolute difference of the cosine similarities of each box's points, summed over its pairs of points inside.
+
+    And its gradient by the student: with rows u = f / |f| and D the signs of the differences, that by u is 2 D U, of
+    which only the part across u changes a direction.
+    """
+    length = torch.linalg.vector_norm(student, dim=-1, keepdim=True).clamp(min=EPS)
+    ours, theirs = student / length, F.normalize(teacher, dim=-1, eps=EPS)
+    difference = (ours @ ours.mT - theirs @ theirs.mT) * pairs_of(inside)
+    slope = 2 * difference.sign() @ ours
+    return difference.abs().sum(), (slope - ours * (slope * ours).sum(dim=-1, keepdim=True)) / length
 
 
 def pairs_of(inside: Bool[Tensor, "*n Q"]) -> Bool[Tensor, "*n Q Q"]:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 from cache.geometry.grid import BevGrid
 from cache.spec import CodecSpec
 from cache.store.codec import Encoded, encode
-from student.distill.sampling import Corners, SumsOverPoints, by_autograd, even_parts, points_in_boxes
+from student.distill.sampling import Corners, Sums, SumsOverPoints, even_parts, points_in_boxes
 from tests.factories.distill import make_box
 
 # H != W, cells of different sides, and not centred at 0.
@@ -96,6 +97,19 @@ def test_points_by_loops() -> None:
         expected = naive_point(maps[0], x, y)
         assert bool(inside) == (expected is not None)
         torch.testing.assert_close(found, torch.zeros_like(found) if expected is None else expected)
+
+
+def by_autograd(sums: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]) -> Sums:
+    """Sums with the gradients that autograd finds."""
+
+    def with_gradients(first: Tensor, second: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            first = first.detach().requires_grad_()
+            values = sums(first, second, inside)
+        gradients = [torch.autograd.grad(value, first, retain_graph=True)[0] for value in values]
+        return torch.stack(values).detach(), torch.stack(gradients)
+
+    return with_gradients
 
 
 def test_sums_over_points_by_plain_autograd() -> None:

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ def test_features_by_loops(points: tuple[Tensor, Tensor, Tensor]) -> None:
     for index in inside.nonzero().tolist():
         s, t = (maps[tuple(index)] for maps in (student, teacher))
         errors.append(sum(abs(a - b) for a, b in zip(s.tolist(), t.tolist(), strict=True)) / 5)
-    assert feature_distance(*points).item() == pytest.approx(sum(errors), rel=1e-12)
+    assert feature_distance(*points)[0].item() == pytest.approx(sum(errors), rel=1e-12)
 
 
 def test_relations_by_loops(points: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -33,11 +35,20 @@ def test_relations_by_loops(points: tuple[Tensor, Tensor, Tensor]) -> None:
     for s, t, there in zip(student, teacher, inside, strict=True):
         chosen = [index for index in range(9) if there[index]]
         errors += [abs(cosine(s, i, j) - cosine(t, i, j)) for i in chosen for j in chosen]
-    assert relation_distance(*points).item() == pytest.approx(sum(errors), rel=1e-9)
+    assert relation_distance(*points)[0].item() == pytest.approx(sum(errors), rel=1e-9)
     assert pairs_of(points[2]).sum() == len(errors)
 
 
+@pytest.mark.parametrize("distance", [feature_distance, relation_distance])
+def test_gradients_are_those_of_autograd(points: tuple[Tensor, Tensor, Tensor], distance: Callable) -> None:
+    student, teacher, inside = points
+    leaf = student.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(distance(leaf, teacher, inside)[0], leaf)
+    torch.testing.assert_close(distance(*points)[1] * inside[..., None], expected * inside[..., None])
+
+
 def test_no_point_gives_zero() -> None:
-    none = torch.zeros(0, 9, 5, requires_grad=True)
+    none = torch.zeros(0, 9, 5)
     for distance in (feature_distance, relation_distance):
-        assert distance(none, none.detach(), torch.zeros(0, 9, dtype=torch.bool)).item() == 0
+        value, gradient = distance(none, none, torch.zeros(0, 9, dtype=torch.bool))
+        assert (value.item(), gradient.shape) == (0, none.shape)
