@@ -6,7 +6,7 @@ Features of 8 x 384 x 128 x 128, forward and backward, all candidates in turn in
 - plain: the same terms written out over the features, as published; with --compiled also by `torch.compile`.
 Then the masks of 8 samples of 40 boxes, and the scales of connected regions; with --terms instead the peers' terms,
 each alone beside the same `mse_loss`, from the uint8 teacher, with the gradients of features, head maps and depth
-(`cross_head`, a pass of the teacher's head forward and backward, only if it is named).
+(`cross_head`, a pass of the teacher's head forward and backward, only if it is named; beside it that head forward).
 
 Times are medians, with the fastest and slowest in brackets: wall time, and the process's own time, which other
 processes on the machine disturb less. Memory is the peak above what was there before: on a CPU of resident memory, some
@@ -253,6 +253,9 @@ def compare_terms(world: World, names: list[str], rounds: int, device: str) -> N
     pairs = RECIPE["pairs"]
     objectives = {name: build_objective(device, {"pairs": pairs, "terms": [PEERS[name]]}) for name in names}
     candidates = {name: partial(run_peer, world, objective) for name, objective in objectives.items()}
+    if "cross_head" in objectives:
+        (head,) = objectives["cross_head"].teacher_heads.values()
+        candidates["the head forward"] = partial(torch.no_grad()(head), world.student)
     threads = torch.get_num_threads()
     title = f"torch {torch.__version__}, {device}, {threads} threads: the peers' terms, forward and backward"
     report(title, measure({"mse": lambda: run_mse(world), **candidates}, rounds, device), floor="mse")
