@@ -1,11 +1,21 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from student.distill.predictions import StudentDepth
-from student.distill.terms.tigbev_depth import expected_depth, first_box_around, inner_depth
+from cache.geometry.grid import BevGrid
+from cache.geometry.views import transform_boxes
+from student.distill.predictions import BatchPredictions, StudentDepth
+from student.distill.terms.tigbev_depth import (
+    TigbevDepthLoss,
+    TigbevDepthTerm,
+    expected_depth,
+    first_box_around,
+    inner_depth,
+)
+from tests.factories.distill import random_boxes
 
 
 def test_the_expected_depth_is_the_mean_of_the_bins_middles() -> None:
@@ -23,6 +33,15 @@ def test_the_first_box_around_a_point() -> None:
     points = torch.tensor([[[0.5, 1.9, 0.5], [1.5, 0, 0.5], [0, 0, 2], [0, 0, -0.1], [5, 0, 1]]], dtype=torch.float64)
     assert first_box_around(points, boxes).tolist() == [[0, 1, 1, -1, -1]]
     assert first_box_around(points, boxes[:, :0]).tolist() == [[-1] * 5]
+
+
+def test_three_patches_of_a_box_by_hand() -> None:
+    """Errors of 1, -0.5 and 3 m: the second patch is the reference, (0, 0) apart from itself."""
+    estimate, truth = torch.tensor([[[[11.0, 11.5, 16.0, 5.0]]]]), torch.tensor([[[[10.0, 12.0, 13.0, 9.0]]]])
+    relative, expected = (-0.5, 0.0, 4.5), (-2.0, 0.0, 1.0)
+    errors = [(a - b) ** 2 for a, b in zip(relative, expected, strict=True)]
+    found = inner_depth(estimate, truth, torch.tensor([[[[0, 0, 0, -1]]]]), 1)
+    assert found.item() == pytest.approx(sum(errors) / 3) == pytest.approx((2.25 + 0 + 12.25) / 3)
 
 
 def by_loops(estimate: Tensor, truth: Tensor, of_box: Tensor) -> float:
@@ -71,3 +90,43 @@ def test_gradients_are_those_of_finite_differences_with_the_references_held() ->
             numeric[p] = 2 * ((e[p] - e[reference]) - (t[p] - t[reference])) / 12
     assert estimate.grad is not None
     torch.testing.assert_close(estimate.grad.flatten(), numeric)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "scale", "flips"), [(0, 1.0, (-1, 1)), (0, 1.0, (1, -1)), (20, 1.0, (1, 1)), (-15, 1.05, (-1, -1))]
+)
+def test_points_and_boxes_that_move_together_keep_their_loss(
+    degrees: float, scale: float, flips: tuple[int, int]
+) -> None:
+    """BEV augmentation moves boxes and points, not the depth in a camera; against loops in the unmoved frame."""
+    grid = BevGrid(x_range_m=(-12.8, 12.8), y_range_m=(-12.8, 12.8), cell_m=(0.8, 0.8))
+    boxes, generator = random_boxes(60, grid, seed=0), torch.Generator().manual_seed(0)
+    points = (torch.rand(1, 2, 6, 8, 3, generator=generator) - torch.tensor([0.5, 0.5, 0.0])) * torch.tensor(
+        [26, 26, 1]
+    )
+    logits, depth_m = (
+        torch.randn(1, 2, 10, 6, 8, generator=generator),
+        1 + 19 * torch.rand(1, 2, 6, 8, generator=generator),
+    )
+    angle, matrix = math.radians(degrees), np.eye(4)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix[:2, :2], matrix[2, 2] = scale * turn @ np.diag(flips), scale
+    moved_boxes = torch.from_numpy(transform_boxes(boxes.numpy(), matrix))
+    moved = (points.double() @ torch.from_numpy(matrix[:3, :3]).mT).float()
+    depth = StudentDepth(logits=logits, depth_m=depth_m, points_m=moved, bins_m=(1.0, 21.0, 2.0))
+    predictions = BatchPredictions(
+        boxes=moved_boxes[None].double(),
+        channels=torch.zeros(1, 60, dtype=torch.long),
+        task_slices=(slice(0, 1),),
+        grid=grid,
+        student_logits=torch.zeros(1, 1, *grid.shape),
+        teachers=(),
+        teacher_order=(),
+        epoch=0,
+        depth=depth,
+    )
+    of_box = first_box_around(points.flatten(1, 3).double(), boxes[None].double()).view(depth_m.shape)
+    assert (of_box >= 0).sum() > 20
+    expected = by_loops((logits.softmax(2) * torch.arange(2, 22, 2)[:, None, None]).sum(2), depth_m, of_box)
+    found = TigbevDepthLoss(TigbevDepthTerm(kind="tigbev_depth", weight=2.0))(predictions)
+    assert found["inner"].item() == pytest.approx(2 * expected, rel=1e-4)
