@@ -1,6 +1,7 @@
 """Configuration of the distillation objective: pairs of layers, terms, and schedule."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -58,6 +59,10 @@ class DistillConfig(Strict):
         for term in self.terms:
             if isinstance(term, PairTerm):
                 _check_pairs(term, labels)
+        for pair in self.pairs:
+            _check_weight(
+                pair, [term for term in self.terms if isinstance(term, PairTerm) and pair in self.pairs_of(term)]
+            )
         return self
 
     def pairs_of(self, term: PairTerm) -> tuple[PairConfig, ...]:
@@ -91,6 +96,18 @@ def _require_unique(what: str, names: tuple[str, ...]) -> None:
             where=f"distill.{what}s",
             got=", ".join(duplicates),
             cure=f"Give each {what} a `name` of its own",
+        )
+
+
+def _check_weight(pair: PairConfig, terms: Sequence[PairTerm]) -> None:
+    """Raise unless the weights of a pair's cells reach a term."""
+    if pair.weight_by != "none" and not any(term.weighs_cells for term in terms):
+        raise ConfigError(
+            "weight_by does nothing: no term of the pair is made of errors of cells",
+            where=f"distill.pairs, {pair.label}",
+            got=", ".join(term.label for term in terms) or "no term",
+            expected="fgd, all, foreground_background, fitnet, linfengzhang, s2m2_ssd_feature or bevdistill_feature",
+            cure="Add such a term, or leave weight_by out",
         )
 
 

@@ -18,6 +18,7 @@ from student.distill.terms.base import Losses, PairLoss, PairTerm, Scalar, Weigh
 class AffinityTerm(PairTerm):
     """`affinity`: the cells' similarities to each other, in the teacher and in the student before its adapter."""
 
+    weighs_cells = False
     kind: Literal["affinity"]
     every: PositiveInt = 16
     """Take every n-th cell, in row-major order."""

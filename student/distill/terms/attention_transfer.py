@@ -17,6 +17,7 @@ from student.distill.terms.base import Losses, PairLoss, PairTerm, Scalar, Weigh
 class AttentionTransferTerm(PairTerm):
     """`attention_transfer`: distance of the normalised activation maps (Zagoruyko and Komodakis 2017, equation 2)."""
 
+    weighs_cells = False
     kind: Literal["attention_transfer"]
     p: PositiveFloat = 2.0
     """The power to which activations are raised in the map."""

@@ -1,6 +1,6 @@
 """What the terms share: settings, and the modules that compute a term from a pair's features or from heatmaps."""
 
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, ClassVar, Generic, TypeVar
 
 from jaxtyping import Bool, Float
 from pydantic import Field, NonNegativeInt
@@ -41,6 +41,8 @@ class TermConfig(Strict):
 class PairTerm(TermConfig):
     """A term on pairs of feature maps."""
 
+    weighs_cells: ClassVar[bool] = True
+    """Whether a pair's `weight_by` reaches it: it is made of errors of cells."""
     pairs: tuple[str, ...] = ()
     """Names of the term's pairs; empty: all."""
 

@@ -26,6 +26,7 @@ class CrossHeadTerm(PairTerm):
     Cross-head response distillation (DualDistill, Kim et al., BMVC 2025; CrossKD, Wang et al., CVPR 2024).
     """
 
+    weighs_cells = False
     kind: Literal["cross_head"]
     temperature: PositiveFloat = 0.1
     """Divides the logits of the teacher's heatmap before `threshold` is applied."""

@@ -16,6 +16,7 @@ from student.distill.terms.base import Losses, PairLoss, PairTerm, Weights
 class NonLocalTerm(PairTerm):
     """`non_local`: the difference after a non-local block on either side."""
 
+    weighs_cells = False
     kind: Literal["non_local"]
     criterion: Criterion = "mse"
     weight: Weights = 1.0

@@ -29,6 +29,7 @@ class TigbevFeaturesTerm(PairTerm):
     Huang et al. 2022, inner-feature BEV distillation. A part with a weight of 0 is not computed.
     """
 
+    weighs_cells = False
     kind: Literal["tigbev_features"]
     points: Annotated[int, Field(ge=2, le=64)] = 4
     """Keypoints along and across a box; the public configurations take 24, 36 times as many in all."""

@@ -24,6 +24,7 @@ class UnidistillPointsTerm(PairTerm):
     A part with a weight of 0 is not computed.
     """
 
+    weighs_cells = False
     kind: Literal["unidistill_points"]
     feature_weight: Weights = 100.0
     """Of the difference of the features at the points."""

@@ -10,7 +10,7 @@ from student.config.student import StudentConfig
 from student.distill.adapters import AdapterConfig
 from student.distill.config import DistillConfig
 from student.distill.terms import TERMS
-from student.distill.terms.base import pick
+from student.distill.terms.base import PairTerm, pick
 from student.distill.terms.fgd import FgdTerm
 
 PAIRS = [
@@ -97,6 +97,10 @@ def test_a_bare_string_is_an_adapter() -> None:
         ({"terms": [{"kind": "fgd", "fp_weight": 0.1}]}, "fp_weight does nothing.*Set false_positives"),
         ({"terms": [{"kind": "fgd", "affinity_weight": 0.1}]}, "affinity_weight does nothing"),
         ({"terms": [{"kind": "fgd", "context_cells": 2}]}, "a context ring needs both"),
+        (
+            {"pairs": [{**PAIRS[1], "weight_by": "variance"}], "terms": [{"kind": "unidistill_points"}]},
+            r"weight_by does nothing.*pairs, head\).*got unidistill_points; expected fgd, all, .*leave weight_by out",
+        ),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -146,3 +150,12 @@ def test_the_recipe_of_the_documentation_is_the_papers() -> None:
 def test_each_term_is_listed_under_its_kind() -> None:
     for kind, (config, _) in TERMS.items():
         assert get_args(config.model_fields["kind"].annotation) == (kind,)
+
+
+def test_the_terms_that_weight_by_reaches_are_those_of_the_message() -> None:
+    pair = {**PAIRS[1], "weight_by": "variance"}
+    with pytest.raises(ConfigError) as refused:
+        parse(pairs=[pair], terms=[{"kind": "heatmap_temperature"}])
+    kinds = {kind for kind, (term, _) in TERMS.items() if issubclass(term, PairTerm) and term.weighs_cells}
+    assert set(str(refused.value.expected).replace(" or ", ", ").split(", ")) == kinds
+    assert "got no term" in str(refused.value)
