@@ -104,11 +104,12 @@ class World:
 
     def add_heads(self, device: str) -> None:
         """Head maps of student and teacher, and depth: 6 cameras of 16 x 44 patches and 59 bins."""
-        shapes = {name: (BATCH, len(TASKS), width, *GRID.shape) for name, width in HEAD_MAPS.items()}
+        batch = len(self.student)
+        shapes = {name: (batch, len(TASKS), width, *GRID.shape) for name, width in HEAD_MAPS.items()}
         self.student_maps = {name: torch.randn(shape, device=device) for name, shape in shapes.items()}
         self.teacher_maps = {name: torch.randn(shape, device=device).half() for name, shape in shapes.items()}
-        self.depth_logits = torch.randn(BATCH, 6, 59, 16, 44, device=device)
-        self.points = (torch.rand(BATCH, 6, 16, 44, 3, device=device) - 0.5) * torch.tensor([100.0, 100.0, 4.0])
+        self.depth_logits = torch.randn(batch, 6, 59, 16, 44, device=device)
+        self.points = (torch.rand(batch, 6, 16, 44, 3, device=device) - 0.5) * torch.tensor([100.0, 100.0, 4.0])
 
 
 def build_objective(device: str, config: dict = RECIPE) -> DistillObjective:
@@ -266,6 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--compiled", action="store_true", help="plain by torch.compile as well")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     everyday = [name for name in PEERS if name != "cross_head"]
@@ -273,12 +275,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = options.device
-    world = World(device)
+    world = World(device, options.batch)
     if options.terms is not None:
         compare_terms(world, options.terms or everyday, options.rounds, device)
         return
     objective = build_objective(device)
-    print(f"torch {torch.__version__}, {device}, {options.threads} threads, {BATCH} x {CHANNELS} x {GRID.shape}")
+    shape = f"{options.batch} x {CHANNELS} x {GRID.shape}"
+    print(f"torch {torch.__version__}, {device}, {options.threads} threads, {shape}")
     gradients = [run_recipe(world, objective, world.stored), run_plain(world, objective)]
     difference = (gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()
     print(f"largest difference of the gradients of recipe and plain, of the largest gradient: {difference:.1e}")
@@ -299,7 +302,7 @@ def main() -> None:
         "region scales": lambda: region_scale("region", region),
     }
     report("forward and backward", measure(features, options.rounds, device), floor="mse")
-    report(f"{BATCH} samples of {BOXES} boxes", measure(parts, 10 * options.rounds, device))
+    report(f"{options.batch} samples of {BOXES} boxes", measure(parts, 10 * options.rounds, device))
 
 
 if __name__ == "__main__":

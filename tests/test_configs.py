@@ -128,6 +128,12 @@ def test_every_recipe_trains_a_step(name: str, made_frames: Frames) -> None:
     assert {term for term in terms if term.startswith("distill/")}
     assert all(value.isfinite() and value > 0 for value in terms.values())
     assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+    assert module.objective is not None
+    adapters = [pair.student_adapter for pair in module.objective.pairs]
+    before = [torch.nn.utils.parameters_to_vector(adapter.parameters()).detach() for adapter in adapters]
+    torch.optim.AdamW(module.parameters(), lr=config.training.learning_rate).step()
+    after = [torch.nn.utils.parameters_to_vector(adapter.parameters()) for adapter in adapters]
+    assert all(new.isfinite().all() and not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize(
