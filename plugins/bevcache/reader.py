@@ -87,7 +87,7 @@ class TeacherStore:
         matrices = self._small_array("view_matrix", "<f4", (samples, *shape) if self.spec.get("drawn") else shape)
         self._matrices = np.broadcast_to(matrices, (samples, *shape))
         self._arrays = self._list_arrays()
-        self._indexes: Dict[Tuple[str, int], Tuple[str, list, Optional[list]]] = {}
+        self._indexes: Dict[Tuple[str, int], Tuple[Path, list, Optional[list]]] = {}
 
     def buffers(self, samples: int, layers: Names = None) -> Batch:
         """Memory for `samples` samples, uninitialised. Layers: all by default."""
@@ -148,8 +148,8 @@ class TeacherStore:
     def _read_chunk(self, name: str, token: str, view: int, out: np.ndarray) -> None:
         shard, row = divmod(self.positions[token], self._size)
         number, place = row * self._views + view, f"{self.path}, {name}, token {token}, view {view}"
-        key, index, checksums = self._index(name, shard)
-        body = _checked(self._pread(key, *index[number]), place, checksums[number] if checksums else None)
+        path, index, checksums = self._index(name, shard)
+        body = _checked(_bytes(path, *index[number]), place, checksums[number] if checksums else None)
         try:
             values = np.frombuffer(zstd.decompress(body), "u1" if out.dtype == bool else out.dtype)
             if out.dtype == bool:
@@ -158,7 +158,7 @@ class TeacherStore:
         except (RuntimeError, ValueError, MemoryError) as error:
             raise CorruptStoreError("a chunk does not unpack into its place", place, error, cure=REPAIR) from error
 
-    def _index(self, name: str, shard: int) -> Tuple[str, list, Optional[list]]:
+    def _index(self, name: str, shard: int) -> Tuple[Path, list, Optional[list]]:
         """A shard's file, its chunks' offsets and sizes, and the checksums they were committed with (version 2)."""
         if (name, shard) not in self._indexes:
             record, place = self._document(f"manifest/{shard}.json"), f"{self.path}, {name}, shard {shard}"
@@ -168,21 +168,21 @@ class TeacherStore:
             expected = [shard, self._root["fingerprint"] if second else None, 8 * count if second else 0]
             if [record["shard"], record.get("fingerprint"), len(digits)] != expected:
                 raise CorruptStoreError("a record is of another shard or another store", place, cure=REPAIR)
-            size, key = 16 * self._size * self._views + 4, f"{name}/c.{shard}" + ".0" * (1 + self._arrays[name].ndim)
-            body = _checked(self._pread(key, file["bytes"] - size, size), place, file["index_crc32c"])
+            path = self._file(f"{name}/c.{shard}" + ".0" * (1 + self._arrays[name].ndim))
+            size = 16 * self._size * self._views + 4
+            body = _checked(_bytes(path, file["bytes"] - size, size), place, file["index_crc32c"])
             checksums = np.frombuffer(bytes.fromhex(digits), ">u4").tolist() if second else None
-            self._indexes[name, shard] = key, body.view("<i8").reshape(-1, 2).tolist(), checksums
+            self._indexes[name, shard] = path, body.view("<i8").reshape(-1, 2).tolist(), checksums
         return self._indexes[name, shard]
 
     def _small_array(self, name: str, dtype: str, shape: Tuple[int, ...]) -> np.ndarray:
-        key = f"{name}/c" + ".0" * len(shape)
-        file = self._root.get("small_arrays", {}).get(name)
-        return _checked(self._pread(key), str(self.path / key), file and file["crc32c"]).view(dtype).reshape(shape)
+        path, file = self._file(f"{name}/c" + ".0" * len(shape)), self._root.get("small_arrays", {}).get(name)
+        return _checked(_bytes(path), str(path), file and file["crc32c"]).view(dtype).reshape(shape)
 
     def _document(self, key: str) -> Dict[str, Any]:
         """A JSON document, compared with the SHA-256 that it carries."""
         try:
-            document = json.loads(self._pread(key).tobytes())
+            document = json.loads(_bytes(self._file(key)).tobytes())
             stored = document.get("attributes", document).pop("sha256", None)
         except (ValueError, AttributeError, RecursionError) as error:
             raise CorruptStoreError("a document is broken", self.path / key, error, cure=REPAIR) from error
@@ -191,21 +191,26 @@ class TeacherStore:
             raise CorruptStoreError("a document does not match its SHA-256", self.path / key, cure=REPAIR)
         return document
 
-    def _pread(self, key: str, offset: int = 0, size: Optional[int] = None) -> np.ndarray:
-        """Bytes of a regular file within the store (no links); the whole file where `size` is None."""
+    def _file(self, key: str) -> Path:
+        """A regular file within the store, reached by no link."""
         path = self.path / key
         if path.exists() and (not path.is_file() or os.path.realpath(path) != str(self._folder / key)):
             raise CorruptStoreError("no regular file of the store", path, cure="Copy the store with `cp -rL`")
-        try:
-            data = np.fromfile(path, np.uint8, -1 if size is None else size, offset=offset)
-        except OSError as error:
-            raise CorruptStoreError("a file cannot be read", path, error.strerror, cure=REPAIR) from error
-        if size is not None and len(data) != size:
-            raise CorruptStoreError("a file is cut short", path, f"{len(data)} bytes", size, REPAIR)
-        return data
+        return path
 
     def _not_cached(self, what: str, got: object, known: str) -> NotCachedError:
         return NotCachedError(f"the store does not hold this {what}", self.path, got, known, "Dump it, or leave it out")
+
+
+def _bytes(path: Path, offset: int = 0, size: Optional[int] = None) -> np.ndarray:
+    """Bytes of a file; all of them where `size` is None."""
+    try:
+        data = np.fromfile(path, np.uint8, -1 if size is None else size, offset=offset)
+    except OSError as error:
+        raise CorruptStoreError("a file cannot be read", path, error.strerror, cure=REPAIR) from error
+    if size is not None and len(data) != size:
+        raise CorruptStoreError("a file is cut short", path, f"{len(data)} bytes", size, REPAIR)
+    return data
 
 
 def _checked(stored: np.ndarray, place: str, committed: Optional[int] = None) -> np.ndarray:
