@@ -78,7 +78,7 @@ class StudentModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         training = self.config.training
-        # Not fused: on CPUs that step is silently wrong where a gradient and its weight differ in layout (channels_last).
+        # Not fused: on CPUs that step is silently wrong where a gradient and its weight differ in memory format.
         optimizer = torch.optim.AdamW(self.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
         steps_per_epoch = int(self.trainer.estimated_stepping_batches) // training.epochs
         factor = partial(training.schedule_factor, steps_per_epoch=steps_per_epoch)
