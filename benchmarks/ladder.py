@@ -16,7 +16,7 @@ from torch import Tensor
 from cache.dumping.prepared import PreparedFrames
 from cache.nuscenes.frames import Frames
 from cache.spec import CodecSpec
-from cache.store.codec import encode
+from cache.store.codec import Encoded, encode
 from cache.store.distortion import Distortion, measure
 from cache.store.format import CHECKSUM_BYTES, pack_chunk
 from cache.teacher.mmdet3d import Mmdet3dTeacher
@@ -82,8 +82,7 @@ def climb(features: Float[Tensor, "B C H W"], level: int = 1, codecs: Iterable[C
             total += measure(sample, encoded)[0]
             values = encoded.values[0].numpy()
             packed = pack_chunk(values, level)
-            scales = 0 if codec.kind == "float16" else len(pack_chunk(encoded.scale.numpy(), level)) + 16
-            sizes.append(len(packed) + 16 + scales)
+            sizes.append(stored_bytes(encoded, level))
             out = np.empty_like(values)
             began = time.perf_counter()
             zstd.decompress(packed[:-CHECKSUM_BYTES], out)
@@ -96,6 +95,12 @@ def climb(features: Float[Tensor, "B C H W"], level: int = 1, codecs: Iterable[C
             encode_ms=1e3 * float(np.median(encoding)),
             decompress_ms=1e3 * float(np.median(decompressing)),
         )
+
+
+def stored_bytes(encoded: Encoded, level: int = 1) -> int:
+    """Of a sample's codes and scales in a store, with their checksums and places in the index."""
+    scales = 0 if encoded.codec.kind == "float16" else len(pack_chunk(encoded.scale.numpy(), level)) + 16
+    return len(pack_chunk(encoded.values[0].numpy(), level)) + 16 + scales
 
 
 def read_back(features: Float[Tensor, "B C H W"], codec: CodecSpec) -> Float[Tensor, "B C H W"]:
@@ -112,12 +117,19 @@ def head_metrics(teacher: Mmdet3dTeacher, features: Float[Tensor, "B C H W"], fr
 
 @torch.inference_mode()
 def head_detections(teacher: Mmdet3dTeacher, features: Float[Tensor, "B C H W"]) -> Iterator[Detections]:
+    """What the teacher's own head finds in features."""
     identity = teacher.identity
     for sample in features.split(1):
-        tasks = [levels[0] for levels in teacher.network.pts_bbox_head([sample])]
-        heatmap = torch.cat([task["heatmap"] for task in tasks], dim=1).sigmoid()
-        maps = {name: torch.stack([task[name] for task in tasks], dim=1) for name in tasks[0] if name != "heatmap"}
-        yield from decode(heatmap, maps, teacher.heatmap_grid, identity.tasks, identity.decoding)
+        yield from decode(*head_maps(teacher, sample), teacher.heatmap_grid, identity.tasks, identity.decoding)
+
+
+def head_maps(
+    teacher: Mmdet3dTeacher, sample: Float[Tensor, "1 C H W"]
+) -> tuple[Float[Tensor, "1 K H W"], dict[str, Float[Tensor, "1 T _ H W"]]]:
+    """The heatmap, as probabilities, and the maps of T tasks that the teacher's own head computes from features."""
+    tasks = [levels[0] for levels in teacher.network.pts_bbox_head([sample])]
+    heatmap = torch.cat([task["heatmap"] for task in tasks], dim=1).sigmoid()
+    return heatmap, {name: torch.stack([task[name] for task in tasks], dim=1) for name in tasks[0] if name != "heatmap"}
 
 
 def plot(rungs: list[Rung], title: str, path: Path) -> None:

@@ -28,7 +28,7 @@ import typer
 from benchmarks.augmentation import DRAWN, cli, run_side_by_side, sets, train_with_live_teacher
 from benchmarks.average_precision import Evaluated, mean_average_precision
 from benchmarks.worth_results import BANDS, Key, Point, Result, results
-from benchmarks.worth_tables import print_tables
+from benchmarks.worth_tables import ALONE, LIVE, UNLABELLED_TOO, print_tables
 from cache.config import Strict, load_yaml
 from cache.dumping.config import DumpConfig
 from cache.geometry.views import ViewsConfig
@@ -81,11 +81,12 @@ class Arm(Strict):
 
 
 ARMS = (
-    Arm(name="alone", teacher="none"),
+    Arm(name=ALONE, teacher="none"),
     Arm(name="cached, canonical view", teacher="cached"),
     Arm(name="cached, 4 reflections", teacher="cached", views=ViewsConfig(reflections=4)),
-    Arm(name="live teacher", teacher="live"),
-    Arm(name="cached, with unlabelled frames", teacher="cached", unlabelled=True),
+    Arm(name=LIVE, teacher="live"),
+    Arm(name=f"cached{UNLABELLED_TOO}", teacher="cached", unlabelled=True),
+    Arm(name=f"{LIVE}{UNLABELLED_TOO}", teacher="live", unlabelled=True),
     Arm(name="alone, all frames labelled", teacher="none", split=OWN),
 )
 
@@ -177,7 +178,7 @@ def main(
     seeds: int = 4,
     epochs: Annotated[int, typer.Option(help=f"Of the labelled frames, a multiple of {SHARE} times --points.")] = 48,
     start_epochs: Annotated[int, typer.Option(help="Of the student that all others start from.")] = 64,
-    points: Annotated[int, typer.Option(help="Of the learning curves.")] = 1,
+    points: Annotated[int, typer.Option(help="Of the learning curves.")] = 2,
     jobs: Annotated[int, typer.Option(help="Trainings at a time, each on one core.")] = 2,
     detectors: str = "bevdepth",
     only: Annotated[str, typer.Option(help=f"Arms, with ; between: {'; '.join(arm.name for arm in ARMS)}.")] = "",

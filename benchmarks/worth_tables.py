@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from benchmarks.tables import show
 from benchmarks.worth_results import BANDS, Result
 
-ALONE, LIVE = "alone", "live teacher"
+ALONE, LIVE, UNLABELLED_TOO = "alone", "live teacher", ", with unlabelled frames"
+"""Names of the arms that others are compared with, and the end of the name of an arm that sees unlabelled frames."""
 Figure = Callable[[Result], float]
 Figures = Callable[[Result], Sequence[float]]
 
@@ -45,7 +46,8 @@ def _curve(group: Sequence[Result]) -> str:
 
 
 def _row(key: tuple[str, str], group: Sequence[Result], groups: Groups) -> tuple:
-    alone, live = (baseline(groups, key[0], arm) for arm in (ALONE, LIVE))
+    seen = UNLABELLED_TOO if key[1].endswith(UNLABELLED_TOO) else ""
+    alone, live = (baseline(groups, key[0], arm) for arm in (ALONE, LIVE + seen))
 
     def middle(figure: Figure, digits: int) -> str:
         return f"{statistics.mean(map(figure, group)):.{digits}f}"

@@ -45,7 +45,7 @@ class DataConfig(Strict):
     version: str = "v1.0-trainval"
     train_split: str = "train"
     val_split: str = "val"
-    unlabelled_split: str = ""
+    unlabelled_split: str | None = None
     """Frames of another split that are trained on beside train_split's, without their annotations: distill.foreground
     finds the objects for the terms, and distill.pseudo_labels lets the detector learn the teacher's boxes."""
     cameras: tuple[str, ...] = ()
