@@ -1,4 +1,4 @@
-"""Activation checkpointing: blocks and adapters keep only their input and compute the rest again for their gradients."""
+"""Activation checkpointing: blocks and adapters keep their input and compute the rest again for their gradients."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
