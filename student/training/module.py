@@ -48,7 +48,7 @@ class StudentModule(lightning.LightningModule):
             layers = _layers(config.detector)
             self.objective = DistillObjective(config.distill, layers, grid, tasks, teachers, teacher_heads)
         if config.training.activation_checkpointing:
-            recompute_blocks(self.detector)
+            recompute_blocks(self)
         if config.training.channels_last:
             self.to(memory_format=torch.channels_last)
         if config.training.compile:
