@@ -116,7 +116,7 @@ def _train(kind: str, setting: Setting, device: str) -> Iterator[Step]:
     module = StudentModule(config, [source.cache.spec for source in sources]).to(device).train()
     if config.distill is not None and config.distill.inherit_head:
         inherit_head(module.detector.head, sources[0].cache.head_weights())
-    optimizer = torch.optim.AdamW(module.parameters(), lr=config.training.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=config.training.learning_rate)
     teacher = LiveTeacher(setting, frames, device) if kind == "live" else None
     detector = module.detector
     bare = StudentDataset(frames, config, detector.times, detector.supervise_depth)

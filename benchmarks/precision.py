@@ -1,5 +1,4 @@
-"""Cost of a student's parts by precision, memory layout and size: forward and backward pass, one thread, CPU time; and
-of AdamW's step over its parameters.
+"""Cost of a student's parts by precision, memory layout and size: forward and backward pass, one thread, CPU time.
 
     python -m benchmarks.precision
     python -m benchmarks.precision --config configs/bevdepth_r50.yaml --samples 1 --rounds 3
@@ -109,21 +108,6 @@ def main(
         first = first or sum(times)
         rows.append((setting.name, *(f"{ms:.0f}" for ms in times), f"{sum(times):.0f}", f"{sum(times) / first:.2f}"))
     show(f"{config.name}, {samples} samples, ms", ("", *PARTS, "together", "of the first"), rows)
-    plain, fused = (step_ms(config, rounds, fused) for fused in (False, True))
-    show("AdamW, ms a step", ("parameter by parameter", "fused"), [(f"{plain:.1f}", f"{fused:.1f}")])
-
-
-def step_ms(config: Path, rounds: int, fused: bool) -> float:
-    """Milliseconds of AdamW's step over a student's parameters."""
-    detector = build_detector(load_yaml(config, StudentConfig).detector)
-    for parameter in detector.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    optimizer, times = torch.optim.AdamW(detector.parameters(), fused=fused), []
-    for _ in range(rounds + 1):
-        began = time.process_time()
-        optimizer.step()
-        times.append(time.process_time() - began)
-    return 1e3 * statistics.median(times[1:])
 
 
 if __name__ == "__main__":

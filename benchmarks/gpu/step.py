@@ -44,7 +44,7 @@ class Training:
         torch.manual_seed(0)
         specs = [source.cache.spec for source in dataset.sources]
         self.module = StudentModule(config, specs).to(job.device).train()
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=config.training.learning_rate, fused=True)
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=config.training.learning_rate)
         self.clip = config.training.gradient_clip
         self.teacher = PillarTeacher(job.sizes, job.device) if kind == "live teacher" else None
         if self.teacher is not None:
@@ -110,7 +110,7 @@ def waits(job: Job, work: Callable[[], object]) -> list[str] | None:
             work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return [f"{one.filename}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
+    return [f"{one.filename}:{one.lineno}" for one in caught if "synchronizing CUDA operation" in str(one.message)]
 
 
 def measure_largest(job: Job) -> Figures:

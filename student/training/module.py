@@ -48,7 +48,7 @@ class StudentModule(lightning.LightningModule):
             layers = _layers(config.detector)
             self.objective = DistillObjective(config.distill, layers, grid, tasks, teachers, teacher_heads)
         if config.training.activation_checkpointing:
-            recompute_blocks(self.detector)
+            recompute_blocks(self)
         if config.training.channels_last:
             self.to(memory_format=torch.channels_last)
         if config.training.compile:
@@ -78,25 +78,11 @@ class StudentModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         training = self.config.training
-        optimizer = torch.optim.AdamW(
-            self.parameters(),
-            lr=training.learning_rate,
-            weight_decay=training.weight_decay,
-            fused=training.precision != "16-mixed",  # a fused step would divide by the loss's scale after the clipping
-        )
+        # Not fused: on CPUs that step is silently wrong where a gradient and its weight differ in memory format.
+        optimizer = torch.optim.AdamW(self.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
         steps_per_epoch = int(self.trainer.estimated_stepping_batches) // training.epochs
         factor = partial(training.schedule_factor, steps_per_epoch=steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        # Lightning's own refuses every fused optimiser under autocast.
-        if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)
