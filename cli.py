@@ -23,6 +23,7 @@ from cache.versions import installed_versions
 if TYPE_CHECKING:
     from cache import DumpConfig, Frames, Teacher
     from cache.dumping.run import DumpProgress
+    from student.config.student import StudentConfig
 
 TEACHER = "configs/centerpoint_pillar02.yaml --data nuscenes --checkpoint teacher.pth"
 """The teacher of the examples."""
@@ -448,27 +449,22 @@ def evaluate(
     from student.visualization.plots import save_evaluation_plots
     from student.visualization.tables import metrics_table
 
-    def open_frames(default_version: str, default_split: str, lidar: str, cameras: tuple[str, ...] = ()) -> Frames:
-        return Frames(
-            root=data,
-            version=version or default_version,
-            splits=(split or default_split,),
-            max_sweeps=0,
-            cameras=cameras,
-            lidar=lidar,
-            store=StoredFrames(path=store) if (store := frames_of or cache) else None,
-        )
-
     with report_writer(json) as write_report, progress("samples") as advance:
         if checkpoint is not None and cache is None:
             detector, config = load_student(checkpoint)
-            frames = open_frames(config.data.version, config.data.val_split, config.data.lidar, config.data.cameras)
-            frames = chosen_frames(frames, config, lidar=False)
+            frames = chosen_frames(_student_frames(config, data, version, split, frames_of), config, lidar=False)
             detections = student_detections(detector, config, frames)
         elif cache is not None and checkpoint is None:
             teacher = TeacherCache(cache)
             identity = teacher.spec.data
-            frames = open_frames(identity.version, identity.splits[-1], identity.lidar)
+            frames = Frames(
+                root=data,
+                version=version or identity.version,
+                splits=(split or identity.splits[-1],),
+                max_sweeps=0,
+                lidar=identity.lidar,
+                store=StoredFrames(path=frames_of or cache),
+            )
             detections = teacher_detections(teacher, frames.tokens)
         else:
             raise _exactly_one("evaluate needs exactly one detector", checkpoint, "--checkpoint or --cache")
@@ -508,9 +504,7 @@ def predict(
     json: Json = False,
 ) -> None:
     """Detect boxes with a student and write them in nuScenes' results format; show a scene as a video."""
-    from cache import Frames
     from cache.nuscenes.completeness import only
-    from cache.store.stored_frames import StoredFrames
     from student.evaluation.detect import student_detections
     from student.evaluation.results import read_submission
     from student.evaluation.submission import write_submission
@@ -524,15 +518,7 @@ def predict(
         require_suffix(video)
     with report_writer(json) as write_report:
         detector, config = load_student(student)
-        frames = Frames(
-            root=data,
-            version=version or config.data.version,
-            splits=("all",) if tokens else (split or config.data.val_split,),
-            max_sweeps=0,
-            cameras=config.data.cameras,
-            lidar=config.data.lidar,
-            store=StoredFrames(path=frames_of) if frames_of else None,
-        )
+        frames = _student_frames(config, data, version, "all" if tokens else split, frames_of)
         frames = only(frames, tokens) if tokens else chosen_frames(frames, config, lidar=False)
         with progress("samples") as advance:
             write_submission(student_detections(detector, config, frames), frames, out, progress=advance)
@@ -599,20 +585,13 @@ def _dump_inputs(
 ) -> "tuple[DumpConfig, Frames, Teacher]":
     """The configuration, frames and teacher of a dump."""
     from cache import DumpConfig
-    from cache.nuscenes.completeness import on_disk, without
     from cache.nuscenes.counts import count_boxes, warn_of_boxes
 
     chosen = [*(overrides or ()), *(["depth=true"] if depth else ()), *([f"teacher={name}"] if name else ())]
     settings = load_yaml(config, DumpConfig, chosen)
     frames = settings.frames(data)
-    where, every = f"{settings.version}, {', '.join(settings.splits)}", len(frames)
-    frames = without(frames, frozenset(settings.exclude)) if settings.exclude else frames
-    if settings.skip_missing:
-        frames = on_disk(frames, (frames.lidar,), past_sweeps=frames.max_sweeps)
-    if len(frames) < every:
-        print_note(f"{where}: {every - len(frames):,} of {every:,} frames are left out")
     live = _live_teacher(settings.teacher, weights, settings.points)
-    counts = count_boxes(frames)
+    where, counts = f"{settings.version}, {', '.join(settings.splits)}", count_boxes(frames)
     print_note(f"{where}: {counts}")
     warn_of_boxes(counts, where)
     return settings, frames.with_sweeps(live.points.past_sweeps), live
@@ -634,6 +613,24 @@ def _live_teacher(name: str, weights: Weights, hook: str | None) -> "Teacher":
         return make_teacher(name, weights.checkpoint, device)
     options = LoadOptions.of(weights.boxes, weights.ema)
     return load_teacher(name, weights.checkpoint, device, options=options, hook=hook)
+
+
+def _student_frames(
+    config: "StudentConfig", data: Path, version: str | None, split: str | None, store: Path | None
+) -> "Frames":
+    """The frames that a student detects boxes in, by default its validation's."""
+    from cache import Frames
+    from cache.store.stored_frames import StoredFrames
+
+    return Frames(
+        root=data,
+        version=version or config.data.version,
+        splits=(split or config.data.val_split,),
+        max_sweeps=0,
+        cameras=config.data.cameras,
+        lidar=config.data.lidar,
+        store=None if store is None else StoredFrames(path=store),
+    )
 
 
 def _exactly_one(what: str, first: Path | None, options: str) -> ConfigError:

@@ -238,7 +238,8 @@ class LiveTeacher:
 def train_with_live_teacher(config: StudentConfig, root: Path, teacher: Teacher, store: Path, out: Path) -> None:
     """Train and validate like `train_student`, but run the teacher in the step; the store only describes it."""
     setup = set_up_training(config, root, [store], out)
-    frames = Frames(root=root, version=config.data.version, splits=(config.data.train_split,))  # with sweeps
+    splits = tuple(filter(None, (config.data.train_split, config.data.unlabelled_split)))
+    frames = Frames(root=root, version=config.data.version, splits=splits)  # with sweeps
     spec, training, cost = setup.dataset.sources[0].cache.spec, setup.config.training, Cost()
     loader = Loader(
         setup.dataset,

@@ -110,7 +110,7 @@ def waits(job: Job, work: Callable[[], object]) -> list[str] | None:
             work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return [f"{one.filename}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
+    return [f"{one.filename}:{one.lineno}" for one in caught if "synchronizing CUDA operation" in str(one.message)]
 
 
 def measure_largest(job: Job) -> Figures:

@@ -1,5 +1,6 @@
 """What all parts measure: made-up frames, a pillar teacher in plain torch, its store, and a student."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -279,7 +280,10 @@ def of_size(batch: Batch, samples: int) -> Batch:
     return Batch(**changed)  # type: ignore[arg-type]
 
 
-def relative_difference(ours: Float[Tensor, "*n"], theirs: Float[Tensor, "*n"]) -> float:
-    """Length of the difference over the length of the second, in float64 on the CPU."""
+def relative_difference(ours: Float[Tensor, "*n"], theirs: Float[Tensor, "*m"]) -> float:
+    """Length of the difference over the length of the second, in float64 on the CPU; infinite where shapes differ, as
+    of detections of which one more is suppressed."""
+    if ours.shape != theirs.shape:
+        return math.inf
     a, b = ours.detach().cpu().double().flatten(), theirs.detach().cpu().double().flatten()
     return float(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b).clamp(min=1e-30))

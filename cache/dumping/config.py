@@ -1,11 +1,14 @@
 """Configuration of a dump."""
 
+import warnings
 from pathlib import Path
 
 from pydantic import Field, PositiveInt
 
 from cache.config import Strict
+from cache.errors import OfflineDistillWarning
 from cache.geometry.views import CANONICAL, ViewsConfig
+from cache.nuscenes.completeness import on_disk, without
 from cache.nuscenes.frames import Frames
 from cache.spec import CodecSpec
 from cache.store.layout import Layout
@@ -47,12 +50,22 @@ class DumpConfig(Strict):
     """Processes that load points and voxelise."""
 
     def frames(self, root: Path) -> Frames:
-        """The frames to dump.
+        """The frames to dump, without those that `exclude` and `skip_missing` leave out.
 
         Raises:
-            DataError, ConfigError: see `Frames`.
+            DataError, ConfigError: see `Frames`, `without` and `on_disk`.
         """
-        return Frames(root=root, version=self.version, splits=self.splits, cameras=self.cameras, lidar=self.lidar)
+        frames = Frames(root=root, version=self.version, splits=self.splits, cameras=self.cameras, lidar=self.lidar)
+        if self.exclude:
+            frames = without(frames, frozenset(self.exclude))
+        if not self.skip_missing:
+            return frames
+        found = on_disk(frames, (frames.lidar,), past_sweeps=frames.max_sweeps)
+        if len(found) < len(frames):
+            where, lost = f"{self.version}, {', '.join(self.splits)}", len(frames) - len(found)
+            text = f"{where}: {lost:,} of {len(frames):,} frames lack a file and are left out (skip_missing)"
+            warnings.warn(text, OfflineDistillWarning, stacklevel=2)
+        return found
 
     @property
     def layout(self) -> Layout:

@@ -1,6 +1,7 @@
 """mmdet3d, with mmcv 1.x or mmengine: a pipeline step that reads stores, and a detector that learns from them."""
 
 import math
+from functools import reduce
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Dict, Mapping, Tuple
@@ -8,6 +9,7 @@ from typing import Any, Dict, Mapping, Tuple
 import mmcv
 import numpy as np
 import torch
+from pyquaternion import Quaternion
 from torch import Tensor, nn
 from torch.utils.data._utils.collate import default_collate
 
@@ -28,21 +30,14 @@ Config = Mapping[str, Any]
 
 def mmdet3d_matrix(results: Config) -> Tuple[np.ndarray, np.ndarray]:
     """mmdet3d's augmentation (4, 4), as its steps record it, of a detector in the LiDAR frame."""
-    matrix, flow = np.eye(4), results.get("transformation_3d_flow", [])
-    if flow.count("R") > 1 or ("img_inputs" in results and len(results["img_inputs"]) > 6):
+    flow, scale = results.get("transformation_3d_flow", []), results.get("pcd_scale_factor", 1)
+    if flow.count("R") > 1 or len(results.get("img_inputs", ())) > 6:
         raise BevCacheError("not mmdet3d's augmentation, once", got=flow, cure="Set matrix: bevdet, or a function")
-    for step in flow:
-        part = np.eye(4)
-        if step == "R":
-            part[:3, :3] = np.asarray(results["pcd_rotation"]).T
-        elif step == "S":
-            part[:3] *= results["pcd_scale_factor"]
-        elif step == "T":
-            part[:3, 3] = results["pcd_trans"]
-        else:  # HF negates y, VF x.
-            part["VH".index(step[0]), "VH".index(step[0])] = -1
-        matrix = part @ matrix
-    return matrix, np.eye(4)
+    steps = {"R": np.eye(4), "S": np.diag([scale, scale, scale, 1]), "T": np.eye(4)}
+    steps["R"][:3, :3] = np.asarray(results.get("pcd_rotation", np.eye(3))).T
+    steps["T"][:3, 3] = results.get("pcd_trans", 0)
+    steps.update(HF=np.diag([1, -1, 1, 1]), VF=np.diag([-1, 1, 1, 1]))
+    return reduce(lambda matrix, step: steps[step] @ matrix, flow, np.eye(4)), np.eye(4)
 
 
 def bevdet_matrix(results: Config) -> Tuple[np.ndarray, np.ndarray]:
@@ -52,16 +47,12 @@ def bevdet_matrix(results: Config) -> Tuple[np.ndarray, np.ndarray]:
     key_to_global, info = np.asarray(results["img_inputs"][2])[0].astype(np.float64), results["curr"]
     if key_to_global.shape != (4, 4):
         raise BevCacheError("img_inputs[2] is not ego2globals", "LoadTeacherFeatures", key_to_global.shape, (4, 4))
-    lidar_to_ego, ego_to_global = (_pose(info, name) for name in ("lidar2ego", "ego2global"))
-    return augmentation, np.linalg.inv(key_to_global) @ ego_to_global @ lidar_to_ego
-
-
-def _pose(info: Config, name: str) -> np.ndarray:
-    w, x, y, z = info[f"{name}_rotation"] / np.linalg.norm(info[f"{name}_rotation"])
-    pose, skew = np.eye(4), np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    pose[:3, :3] += 2 * w * skew + 2 * skew @ skew
-    pose[:3, 3] = info[f"{name}_translation"]
-    return pose
+    frame = np.linalg.inv(key_to_global)
+    for name in ("ego2global", "lidar2ego"):
+        pose = Quaternion(info[f"{name}_rotation"]).transformation_matrix
+        pose[:3, 3] = info[f"{name}_translation"]
+        frame = frame @ pose
+    return augmentation, frame
 
 
 MATRICES = {"mmdet3d": mmdet3d_matrix, "bevdet": bevdet_matrix}
@@ -81,8 +72,8 @@ class LoadTeacherFeatures:
 
     def __call__(self, results: Dict[str, Any]) -> Dict[str, Any]:
         """Add the maps and `to_teacher` of the stored view that is nearest to the augmentation."""
-        token = results.get("token", results.get("sample_idx"))
-        results.setdefault("teacher", []).append(read_aligned(self.store, token, *self.matrix(results), self.layers))
+        token, (augmentation, frame) = results.get("token") or results["sample_idx"], self.matrix(results)
+        results.setdefault("teacher", []).append(read_aligned(self.store, token, augmentation, frame, self.layers))
         if self.pack is None:
             return results
         packed = self.pack(results)
@@ -112,8 +103,8 @@ class Distilled:
         boxes = options.pop("boxes", "mmdet3d-1.x")
         model = _build(detector, {key: value for key, value in options.items() if value is not None})
         specs = [TeacherStore(path).spec for path in ([store] if isinstance(store, str) else store)]
-        grids = {name: (layer["channels"], Grid.of(layer["grid"])) for name, layer in layers.items()}
-        grid = next(iter(grids.values()))[1] if grid is None else Grid.of(grid)
+        grids = {name: (layer["channels"], Grid(**layer["grid"])) for name, layer in layers.items()}
+        grid = next(iter(grids.values()))[1] if grid is None else Grid(**grid)
         model.bevcache = DistillObjective(distill, grids, grid, classes, specs)
         model.bevcache_taps = {**taps, "logits": head} if model.bevcache.needs_logits else dict(taps)
         model.bevcache_boxes, model.bevcache_epoch = boxes, None
@@ -121,13 +112,18 @@ class Distilled:
         return model
 
 
-class _Learner:
+class _Learner(nn.Module):
     """What comes before a distilled detector's class: losses of the objective beside the detector's own."""
+
+    bevcache: Any
+    bevcache_taps: Dict[str, str]
+    bevcache_boxes: str
+    bevcache_epoch: Any
 
     def loss(self, inputs: Any, data_samples: Any, **kwargs: Any) -> Dict[str, Any]:
         """mmdet3d 1.x: the losses of a batch, by name."""
         with tapped(self, self.bevcache_taps, logits=_logits) as found:
-            losses = super().loss(inputs, data_samples, **kwargs)
+            losses = super().loss(inputs, data_samples, **kwargs)  # type: ignore[misc]
         truth = [(sample.gt_instances_3d.bboxes_3d, sample.gt_instances_3d.labels_3d) for sample in data_samples]
         teachers = [getattr(sample, "teacher", None) for sample in data_samples]
         return self._distill(losses, found, None if None in teachers else default_collate(teachers), *zip(*truth))
@@ -135,7 +131,7 @@ class _Learner:
     def forward_train(self, *args: Any, teacher: Any = None, **kwargs: Any) -> Dict[str, Any]:
         """mmcv 1.x: the losses of a batch, by name."""
         with tapped(self, self.bevcache_taps, logits=_logits) as found:
-            losses = super().forward_train(*args, **kwargs)
+            losses = super().forward_train(*args, **kwargs)  # type: ignore[misc]
         return self._distill(losses, found, teacher, kwargs["gt_bboxes_3d"], kwargs["gt_labels_3d"])
 
     def _distill(self, losses: Dict[str, Any], found: Dict[str, Any], teachers: Any, boxes: Any, labels: Any) -> Any:
@@ -163,7 +159,7 @@ def export_checkpoint(source: str, target: str) -> None:
     torch.save({"meta": checkpoint.get("meta", {}), "state_dict": state}, target)
 
 
-def _build(detector: Any, defaults: Dict[str, Any]) -> nn.Module:
+def _build(detector: Any, defaults: Dict[str, Any]) -> Any:
     if not mmcv.__version__.startswith("1."):
         return MODELS.build({**defaults, **detector})
     builder = "mmdet3d.models.builder" if find_spec("mmdet3d") else "mmdet.models.builder"

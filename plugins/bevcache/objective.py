@@ -1,5 +1,6 @@
 """DistillBEV's recipe, `fgd` on pairs of layers, in plain torch; keys and equations (n) as in docs/objective.md."""
 
+import difflib
 import math
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .reader import Batch, BevCacheError, Grid, Names, TeacherStore, require_known
+from .reader import Batch, BevCacheError, Grid, Names, TeacherStore
 
-Config, Maps, Many = Mapping[str, Any], Mapping[str, Tensor], Sequence[Tensor]
+Config = Mapping[str, Any]
+Maps = Mapping[str, Tensor]
+Many = Sequence[Tensor]
 CRITERIA = {"mse": torch.square, "l1": torch.abs, "smooth_l1": lambda d: F.smooth_l1_loss(d, d * 0, reduction="none")}
 ADAPTERS = "2layer", "3layer", "identity", "1x1conv", "3x3conv", "mlp"
 # fmt: off
@@ -31,17 +34,21 @@ TERM = {  # Defaults; of a list, the first. The product's objective has further 
 # fmt: on
 
 
-def to_teacher(view_matrix: Tensor, augmentation: Tensor, lidar_to_frame: Optional[Tensor] = None) -> Tensor:
-    """V (A E)^-1, metres of the student's augmented BEV -> the teacher's view, (B, 4, 4) on the CPU; without E, I."""
-    moved = augmentation if lidar_to_frame is None else augmentation.double() @ lidar_to_frame.double()
-    return view_matrix.double().cpu() @ torch.inverse(moved.double().cpu())
+def require_known(given: Config, known: Sequence[str], where: str) -> None:
+    """Raise BevCacheError for a key that is not among the known ones, with the nearest."""
+    for key in set(given) - set(known):
+        near = difflib.get_close_matches(str(key), known, 1)
+        raise BevCacheError("an unknown key", where, key, ", ".join(known), f"Write {near[0]}" if near else "Remove it")
 
 
 def read_aligned(store: TeacherStore, token: str, augmentation: Any, frame: Any, layers: Names = None) -> Batch:
-    """A sample, without B, of the view nearest to the augmentation A; E is `frame`, (4, 4) each; with `to_teacher`."""
-    moved, frame = (np.asarray(matrix, dtype=np.float64) for matrix in (augmentation, frame))
-    batch = store.read([token], layers, [store.nearest_view(token, np.linalg.inv(frame) @ moved @ frame)])
-    batch["to_teacher"] = to_teacher(batch["view_matrix"], torch.from_numpy(moved @ frame)[None])
+    """A sample, without B, of the view V nearest to the augmentation A; E is `frame`; (4, 4) each.
+
+    Its `to_teacher`, V (A E)^-1, leads from metres of the student's augmented BEV to the teacher's view.
+    """
+    augmentation, frame = (np.asarray(matrix, np.float64) for matrix in (augmentation, frame))
+    batch = store.read([token], layers, [store.nearest_view(token, np.linalg.inv(frame) @ augmentation @ frame)])
+    batch["to_teacher"] = batch["view_matrix"].double() @ torch.from_numpy(np.linalg.inv(augmentation @ frame))
     return {name: tensor[0] for name, tensor in batch.items()}
 
 
@@ -77,12 +84,13 @@ class DistillObjective(nn.Module):
         super().__init__()
         require_known(config, ("pairs", "terms", "multi_scale_epoch", "two_stage_epoch"), "distill")
         self.config, self.grid, self.specs, self.classes = config, heatmap_grid, list(specs), list(classes)
-        self.pairs = nn.ModuleList(Pair(pair, layers, self.specs) for pair in config["pairs"])
-        labels, self.terms = [pair.label for pair in self.pairs], nn.ModuleList()
+        self.pairs: Any = nn.ModuleList(Pair(pair, layers, self.specs) for pair in config["pairs"])
+        self.terms: Any = nn.ModuleList()
+        labels = [pair.label for pair in self.pairs]
         for term in config["terms"]:
-            chosen = [self.pairs[labels.index(label)] for label in term.get("pairs") or labels]
+            chosen: Any = [self.pairs[labels.index(label)] for label in term.get("pairs") or labels]
             self.terms.append(nn.ModuleList(Fgd(term, pair, n, len(chosen)) for n, pair in enumerate(chosen)))
-        settings = [term.c for terms in self.terms for term in terms]
+        settings = [term.c for term in self.modules() if isinstance(term, Fgd)]
         self.needs_logits = any("student" in c.false_positives for c in settings)
         schedule = config.get("multi_scale_epoch"), config.get("two_stage_epoch"), *(c.fp_epoch for c in settings)
         self.names_epochs = any(schedule)
@@ -101,7 +109,7 @@ class DistillObjective(nn.Module):
         """
         known = [((label >= 0) & (label < len(self.classes)))[:, None] for label in labels]
         truth = torch.stack([draw_heatmap(box * own, self.grid) for box, own in zip(boxes, known)])
-        student = logits.detach().amax(1).float().sigmoid() if self.needs_logits else None
+        student = None if logits is None else logits.detach().amax(1).float().sigmoid()
         batch, losses = SimpleNamespace(epoch=epoch, boxes=boxes, truth=truth, student=student), {}
         autocast = torch.autocast if hasattr(torch, "autocast") else lambda _, enabled: torch.cuda.amp.autocast(enabled)
         for pair in self.pairs:
@@ -127,9 +135,9 @@ class DistillObjective(nn.Module):
             largest = largest[:, [names.index(name) for name in self.classes]].amax(1)
             largest = largest if largest.is_floating_point() else largest.float() / 255
         for maps, grid in ((teacher["canvas_mask"].float(), "canvas_grid"), (largest, "heatmap_grid")):
-            source, matrix = Grid.of(spec[grid]), teacher.get("to_teacher")
-            fits = maps is None or (matrix is None and merges(self.grid, source))
-            yield maps if fits else warp(maps[:, None], source, self.grid, matrix, True)[0][:, 0]
+            source, matrix = Grid(**spec[grid]), teacher.get("to_teacher")
+            fits = matrix is None and merges(self.grid, source)
+            yield maps if maps is None or fits else warp(maps[:, None], source, self.grid, matrix, True)[0][:, 0]
 
 
 class Pair(nn.Module):
@@ -146,7 +154,7 @@ class Pair(nn.Module):
             expected = f"{list(layers)}, of axes yx, and {list(stored)}"
             raise BevCacheError("there is no such layer", self.label, expected=expected)
         theirs, (channels, grid), kind = stored[self.teacher], layers[self.student], config.get("student_adapter", {})
-        self.codec, self.teacher_grid = theirs["codec"], Grid.of(theirs["grid"])
+        self.codec, self.teacher_grid = theirs["codec"], Grid(**theirs["grid"])
         self.shapes = (channels, *grid.shape), (theirs["channels"], *self.teacher_grid.shape)
         kind = {"kind": kind} if isinstance(kind, str) else kind
         self.student_adapter, self.grid = adapter(grid, channels, theirs["channels"], **kind)
@@ -159,10 +167,8 @@ class Pair(nn.Module):
         """Student and teacher (B, C, H, W), 0 in invalid cells, and the valid cells (B, H, W)."""
         ours, theirs = features.get(self.student), decode(teacher, self.teacher, self.codec)
         if not isinstance(ours, Tensor):
-            got = f"{type(ours).__name__} of {len(ours)}" if isinstance(ours, (list, tuple)) else ours
-            raise BevCacheError(
-                "a tap gives no feature map", self.student, got, "a tensor", "Name its part: `module:0`"
-            )
+            cure = "Name a part of the module's output, `module:0`"
+            raise BevCacheError("a tap gives no feature map", self.student, type(ours).__name__, "a tensor", cure)
         ours = ours if ours.dim() == 4 else ours.transpose(1, 2).reshape(len(ours), -1, *self.shapes[0][1:])
         got = tuple(ours.shape[1:]), tuple(theirs.shape[1:])
         if got != self.shapes:
@@ -223,16 +229,16 @@ class Fgd(nn.Module):
 
     def _regions(self, batch: Any, valid: Tensor) -> Dict[str, Tuple[float, Tensor]]:
         """Weight, and weights of cells (B, H, W), of each region: masks (1), (2) times scales (3)."""
-        c, wrong, regions = self.c, self._false_positives(batch), {}
+        c, shape, within, regions = self.c, self.grid.shape, {}, {}
         fg_scale = torch.stack([box_scale(box, self.grid) for box in batch.boxes])
         objects, free = valid & (fg_scale > 0), valid & (fg_scale == 0)
-        if wrong is not None:
-            free, wrong = free & ~wrong, free & wrong
-            regions["false_positive"] = c.fp_weight, wrong * one_over_cells(wrong)
+        if c.false_positives != "none" and batch.epoch >= c.fp_epoch:
+            within["false_positive"] = c.fp_weight, F.adaptive_max_pool2d(self._false_positives(batch), shape) > 0
         if c.non_empty_weight:
-            occupied = free & (F.adaptive_max_pool2d(batch.canvas, self.grid.shape) > 0)
-            free = free & ~occupied
-            regions["non_empty"] = c.non_empty_weight, occupied * one_over_cells(occupied)
+            within["non_empty"] = c.non_empty_weight, F.adaptive_max_pool2d(batch.canvas, shape) > 0
+        for name, (weight, mask) in within.items():
+            free, region = free & ~mask, free & mask
+            regions[name] = weight, region * one_over_cells(region)
         bg_scale = one_over_cells(free).expand_as(fg_scale)
         if c.scale_mask in ("bg_only", "none"):
             fg_scale = bg_scale = bg_scale if c.scale_mask == "bg_only" else torch.ones_like(bg_scale)
@@ -241,18 +247,15 @@ class Fgd(nn.Module):
         boxes = {"foreground": (c.fg_weight, objects * fg_scale), "background": (c.bg_weight, free * bg_scale)}
         return {**boxes, **regions}
 
-    def _false_positives(self, batch: Any) -> Optional[Tensor]:
-        """Cells without an object where a network predicts one, (2); None where they are not used."""
+    def _false_positives(self, batch: Any) -> Tensor:
+        """1 at cells of the teacher's heatmap without an object, where a network predicts one, (2)."""
         c, teacher = self.c, batch.teacher
-        if c.false_positives == "none" or batch.epoch < c.fp_epoch:
-            return None
         low = c.threshold if c.gt_threshold is None else c.gt_threshold
         wrong = teacher > c.threshold if c.false_positives.split("+")[0] == "teacher" else teacher < 0
         if "student" in c.false_positives:
             found = F.adaptive_max_pool2d(batch.student, teacher.shape[1:]) > c.threshold
             wrong = wrong | (found if c.false_positives == "student" else found & (teacher < low))
-        wrong = wrong & (F.adaptive_max_pool2d(batch.truth, teacher.shape[1:]) < low)
-        return F.adaptive_max_pool2d(wrong.float(), self.grid.shape) > 0
+        return (wrong & (F.adaptive_max_pool2d(batch.truth, teacher.shape[1:]) < low)).float()
 
 
 def attention(energy: Tensor, valid: Tensor) -> Tensor:
@@ -296,7 +299,7 @@ def adapter(grid: Grid, channels: int, out: int, kind: str = "identity", factor:
         got = f"{kind}, factor {factor}, {channels} channels of {height} x {width}"
         expected = f"{', '.join(ADAPTERS)}, also upsample_..., or downsample_Nlayer, with a factor; {out} channels"
         raise BevCacheError("an adapter that does not fit", "a pair", got, expected)
-    module = nn.Identity()
+    module: nn.Module = nn.Identity()
     if tail.endswith("conv"):
         module = nn.Conv2d(channels, out, int(tail[0]), padding=int(tail[0]) // 2)
     elif tail == "mlp":
@@ -319,8 +322,8 @@ def draw_heatmap(boxes: Tensor, grid: Grid) -> Tensor:
     cases = (1, total, area * 0.9 / 1.1), (4, 2 * total, area * 0.9), (0.4, -0.2 * total, area * -0.9)
     radius = torch.stack([(b + (b * b - 4 * a * c).sqrt()) / 2 for a, b, c in cases]).amin(0)
     reach, factors = radius.floor().clamp(min=2).float()[:, None], []
-    for axis, cells in zip((1, 0), grid.shape):
-        centre = ((boxes[:, axis] - grid[axis][0]) / grid.cell_m[axis]).floor()
+    for axis, (low, _), cells in zip((1, 0), (grid.y_range_m, grid.x_range_m), grid.shape):
+        centre = ((boxes[:, axis] - low) / grid.cell_m[axis]).floor()
         offset = (torch.arange(cells, device=boxes.device) - centre[:, None]).float()
         factors.append((-0.5 * (offset / (2 * reach + 1) * 6) ** 2).exp() * (offset.abs() <= reach))
         drawn = drawn & (centre >= 0) & (centre < cells)

@@ -1,14 +1,10 @@
 """Read a store (docs/store.md, format versions 1 and 2), every byte under a checksum, from threads and forks alike."""
 
-import difflib
 import hashlib
 import json
-import math
 import os
-import re
-import stat
 from pathlib import Path
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 import google_crc32c
 import numpy as np
@@ -17,7 +13,6 @@ from numcodecs import zstd
 
 REPAIR = "Run `cli verify` on the store, then repair it or copy it again"
 DTYPES = {"unsigned": "u1", "signed": "i1", "float16": "f2"}
-FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 Names = Optional[Sequence[str]]
 Batch = Dict[str, torch.Tensor]
 """B samples by array: features/<layer>, features/<layer>_scale, heatmap, canvas_mask, view_matrix."""
@@ -27,9 +22,8 @@ class BevCacheError(Exception):
     """What went wrong, where, what was found and expected, and what to do about it."""
 
     def __init__(self, what: str, where: object = None, got: object = None, expected: object = None, cure: str = ""):
-        facts = [what if where is None else f"{what} ({where})"]
-        facts += [f"{name} {value}" for name, value in (("got", got), ("expected", expected)) if value is not None]
-        super().__init__("; ".join(facts) + (f". {cure}." if cure else ""))
+        facts = {" ({})": where, "; got {}": got, "; expected {}": expected, ". {}.": cure or None}
+        super().__init__(what + "".join(text.format(fact) for text, fact in facts.items() if fact is not None))
 
 
 class CorruptStoreError(BevCacheError):
@@ -40,13 +34,6 @@ class NotCachedError(BevCacheError, KeyError):
     """A token, layer or view that was not dumped; also a KeyError."""
 
     __str__ = Exception.__str__
-
-
-def require_known(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Raise BevCacheError for a key that is not among the known ones, with the nearest."""
-    for key in set(given) - set(known):
-        near = difflib.get_close_matches(str(key), known, 1)
-        raise BevCacheError("an unknown key", where, key, ", ".join(known), f"Write {near[0]}" if near else "Remove it")
 
 
 class Grid(NamedTuple):
@@ -60,12 +47,6 @@ class Grid(NamedTuple):
     cell_m: Tuple[float, float]
     frame: str = "lidar"
     axes: str = "yx"
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Grid":
-        """A grid from the fields of a configuration or of a store's spec."""
-        require_known(values, cls._fields, "a grid")
-        return cls(**{name: value if isinstance(value, str) else tuple(value) for name, value in values.items()})
 
     @property
     def shape(self) -> Tuple[int, int]:
@@ -90,6 +71,7 @@ class TeacherStore:
         self.path = Path(path)
         if not (self.path / "zarr.json").exists():
             raise BevCacheError("there is no store here", path, cure="Point to the folder of `cli dump-teacher`")
+        self._folder = self.path.resolve()
         self._root = root = self._document("zarr.json")["attributes"]
         if root.get("format_version") not in (1, 2):
             raise BevCacheError("another format version", path, root.get("format_version"), "1 or 2", "Update bevcache")
@@ -104,23 +86,18 @@ class TeacherStore:
         shape = (self._views, 4, 4)
         matrices = self._small_array("view_matrix", "<f4", (samples, *shape) if self.spec.get("drawn") else shape)
         self._matrices = np.broadcast_to(matrices, (samples, *shape))
-        self._arrays = dict(self._list_arrays())
-        self._indexes: Dict[Tuple[str, int], Tuple[str, list, Optional[list]]] = {}
+        self._arrays = self._list_arrays()
+        self._indexes: Dict[Tuple[str, int], Tuple[Path, list, Optional[list]]] = {}
 
-    def __reduce__(self) -> tuple:
-        """Pickle as a path: a worker process opens the store again."""
-        return TeacherStore, (self.path,)
-
-    def buffers(self, samples: int, layers: Names = None, pin: bool = False) -> Batch:
-        """Memory for `samples` samples, uninitialised; page-locked with `pin`. Layers: all by default."""
+    def buffers(self, samples: int, layers: Names = None) -> Batch:
+        """Memory for `samples` samples, uninitialised. Layers: all by default."""
         wanted = {"heatmap", "canvas_mask", "view_matrix"}
         for name in self.layers if layers is None else layers:
             if name not in self.layers:
                 raise self._not_cached("layer", name, " or ".join(self.layers))
             wanted |= {f"features/{name}", f"features/{name}_scale"}
-        arrays = {name: np.empty(samples, dtype) for name, dtype in self._arrays.items() if name in wanted}
-        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
+        arrays = {name: dtype for name, dtype in self._arrays.items() if name in wanted}
+        return {name: torch.from_numpy(np.empty(samples, dtype)) for name, dtype in arrays.items()}
 
     def read(self, tokens: Sequence[str], layers: Names = None, views: Any = None, out: Any = None) -> Batch:
         """One view of each token, in their order, still encoded: (B, C, H, W) codes, (B, C) scales.
@@ -152,40 +129,36 @@ class TeacherStore:
         linear, offset = residual[:, :2, :2] - np.eye(2), residual[:, :2, 3]
         return int((450.0 * np.square(linear).sum((1, 2)) + np.square(offset).sum(1)).argmin())
 
-    def _list_arrays(self) -> Any:
-        """Name, and dtype with the shape of a sample's view, of each array."""
+    def _list_arrays(self) -> Dict[str, np.dtype]:
+        """By name, dtype with the shape of a sample's view."""
         spec = self.spec
-        shapes = {"view_matrix": ("f4", (4, 4)), "canvas_mask": ("?", Grid.of(spec["canvas_grid"]).shape)}
+        arrays: Dict[str, Any] = {
+            "view_matrix": ("f4", (4, 4)),
+            "canvas_mask": ("?", Grid(**spec["canvas_grid"]).shape),
+        }
         if spec.get("heatmap") != "none":
-            shapes["heatmap"] = ("u1", (len(self._root["classes"]), *Grid.of(spec["heatmap_grid"]).shape))
+            arrays["heatmap"] = ("u1", (len(self._root["classes"]), *Grid(**spec["heatmap_grid"]).shape))
         for name, layer in self.layers.items():
-            dtype, channels = DTYPES[layer["codec"]["kind"]], layer["channels"]
-            shapes[f"features/{name}"] = (dtype, (channels, *Grid.of(layer["grid"]).shape))
-            if dtype != "f2":
-                shapes[f"features/{name}_scale"] = ("f4", (channels,))
-        for name, (dtype, shape) in shapes.items():
-            if not re.match(r"^[\w./-]+$", name) or ".." in name or math.prod(shape) * np.dtype(dtype).itemsize > 2**27:
-                raise CorruptStoreError("an array is too large, or its name is no name", self.path, f"{name} {shape}")
-            yield name, np.dtype((dtype, shape))
+            codes = DTYPES[layer["codec"]["kind"]]
+            arrays[f"features/{name}"] = (codes, (layer["channels"], *Grid(**layer["grid"]).shape))
+            if codes != "f2":
+                arrays[f"features/{name}_scale"] = ("f4", (layer["channels"],))
+        return {name: np.dtype(array) for name, array in arrays.items()}
 
     def _read_chunk(self, name: str, token: str, view: int, out: np.ndarray) -> None:
         shard, row = divmod(self.positions[token], self._size)
         number, place = row * self._views + view, f"{self.path}, {name}, token {token}, view {view}"
-        key, index, checksums = self._index(name, shard)
-        offset, size = index[number]
-        if offset < 0 or not 0 <= size <= out.nbytes + (out.nbytes >> 8) + 68:
-            raise CorruptStoreError("an index leads out of its shard", place, f"{size} bytes at {offset}", cure=REPAIR)
-        body = _checked(self._pread(key, offset, size), place, checksums and checksums[number])
+        path, index, checksums = self._index(name, shard)
+        body = _checked(_bytes(path, *index[number]), place, checksums[number] if checksums else None)
         try:
+            values = np.frombuffer(zstd.decompress(body), "u1" if out.dtype == bool else out.dtype)
             if out.dtype == bool:
-                packed = np.frombuffer(zstd.decompress(body), np.uint8).reshape(len(out), -(-out.shape[1] // 8))
-                out[...] = np.unpackbits(packed, axis=1)[:, : out.shape[1]]
-            else:
-                out[...] = np.frombuffer(zstd.decompress(body), out.dtype).reshape(out.shape)
+                values = np.unpackbits(values.reshape(len(out), -1), axis=1)[:, : out.shape[1]]
+            out[...] = values.reshape(out.shape)
         except (RuntimeError, ValueError, MemoryError) as error:
             raise CorruptStoreError("a chunk does not unpack into its place", place, error, cure=REPAIR) from error
 
-    def _index(self, name: str, shard: int) -> Tuple[str, list, Optional[list]]:
+    def _index(self, name: str, shard: int) -> Tuple[Path, list, Optional[list]]:
         """A shard's file, its chunks' offsets and sizes, and the checksums they were committed with (version 2)."""
         if (name, shard) not in self._indexes:
             record, place = self._document(f"manifest/{shard}.json"), f"{self.path}, {name}, shard {shard}"
@@ -195,21 +168,21 @@ class TeacherStore:
             expected = [shard, self._root["fingerprint"] if second else None, 8 * count if second else 0]
             if [record["shard"], record.get("fingerprint"), len(digits)] != expected:
                 raise CorruptStoreError("a record is of another shard or another store", place, cure=REPAIR)
-            size, key = 16 * self._size * self._views + 4, f"{name}/c.{shard}" + ".0" * (1 + self._arrays[name].ndim)
-            body = _checked(self._pread(key, file["bytes"] - size, size), place, file["index_crc32c"])
+            path = self._file(f"{name}/c.{shard}" + ".0" * (1 + self._arrays[name].ndim))
+            size = 16 * self._size * self._views + 4
+            body = _checked(_bytes(path, file["bytes"] - size, size), place, file["index_crc32c"])
             checksums = np.frombuffer(bytes.fromhex(digits), ">u4").tolist() if second else None
-            self._indexes[name, shard] = key, body.view("<i8").reshape(-1, 2).tolist(), checksums
+            self._indexes[name, shard] = path, body.view("<i8").reshape(-1, 2).tolist(), checksums
         return self._indexes[name, shard]
 
     def _small_array(self, name: str, dtype: str, shape: Tuple[int, ...]) -> np.ndarray:
-        key = f"{name}/c" + ".0" * len(shape)
-        file = self._root.get("small_arrays", {}).get(name)
-        return _checked(self._pread(key), str(self.path / key), file and file["crc32c"]).view(dtype).reshape(shape)
+        path, file = self._file(f"{name}/c" + ".0" * len(shape)), self._root.get("small_arrays", {}).get(name)
+        return _checked(_bytes(path), str(path), file and file["crc32c"]).view(dtype).reshape(shape)
 
     def _document(self, key: str) -> Dict[str, Any]:
         """A JSON document, compared with the SHA-256 that it carries."""
         try:
-            document = json.loads(self._pread(key).tobytes())
+            document = json.loads(_bytes(self._file(key)).tobytes())
             stored = document.get("attributes", document).pop("sha256", None)
         except (ValueError, AttributeError, RecursionError) as error:
             raise CorruptStoreError("a document is broken", self.path / key, error, cure=REPAIR) from error
@@ -218,23 +191,26 @@ class TeacherStore:
             raise CorruptStoreError("a document does not match its SHA-256", self.path / key, cure=REPAIR)
         return document
 
-    def _pread(self, key: str, offset: int = 0, size: Optional[int] = None) -> np.ndarray:
-        """Bytes of a regular file within the store (no links); the whole file where `size` is None."""
-        path, folders = self.path / key, [self.path / part for part in list(Path(key).parents)[:-1]]
-        try:
-            with open(path, "rb", 0, opener=lambda name, _: os.open(name, FLAGS)) as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode) or any(folder.is_symlink() for folder in folders):
-                    raise CorruptStoreError("no regular file of the store", path, cure="Copy the store with `cp -rL`")
-                data = os.pread(file.fileno(), min(status.st_size, 2**28) if size is None else size, offset)
-        except OSError as error:
-            raise CorruptStoreError("a file cannot be read", path, error.strerror, cure=REPAIR) from error
-        if size is not None and len(data) != size:
-            raise CorruptStoreError("a file is cut short", path, f"{len(data)} bytes", size, REPAIR)
-        return np.frombuffer(data, np.uint8)
+    def _file(self, key: str) -> Path:
+        """A regular file within the store, reached by no link."""
+        path = self.path / key
+        if path.exists() and (not path.is_file() or os.path.realpath(path) != str(self._folder / key)):
+            raise CorruptStoreError("no regular file of the store", path, cure="Copy the store with `cp -rL`")
+        return path
 
     def _not_cached(self, what: str, got: object, known: str) -> NotCachedError:
         return NotCachedError(f"the store does not hold this {what}", self.path, got, known, "Dump it, or leave it out")
+
+
+def _bytes(path: Path, offset: int = 0, size: Optional[int] = None) -> np.ndarray:
+    """Bytes of a file; all of them where `size` is None."""
+    try:
+        data = np.fromfile(path, np.uint8, -1 if size is None else size, offset=offset)
+    except OSError as error:
+        raise CorruptStoreError("a file cannot be read", path, error.strerror, cure=REPAIR) from error
+    if size is not None and len(data) != size:
+        raise CorruptStoreError("a file is cut short", path, f"{len(data)} bytes", size, REPAIR)
+    return data
 
 
 def _checked(stored: np.ndarray, place: str, committed: Optional[int] = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Activation checkpointing: residual blocks keep their input only and compute the rest again for their gradients."""
+"""Activation checkpointing: blocks and adapters keep their input and compute the rest again for their gradients."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,16 +13,22 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from student.distill.pairs import LayerPair
 from student.models.backbones import Backbone
 
 
 def recompute_blocks(network: nn.Module) -> None:
-    """Checkpoint every residual block and every block of an image backbone in place; the state dict keeps its names.
+    """Checkpoint every residual block, every block of an image backbone and every adapter of several layers in place.
+
+    The state dict keeps its names.
 
     Loss, gradients and BatchNorm's running statistics are those without: these follow the first pass alone.
     """
     backbones = [module for module in network.modules() if isinstance(module, Backbone)]
+    pairs = [module for module in network.modules() if isinstance(module, LayerPair)]
+    adapters = [adapter for pair in pairs for adapter in (pair.student_adapter, pair.teacher_adapter)]
     parts = {id(block) for backbone in backbones for block in backbone.stage_blocks()}
+    parts |= {id(adapter) for adapter in adapters if isinstance(adapter, nn.Sequential)}
     apply_activation_checkpointing(
         network,
         checkpoint_wrapper_fn=lambda block: checkpoint_wrapper(block, context_fn=partial(_passes, block)),

@@ -48,7 +48,7 @@ class StudentModule(lightning.LightningModule):
             layers = _layers(config.detector)
             self.objective = DistillObjective(config.distill, layers, grid, tasks, teachers, teacher_heads)
         if config.training.activation_checkpointing:
-            recompute_blocks(self.detector)
+            recompute_blocks(self)
         if config.training.channels_last:
             self.to(memory_format=torch.channels_last)
         if config.training.compile:
@@ -78,7 +78,7 @@ class StudentModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         training = self.config.training
-        # Not fused: on CPUs that step is silently wrong where a gradient and its weight differ in layout (channels_last).
+        # Not fused: on CPUs that step is silently wrong where a gradient and its weight differ in memory format.
         optimizer = torch.optim.AdamW(self.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
         steps_per_epoch = int(self.trainer.estimated_stepping_batches) // training.epochs
         factor = partial(training.schedule_factor, steps_per_epoch=steps_per_epoch)

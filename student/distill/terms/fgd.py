@@ -164,10 +164,10 @@ class FgdLoss(PairLoss[FgdTerm]):
                 features.valid_mask,
             )
             losses = self._by_region(stats, cells, attention)
-        if self.weights["channel"]:
-            losses["channel"] = channel_distance(stats, config.channel_criterion)
-        if self.spatial_adapter is not None:
-            losses["spatial"] = spatial_distance(stats, self.spatial_adapter, config.spatial_criterion)
+            if self.weights["channel"]:
+                losses["channel"] = channel_distance(stats, config.channel_criterion)
+            if self.spatial_adapter is not None:
+                losses["spatial"] = spatial_distance(stats, self.spatial_adapter, config.spatial_criterion)
         if self.weights["affinity"] and self.affinity != "none":
             losses["affinity"] = self._affinity(features, cells, attention)
         if scale is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bevcache.objective import DistillObjective, read_aligned, tapped, to_teacher
+from bevcache.objective import DistillObjective, read_aligned, tapped
 from bevcache.reader import BevCacheError, Grid, TeacherStore
 from torch import Tensor, nn
 
@@ -170,7 +170,9 @@ def make_case(seed: int) -> dict[str, Any]:
         heatmap = maps(10, *spec.heatmap_grid.shape).sigmoid() ** 4 * 255
         teacher |= {"heatmap": heatmap.to(torch.uint8), "canvas_mask": maps(*spec.canvas_grid.shape) > 1.3}
         if moved:
-            teacher["to_teacher"] = to_teacher(view, augmentation, to_ego if frame == "ego" else None)
+            teacher["to_teacher"] = view.double() @ torch.linalg.inv(
+                augmentation @ to_ego if frame == "ego" else augmentation
+            )
         teachers.append(teacher)
     case = {
         "config": config,
@@ -232,17 +234,23 @@ def test_layers_of_transformers_are_reshaped() -> None:
 
 
 def test_the_matrix_is_the_products() -> None:
-    augmentation = torch.from_numpy(np.stack([bev_matrix(PUBLIC_AUGMENT, np.random.default_rng(n)) for n in range(3)]))
-    view = torch.diag(torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=torch.float64)).repeat(3, 1, 1)
-    to_ego = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
-    to_ego[:, :2, :2], to_ego[:, :3, 3] = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0.9, 0.0, 1.8])
+    store, to_ego = TeacherStore(GOLDENS.parent / "store-v2"), torch.eye(4, dtype=torch.float64)
+    to_ego[:2, :2], to_ego[:3, 3] = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0.9, 0.0, 1.8])
     ego, lidar = (GOLDEN_GRID.model_copy(update={"frame": frame}) for frame in ("ego", "lidar"))
-    expected = product_to_teacher(lidar, lidar, view, augmentation, to_ego)
-    torch.testing.assert_close(to_teacher(view, augmentation), expected)
-    # The product's augmentation moves LiDAR metres; the same in the ego frame is E M E^-1.
-    in_ego = to_ego @ augmentation @ torch.linalg.inv(to_ego)
-    expected = product_to_teacher(ego, lidar, view, augmentation, to_ego)
-    torch.testing.assert_close(to_teacher(view, in_ego, to_ego), expected)
+    views = set()
+    for seed, token in enumerate(store.positions):
+        # The product's augmentation moves LiDAR metres; the same in the ego frame is E M E^-1.
+        augmentation = torch.from_numpy(bev_matrix(PUBLIC_AUGMENT, np.random.default_rng(seed)))
+        for grid, moved, frame in (
+            (lidar, augmentation, torch.eye(4)),
+            (ego, to_ego @ augmentation @ torch.linalg.inv(to_ego), to_ego),
+        ):
+            sample = read_aligned(store, token, moved, frame, ["head"])
+            view, *others = (matrix[None] for matrix in (sample["view_matrix"], augmentation, to_ego))
+            expected = product_to_teacher(grid, lidar, view, *others)
+            torch.testing.assert_close(sample["to_teacher"][None], expected, rtol=0, atol=1e-9)
+            views.add(store.view_matrices(token).tolist().index(sample["view_matrix"].tolist()))
+    assert len(views) > 1
 
 
 def test_a_sample_is_read_from_the_view_that_is_nearest() -> None:

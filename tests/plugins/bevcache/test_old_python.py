@@ -78,6 +78,8 @@ for path in sys.argv[2:]:
 @pytest.mark.slow
 @pytest.mark.parametrize("python", PYTHONS)
 def test_training_by_mmcv_1(python: str, tmp_path: Path) -> None:
-    path = require(python, "torch, numcodecs.zstd, google_crc32c, mmcv.runner; assert mmcv.__version__ < '2'")
+    path = require(
+        python, "torch, numcodecs.zstd, google_crc32c, pyquaternion, mmcv.runner; assert mmcv.__version__ < '2'"
+    )
     store = ROOT / "tests" / "data" / "store-v2"
     assert "steps, from" in run(path, HERE / "old_mmcv.py", ROOT / "plugins", store, tmp_path)

@@ -4,15 +4,34 @@ import pytest
 import torch
 from torch import nn
 
+from cache.geometry.grid import BevGrid
+from student.distill.adapters import FeatureLayer
+from student.distill.pairs import LayerPair, PairConfig
 from student.models.backbones import image_backbone
 from student.models.bev_encoder import BevResNet
 from student.training.activation_checkpoint import recompute_blocks
+
+
+class Adapted(nn.Module):
+    """A pair's adapter of three layers, upsampling 64 x 64 cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        grid = BevGrid(x_range_m=(-32, 32), y_range_m=(-32, 32), cell_m=(1, 1))
+        layers = FeatureLayer(channels=3, grid=grid), FeatureLayer(channels=5, grid=grid.resized((128, 128)))
+        adapter = {"kind": "upsample_3layer", "factor": 2}
+        self.pair = LayerPair(PairConfig(student="s", teacher="t", student_adapter=adapter), *layers)
+
+    def forward(self, maps: torch.Tensor) -> list[torch.Tensor]:
+        return [self.pair({"s": maps}, {"t": maps.new_zeros(len(maps), 5, 128, 128)}).adapted]
+
 
 # Of the two chains one has BatchNorm and both draw at random which blocks to skip.
 NETWORKS = {
     "bev encoder": (lambda: BevResNet(3, (8, 16), strides=(2, 2)), 4),
     "resnet18": (lambda: image_backbone("resnet18", 16), 8),
     "efficientnet_b0": (lambda: image_backbone("efficientnet_b0", 16), 9),
+    "adapter": (Adapted, 1),
     "convnext_tiny": (lambda: image_backbone("convnext_tiny", 16), 8),
 }
 
