@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +71,9 @@ def layer_of(teacher: Mmdet3dTeacher, frames: Frames, positions: range, layer: s
         return torch.cat([teacher(prepared[position].views).layers[layer] for position in positions])
 
 
-def climb(features: Float[Tensor, "B C H W"], level: int = 1, codecs: Iterable[CodecSpec] = CODECS) -> Iterator[Rung]:
+def climb(features: Float[Tensor, "B C H W"], level: int = 1) -> Iterator[Rung]:
     """Try codecs, each sample as the store would hold it."""
-    for codec in codecs:
+    for codec in CODECS:
         sizes, encoding, decompressing, total = [], [], [], Distortion()
         for sample in features.split(1):
             began = time.perf_counter()

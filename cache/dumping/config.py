@@ -1,14 +1,12 @@
 """Configuration of a dump."""
 
-import warnings
 from pathlib import Path
 
 from pydantic import Field, PositiveInt
 
 from cache.config import Strict
-from cache.errors import OfflineDistillWarning
 from cache.geometry.views import CANONICAL, ViewsConfig
-from cache.nuscenes.completeness import on_disk, without
+from cache.nuscenes.completeness import on_disk, warn_of_missing, without
 from cache.nuscenes.frames import Frames
 from cache.spec import CodecSpec
 from cache.store.layout import Layout
@@ -61,10 +59,7 @@ class DumpConfig(Strict):
         if not self.skip_missing:
             return frames
         found = on_disk(frames, (frames.lidar,), past_sweeps=frames.max_sweeps)
-        if len(found) < len(frames):
-            where, lost = f"{self.version}, {', '.join(self.splits)}", len(frames) - len(found)
-            text = f"{where}: {lost:,} of {len(frames):,} frames lack a file and are left out (skip_missing)"
-            warnings.warn(text, OfflineDistillWarning, stacklevel=2)
+        warn_of_missing(frames, found, "skip_missing")
         return found
 
     @property

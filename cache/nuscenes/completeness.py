@@ -1,12 +1,13 @@
 """Whether the files of frames are there: in the tables, and on the disk."""
 
+import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from cache.errors import ConfigError, DataError
+from cache.errors import ConfigError, DataError, OfflineDistillWarning
 from cache.nuscenes.columns import NO_ROW
 from cache.nuscenes.frames import Frames
 
@@ -113,6 +114,14 @@ def on_disk(frames: Frames, channels: Collection[str], history: int = 0, past_sw
             cure="Unpack the blobs that hold this split, or choose another",
         )
     return frames.keeping(left.__contains__)
+
+
+def warn_of_missing(frames: Frames, found: Frames, setting: str) -> None:
+    """Warn of the frames that `on_disk` did not find, if there are any, and name the setting that leaves them out."""
+    if len(found) < len(frames):
+        where, lost = f"{frames.version}, {', '.join(frames.splits)}", len(frames) - len(found)
+        text = f"{where}: {lost:,} of {len(frames):,} frames lack a file and are left out ({setting})"
+        warnings.warn(text, OfflineDistillWarning, stacklevel=3)
 
 
 def _require_known(frames: Frames, tokens: Collection[str], purpose: str, where: str, cure: str) -> None:

@@ -64,14 +64,18 @@ def feature_stats(
         channel_temperature: t of the channel attention, C softmax over channels of (mean over cells of |T| / t).
         valid_mask: the valid cells; both maps are 0 in the others.
     """
-    stored = teacher if isinstance(teacher, Encoded) else None
-    values = teacher.values if isinstance(teacher, Encoded) else teacher
+    values, stored = split_stored(teacher)
     temperature = channel_temperature * count_valid(student, valid_mask)
     sums = FusedStats.apply(student, values, stored, criterion, temperature)
     return FeatureStats(**dict(zip(_SUMS, sums, strict=True)), channels=student.shape[1], valid_mask=valid_mask)
 
 
 _SUMS = tuple(name for name in FeatureStats.__dataclass_fields__ if name not in ("channels", "valid_mask"))
+
+
+def split_stored(features: Float[Tensor, "B C H W"] | Encoded) -> tuple[Shaped[Tensor, "B C H W"], Encoded | None]:
+    """The tensor of features, and the codec and scales that it needs if they are stored ones: inputs of a Function."""
+    return (features.values, features) if isinstance(features, Encoded) else (features, None)
 
 
 def as_float(features: Tensor | Encoded, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B C H W"]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cache.errors import ConfigError, DataError, MismatchError, NotCachedError, OfflineDistillWarning
-from cache.nuscenes.completeness import largest_width, on_disk, require_listed, without
+from cache.nuscenes.completeness import largest_width, on_disk, require_listed, warn_of_missing, without
 from cache.nuscenes.counts import count_boxes, require_boxes, warn_of_boxes
 from cache.nuscenes.frames import Frames
 from cache.nuscenes.loader import require_open_files, require_shared_memory, shared_bytes
@@ -231,13 +231,8 @@ def chosen_frames(frames: Frames, config: StudentConfig, lidar: bool) -> Frames:
     depth = lidar and detector.name.startswith("bevdepth")
     channels = (*frames.cameras, *([frames.lidar] if depth else ()))
     found = on_disk(frames, channels, history=(detector.times - 1) * detector.history_step)
-    if len(found) < len(frames) and is_first_rank():
-        warnings.warn(
-            f"{frames.version}, {', '.join(frames.splits)}: {len(frames) - len(found):,} of {len(frames):,} frames "
-            "lack a file and are left out (data.skip_missing)",
-            OfflineDistillWarning,
-            stacklevel=2,
-        )
+    if is_first_rank():
+        warn_of_missing(frames, found, "data.skip_missing")
     return found
 
 

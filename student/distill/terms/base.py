@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from cache.config import Strict
-from cache.store.codec import Encoded
+from student.distill.feature_stats import split_stored
 from student.distill.pairs import LayerPair, PairFeatures
 from student.distill.sampling import Corners, Sums, SumsOverPoints, points_in_boxes
 
@@ -95,8 +95,7 @@ class PairLoss(nn.Module, Generic[Config]):
         points, shape = points_in_boxes(boxes, parts, enlarge_m).flatten(1, 2), (boxes.shape[1], len(parts))
         known = (boxes[..., 3:5] > 0).all(dim=-1).repeat_interleave(len(parts), dim=1)
         corners = Corners.of(points, self.grid, features.valid_mask).among(known)
-        stored = features.teacher if isinstance(features.teacher, Encoded) else None
-        values = features.teacher.values if isinstance(features.teacher, Encoded) else features.teacher
+        values, stored = split_stored(features.teacher)
         found = SumsOverPoints.apply(features.adapted, values, stored, corners, shape, sums)
         return found, corners.inside.unflatten(1, shape)
 
