@@ -10,9 +10,11 @@ The teacher is trained on scenes that no student sees. Of the students' scenes o
 is trained on those, alone, and all others start from it. All students of a detector and seed have the same first
 weights and number of steps, and those that see the same frames also the same order and augmentation. The differences
 to the student alone and to the live teacher are therefore paired by seed. `--only`, `--seeds` and `--set` run a part,
-or a variant with a `--name`:
+or a variant with a `--name`. `--teacher` takes another teacher than configs/study/teacher_model.py, and keeps it and
+its stores in a folder of OUT; its name is that of a variant:
 
     python -m benchmarks.worth OUT --only "cached, canonical view" --seeds 1 --name "auto" --set ...
+    python -m benchmarks.worth OUT --only "cached, canonical view" --teacher configs/study/teacher_pillar02.py
 """
 
 import json
@@ -30,7 +32,6 @@ from benchmarks.average_precision import Evaluated, mean_average_precision
 from benchmarks.worth_results import BANDS, Key, Point, Result, results
 from benchmarks.worth_tables import ALONE, LIVE, UNLABELLED_TOO, print_tables
 from cache.config import Strict, load_yaml
-from cache.dumping.config import DumpConfig
 from cache.geometry.views import ViewsConfig
 from cache.nuscenes.frames import Frames
 from cache.teacher.mmdet3d import load_teacher
@@ -95,11 +96,13 @@ ARMS = (
 class Study:
     """One training of one arm, and its metrics.
 
+    teacher: its model's configuration.
     epochs: of the labelled frames; an arm with more frames makes as many steps.
     points: validations, the last at the end.
     """
 
     out: Path
+    teacher: Path
     arm: Arm
     detector: str
     epochs: int
@@ -133,7 +136,8 @@ class Study:
         return self._result(run, load_yaml(STUDENT, StudentConfig, changes), cpu_s, max(u.ru_maxrss for u in usage))
 
     def _train(self, run: Path, changes: tuple[str, ...]) -> None:
-        world, store = self.out / "world", self.out / self.arm.store
+        world, taught = self.out / "world", folder(self.out, self.teacher)
+        store = taught / self.arm.store
         command = ("train-student", STUDENT, "--data", world, "--out", run)
         match self.arm.teacher:
             case "none":
@@ -141,7 +145,7 @@ class Study:
             case "cached":
                 cli(*command, "--cache", store, *sets(*changes))
             case "live":
-                teacher = load_teacher(load_yaml(DUMP, DumpConfig).teacher, self.out / "teacher" / "teacher.pth")
+                teacher = load_teacher(str(self.teacher), taught / "teacher" / "teacher.pth")
                 train_with_live_teacher(load_yaml(STUDENT, StudentConfig, changes), world, teacher, store, run)
 
     def _result(self, run: Path, config: StudentConfig, cpu_s: float, peak_kib: int) -> Result:
@@ -181,6 +185,7 @@ def main(
     points: Annotated[int, typer.Option(help="Of the learning curves.")] = 2,
     jobs: Annotated[int, typer.Option(help="Trainings at a time, each on one core.")] = 2,
     detectors: str = "bevdepth",
+    teacher: Annotated[Path, typer.Option(help="Its model's configuration.")] = TEACHER,
     only: Annotated[str, typer.Option(help=f"Arms, with ; between: {'; '.join(arm.name for arm in ARMS)}.")] = "",
     name: Annotated[str, typer.Option(help="Of a variant, with changes by --set.")] = "",
     changes: Annotated[list[str] | None, typer.Option("--set", help="Of the student's configuration.")] = None,
@@ -191,26 +196,27 @@ def main(
         raise typer.BadParameter(f"--epochs must be a multiple of {SHARE} x {points}")
     if bool(name) != bool(changes):
         raise typer.BadParameter("a variant needs both --name and --set")
-    out = out.resolve()
+    out, teacher = out.resolve(), teacher.resolve()
     out.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // jobs))
     wanted = [part.strip() for part in only.split(";") if part.strip()]
     arms = [arm for arm in ARMS if not wanted or arm.name in wanted]
     if unknown := set(wanted) - {arm.name for arm in arms}:
         raise typer.BadParameter(f"no such arm: {', '.join(unknown)}")
-    prepare(out, arms, tuple(world or ()))
+    prepare(out, teacher, arms, tuple(world or ()))
     for each in detectors.split(","):
         train_start(out, each, start_epochs)
     studies = [
         Study(
             out=out,
+            teacher=teacher,
             arm=arm,
             detector=each,
             epochs=epochs,
             points=points,
             seed=seed,
             changes=tuple(changes or ()),
-            variant=name,
+            variant=", ".join(filter(None, (name, "" if teacher.samefile(TEACHER) else teacher.stem))),
         )
         for seed in range(1, seeds + 1)
         for each in detectors.split(",")
@@ -223,20 +229,27 @@ def main(
     print_tables(list(results(out)))
 
 
-def prepare(out: Path, arms: list[Arm], world: tuple[str, ...]) -> None:
+def prepare(out: Path, teacher: Path, arms: list[Arm], world: tuple[str, ...]) -> None:
     """The world, the teacher and the stores; the live teacher's store only describes it."""
-    root, checkpoint = out / "world", out / "teacher" / "teacher.pth"
+    root, taught = out / "world", folder(out, teacher)
+    trained, checkpoint = taught / "teacher", taught / "teacher" / "teacher.pth"
     if not root.exists():
         cli("make-world", root, "--config", WORLD, *sets(*world))
-    if not checkpoint.exists() or not (out / "teacher" / "done").exists():
-        shutil.rmtree(out / "teacher", ignore_errors=True)  # of a training that was stopped
-        where = ("--data", root, "--version", "v1.0-mini", "--split", TEACHERS, "--out", out / "teacher")
-        cli("train-teacher", TEACHER, *where)
-        (out / "teacher" / "done").touch()
+    if not (trained / "done").exists():
+        shutil.rmtree(trained, ignore_errors=True)  # of a training that was stopped
+        where = ("--data", root, "--version", "v1.0-mini", "--split", TEACHERS, "--out", trained)
+        cli("train-teacher", teacher, *where)
+        (trained / "done").touch()
     for arm in arms:
         if arm.teacher != "none":
-            changes = sets(f"views={arm.views.model_dump_json()}")
-            cli("dump-teacher", DUMP, "--data", root, "--checkpoint", checkpoint, "--out", out / arm.store, *changes)
+            changes = sets(f"teacher={teacher}", f"views={arm.views.model_dump_json()}")
+            store = taught / arm.store
+            cli("dump-teacher", DUMP, "--data", root, "--checkpoint", checkpoint, "--out", store, *changes)
+
+
+def folder(out: Path, teacher: Path) -> Path:
+    """Of a teacher's training and stores: OUT of the study's own, else one of its name."""
+    return out if teacher.samefile(TEACHER) else out / teacher.stem
 
 
 def drawn(detector: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ backward pass works alike and writes the gradient, the only tensor of the featur
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -89,15 +90,15 @@ class _Pair:
     values: Shaped[Tensor, "C H W"]
     stored: Encoded | None
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         return torch.promote_types(self.student.dtype, torch.float32)
 
-    @property
+    @cached_property
     def cells(self) -> int:
         return self.student[0].numel()
 
-    @property
+    @cached_property
     def scale(self) -> Float[Tensor, "C"]:
         if self.stored is None or self.stored.codec.companding != 1:
             return torch.ones(len(self.student), dtype=self.dtype, device=self.student.device)
