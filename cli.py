@@ -117,7 +117,7 @@ def make_world(
 
 
 @command(
-    "cli train-teacher configs/demo/teacher_model.py --data world --version v1.0-mini --split mini_train --out run",
+    "cli train-teacher configs/demo/teacher_model.py --data world --version v1.0-mini --split made_teacher --out run",
     computes=True,
 )
 def train_teacher(

@@ -48,6 +48,8 @@ from student.training.validation import OfficialMetrics
 
 ROOT = Path(__file__).parent.parent
 DUMP, STUDENT = ROOT / "configs/demo/dump.yaml", ROOT / "configs/demo/student.yaml"
+LABELLED = ("data.train_split=made_train", "data.unlabelled_split=null")
+"""All of the demo's frames to train on have labels here, as the teacher's have."""
 DRAWN = StudentBevAugmentConfig(**PUBLIC_AUGMENT.model_dump())
 
 
@@ -146,6 +148,7 @@ class Study:
         world, run = self.demo / "world", self.out / "runs" / f"{self.arm.name}, seed {self.seed}"
         shutil.rmtree(run, ignore_errors=True)  # of a training that was stopped
         changes = (
+            *LABELLED,
             f"training.epochs={self.epochs}",
             f"training.seed={self.seed}",
             f"bev_augment={self.arm.augment.model_dump_json(exclude_defaults=True)}",
@@ -174,7 +177,7 @@ class Study:
 
 def dump(demo: Path, store: Path, views: ViewsConfig) -> None:
     """Have the demo's teacher look at the training frames, unless the store is there."""
-    changes = sets("splits=[mini_train]", f"views={views.model_dump_json()}")
+    changes = sets("splits=[made_train]", f"views={views.model_dump_json()}")
     teacher = ("--checkpoint", demo / "teacher" / "teacher.pth")
     cli("dump-teacher", DUMP, "--data", demo / "world", *teacher, "--out", store, *changes)
 

@@ -93,7 +93,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="nuScenes root with v1.0-mini, instead of a made-up world")
     parser.add_argument("--demo", type=Path, help="folder of `make demo`: its world and its trained teacher")
     parser.add_argument("--demo-config", type=Path, default=CONFIGS / "demo" / "teacher_model.py")
-    parser.add_argument("--demo-split", default="mini_val", help="the demo's frames for the mAP")
+    parser.add_argument("--demo-split", default="made_val", help="the demo's frames for the mAP")
     parser.add_argument("--plots", type=Path, help="folder for pictures of the sizes")
     parser.add_argument(
         "--parts", default="demo,write,size,read,loaders,open", help="what to measure; read needs write"

@@ -34,7 +34,7 @@ from student.config.student import StudentConfig
 from student.data.dataset import StudentDataset
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-MINI = ["data.version=v1.0-mini", "data.train_split=mini_train", "data.val_split=mini_val", "data.workers=0"]
+MINI = ["data.version=v1.0-mini", "data.workers=0"]
 MOST_TIME, MOST_MEMORY = 1.10, 1.05
 """What a training from the cache may cost, of one without distillation."""
 
@@ -51,20 +51,19 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             report("full size", _full(options, Path(folder) / "teacher.zarr"), options.full_steps)
     if "loading" in parts:
-        root = options.data or options.demo / "world"
-        measure_decoding(Frames(root=root, version="v1.0-mini", splits=("mini_train",))[0].cameras, options.rounds)
+        measure_decoding(_frames(options)[0].cameras, options.rounds)
         measure_readers(_demo(options), rounds=3)
     if "lift" in parts:
         _lift(options)
 
 
 def _demo(options: argparse.Namespace) -> Setting:
-    config = load_yaml(CONFIGS / "demo" / "student.yaml", StudentConfig, MINI)
+    config = load_yaml(CONFIGS / "demo" / "student.yaml", StudentConfig, [*MINI, "data.unlabelled_split=null"])
     root = options.demo / "world"
     return Setting(
         student=config,
         root=root,
-        tokens=Frames(root=root, version="v1.0-mini", splits=("mini_train",)).tokens,
+        tokens=Frames(root=root, version="v1.0-mini", splits=("made_labelled",)).tokens,
         store=options.demo / "teacher.zarr",
         teacher=str(CONFIGS / "demo" / "teacher_model.py"),
         checkpoint=options.demo / "teacher" / "teacher.pth",
@@ -74,12 +73,13 @@ def _demo(options: argparse.Namespace) -> Setting:
 
 def _full(options: argparse.Namespace, store: Path) -> Setting:
     """Dump the full-size teacher on some frames."""
-    root = options.data or options.demo / "world"
+    root, split = _where(options)
     batch = f"training.batch_size={options.batch}"
-    config = load_yaml(CONFIGS / "bevdepth_r50.yaml", StudentConfig, [*MINI, batch])
-    frames = FirstFrames(root=root, version="v1.0-mini", splits=("mini_train",), first=options.frames)
+    changes = [*MINI, f"data.train_split={split}", f"data.val_split={split}", batch]
+    config = load_yaml(CONFIGS / "bevdepth_r50.yaml", StudentConfig, changes)
+    frames = FirstFrames(root=root, version="v1.0-mini", splits=(split,), first=options.frames)
     settings = load_yaml(
-        CONFIGS / "centerpoint_pillar02.yaml", DumpConfig, ["version=v1.0-mini", "splits=[mini_train]", "workers=0"]
+        CONFIGS / "centerpoint_pillar02.yaml", DumpConfig, ["version=v1.0-mini", f"splits=[{split}]", "workers=0"]
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(dump(settings, frames, load_teacher(settings.teacher, None, device), store))
@@ -153,11 +153,21 @@ def _compare_losses(records: dict[str, Record], cache: TeacherCache) -> None:
 
 def _lift(options: argparse.Namespace) -> None:
     config = load_yaml(CONFIGS / "bevdepth_r50.yaml", StudentConfig, MINI)
-    frames = Frames(root=options.data or options.demo / "world", version="v1.0-mini", splits=("mini_train",))
+    frames = _frames(options)
     dataset = StudentDataset(frames, config)
     batch = dataset.collate([dataset[position % len(frames)] for position in range(options.batch)])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     measure_lift(batch, config.detector, config.image.size, options.rounds, device)
+
+
+def _where(options: argparse.Namespace) -> tuple[Path, str]:
+    """Root and split: of the data that is given, or the demo's."""
+    return (options.data, "mini_train") if options.data else (options.demo / "world", "made_train")
+
+
+def _frames(options: argparse.Namespace) -> Frames:
+    root, split = _where(options)
+    return Frames(root=root, version="v1.0-mini", splits=(split,))
 
 
 def _options() -> argparse.Namespace:

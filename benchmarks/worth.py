@@ -27,7 +27,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from benchmarks.augmentation import DRAWN, cli, run_side_by_side, sets, train_with_live_teacher
+from benchmarks.augmentation import cli, run_side_by_side, sets, train_with_live_teacher
 from benchmarks.average_precision import Evaluated, mean_average_precision
 from benchmarks.worth_results import BANDS, Key, Point, Result, results
 from benchmarks.worth_tables import ALONE, LIVE, UNLABELLED_TOO, print_tables
@@ -39,12 +39,13 @@ from student.config.student import StudentConfig
 from student.evaluation.metrics import Metrics
 from student.training.checkpointing import LAST
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "study"
-WORLD, TEACHER, DUMP, STUDENT = (
-    CONFIGS / name for name in ("world.yaml", "teacher_model.py", "dump.yaml", "student.yaml")
-)
-TEACHERS, OWN, LABELLED, UNLABELLED = "made_teacher", "made_own", "made_labelled", "made_unlabelled"
-"""Splits of the study's world: the teacher's scenes, the students', and of these those with and without labels."""
+CONFIGS = Path(__file__).parent.parent / "configs"
+WORLD, TEACHER = CONFIGS / "study" / "world.yaml", CONFIGS / "study" / "teacher_model.py"
+DUMP, STUDENT = CONFIGS / "demo" / "dump.yaml", CONFIGS / "demo" / "student.yaml"
+TEACHERS, OWN, LABELLED = "made_teacher", "made_own", "made_labelled"
+"""Splits of the study's world: the teacher's scenes, the students', and of these those with labels."""
+NO_UNLABELLED = "data.unlabelled_split=null"
+"""A change of the student's configuration, which has all others of the students' scenes."""
 SHARE = 8
 """One of so many of the students' scenes is labelled."""
 START_SEED = 0
@@ -77,8 +78,7 @@ class Arm(Strict):
     @property
     def changes(self) -> tuple[str, ...]:
         """Of the student's configuration."""
-        unlabelled = (f"data.unlabelled_split={UNLABELLED}", "distill.pseudo_labels=0.3") if self.unlabelled else ()
-        return f"data.train_split={self.split}", *unlabelled
+        return f"data.train_split={self.split}", *(() if self.unlabelled else (NO_UNLABELLED,))
 
 
 ARMS = (
@@ -122,7 +122,7 @@ class Study:
         shutil.rmtree(run, ignore_errors=True)  # of a training that was stopped
         epochs = self.epochs // self.arm.share
         changes = (
-            *drawn(self.detector),
+            *common(self.detector),
             *self.arm.changes,
             f"training.epochs={epochs}",
             f"training.seed={self.seed}",
@@ -242,7 +242,7 @@ def prepare(out: Path, teacher: Path, arms: list[Arm], world: tuple[str, ...]) -
         (trained / "done").touch()
     for arm in arms:
         if arm.teacher != "none":
-            changes = sets(f"teacher={teacher}", f"views={arm.views.model_dump_json()}")
+            changes = sets(f"teacher={teacher}", f"splits=[{OWN}]", f"views={arm.views.model_dump_json()}")
             store = taught / arm.store
             cli("dump-teacher", DUMP, "--data", root, "--checkpoint", checkpoint, "--out", store, *changes)
 
@@ -252,9 +252,9 @@ def folder(out: Path, teacher: Path) -> Path:
     return out if teacher.samefile(TEACHER) else out / teacher.stem
 
 
-def drawn(detector: str) -> tuple[str, ...]:
-    """Changes of the student's configuration: the detector, and the public BEV augmentation."""
-    return f"detector.name={detector}", f"bev_augment={DRAWN.model_dump_json(exclude_defaults=True)}"
+def common(detector: str) -> tuple[str, ...]:
+    """Changes of the student's configuration that hold for all trainings of a detector."""
+    return f"detector.name={detector}", "training.precision=bf16-mixed"
 
 
 def start(out: Path, detector: str) -> Path:
@@ -268,8 +268,8 @@ def train_start(out: Path, detector: str, epochs: int) -> None:
     if (run / "summary.json").exists():
         return
     shutil.rmtree(run, ignore_errors=True)  # of a training that was stopped
-    settings = f"data.train_split={LABELLED}", f"training.epochs={epochs}", f"training.seed={START_SEED}"
-    changes = sets(*drawn(detector), *settings, "distill=null")
+    settings = NO_UNLABELLED, f"training.epochs={epochs}", f"training.seed={START_SEED}"
+    changes = sets(*common(detector), *settings, "distill=null")
     cli("train-student", STUDENT, "--data", out / "world", "--out", run, *changes)
 
 

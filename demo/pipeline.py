@@ -20,6 +20,11 @@ from cache.terminal.errors import exit_codes
 from demo.report import Cost, write_report
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
+LABELLED = "distill=null", "data.unlabelled_split=null"
+"""Changes of the student's configuration for a training without a teacher, which sees the labelled frames alone."""
+FIRST, ALONE = (*LABELLED, "training.epochs=60"), (*LABELLED, "training.epochs=48")
+"""Of the student that both others start from, and of that without a teacher: 48 epochs of the labelled frames are as
+many steps as six of all frames."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +44,53 @@ def steps(out: Path) -> list[Step]:
     """The commands of the demo, as a user would type them."""
     world, store, weights = ("--data", out / "world"), out / "teacher.zarr", out / "teacher" / "teacher.pth"
     made = ("make-world", out / "world", "--config", CONFIGS / "world.yaml")
-    teacher = ("train-teacher", CONFIGS / "teacher_model.py", *world, "--version", "v1.0-mini", "--split", "mini_train")
+    teacher = (
+        "train-teacher",
+        CONFIGS / "teacher_model.py",
+        *world,
+        "--version",
+        "v1.0-mini",
+        "--split",
+        "made_teacher",
+    )
     dump = ("dump-teacher", CONFIGS / "dump.yaml", *world, "--checkpoint", weights, "--out", store)
-    train: tuple[str | Path, ...] = ("train-student", CONFIGS / "student.yaml", *world, *half_precision())
-    alone = (*train, "--out", out / "student", "--set", "distill=null")
-    distilled = (*train, "--cache", store, "--out", out / "distilled")
-    from_store = ("evaluate", *world, "--cache", store, "--split", "mini_val", "--out", out / "teacher" / "evaluation")
+    train: tuple[str | Path, ...] = ("train-student", CONFIGS / "student.yaml", *world, *sets(*half_precision()))
+    further = (*train, *sets(f"training.init_from={checkpoint(out / 'first')}"))
+    first = (*train, "--out", out / "first", *sets(*FIRST))
+    alone = (*further, "--out", out / "student", *sets(*ALONE))
+    distilled = (*further, "--cache", store, "--out", out / "distilled")
+    from_store = ("evaluate", *world, "--cache", store, "--split", "made_val", "--out", out / "teacher" / "evaluation")
 
     def evaluate(run: Path) -> Sequence[str | Path]:
-        return ("evaluate", *world, "--checkpoint", run / "checkpoints" / "last.ckpt", "--out", run / "evaluation")
+        return ("evaluate", *world, "--checkpoint", checkpoint(run), "--out", run / "evaluation")
 
     return [
         Step("world", "make a world", made),
         Step("teacher", "train the LiDAR teacher with mmdet3d", (*teacher, "--out", out / "teacher")),
+        Step("first", "train a first camera student on the labelled frames", first, beside=True),
         Step("dump", "run the teacher once, into the store", dump),
-        Step("student", "train the camera student alone", alone),
-        Step("distilled", "train the same student, distilling from the store", distilled, beside=True),
+        Step("student", "train that student further, alone", alone),
+        Step("distilled", "train it further, with the teacher's store of unlabelled frames", distilled, beside=True),
         Step("evaluate teacher", "evaluate the teacher, from the store alone", from_store),
-        Step("evaluate student", "evaluate the student", evaluate(out / "student"), beside=True),
+        Step("evaluate student", "evaluate the student alone", evaluate(out / "student"), beside=True),
         Step("evaluate distilled", "evaluate the distilled student", evaluate(out / "distilled"), beside=True),
     ]
+
+
+def checkpoint(run: Path) -> Path:
+    """What a training leaves."""
+    return run / "checkpoints" / "last.ckpt"
+
+
+def sets(*changes: str) -> list[str]:
+    """Options of a command for changes of its configuration."""
+    return [part for change in changes for part in ("--set", change)]
 
 
 def half_precision() -> tuple[str, ...]:
     """Changes of the students' configuration for a processor that computes in bfloat16; others would emulate it."""
     has = {"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    return ("--set", "training.precision=bf16-mixed") if has else ()
+    return ("training.precision=bf16-mixed",) if has else ()
 
 
 def groups(todo: Sequence[Step]) -> list[list[Step]]:

@@ -23,7 +23,7 @@ class Cost:
 
 def write_report(out: Path, costs: dict[str, Cost]) -> None:
     """Write table.md, bev.png, cameras.png, cached.png and losses.png into the demo's folder."""
-    frames = Frames(root=out / "world", version="v1.0-mini", splits=("mini_val",))
+    frames = Frames(root=out / "world", version="v1.0-mini", splits=("made_val",))
     frame = max(frames, key=lambda candidate: len(candidate.boxes))
     found = {name: read_results(out / name / "evaluation").boxes(frame) for name in ("teacher", "student", "distilled")}
     losses = {name: {} if name == "teacher" else read_losses(out / name) for name in found}

@@ -29,10 +29,7 @@ KINDS: dict[str, type[Strict]] = {
     "demo/world.yaml": WorldConfig,
     "demo/student.yaml": StudentConfig,
     "study/world.yaml": WorldConfig,
-    "study/student.yaml": StudentConfig,
-    **dict.fromkeys(
-        ("demo/dump.yaml", "study/dump.yaml", *(path.name for path in CONFIGS.glob("centerpoint_*.yaml"))), DumpConfig
-    ),
+    **dict.fromkeys(("demo/dump.yaml", *(path.name for path in CONFIGS.glob("centerpoint_*.yaml"))), DumpConfig),
     **dict.fromkeys(STUDENTS, StudentConfig),
 }
 

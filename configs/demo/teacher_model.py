@@ -1,8 +1,9 @@
 # The demo's teacher: a pillar CenterPoint small enough to be trained in minutes on two CPU cores.
-# Range +-16 m in pillars of 0.4 m: a canvas of 80 x 80, and maps of 40 x 40 cells of 0.8 m.
-point_cloud_range = [-16.0, -16.0, -5.0, 16.0, 16.0, 3.0]
+# Range +-12.8 m in pillars of 0.4 m: a canvas of 64 x 64, and maps of 32 x 32 cells of 0.8 m.
+point_cloud_range = [-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]
 voxel_size = [0.4, 0.4, 8.0]
-canvas = [80, 80]
+canvas = [64, 64]
+reach = [-16.0, -16.0, -10.0, 16.0, 16.0, 10.0]
 tasks = [
     ["car"],
     ["truck", "construction_vehicle"],
@@ -62,7 +63,7 @@ model = dict(
         bbox_coder=dict(
             type="CenterPointBBoxCoder",
             pc_range=point_cloud_range[:2],
-            post_center_range=[-20.0, -20.0, -10.0, 20.0, 20.0, 10.0],
+            post_center_range=reach,
             max_num=200,
             score_threshold=0.05,
             out_size_factor=2,
@@ -89,7 +90,7 @@ model = dict(
     ),
     test_cfg=dict(
         pts=dict(
-            post_center_limit_range=[-20.0, -20.0, -10.0, 20.0, 20.0, 10.0],
+            post_center_limit_range=reach,
             max_per_img=200,
             max_pool_nms=False,
             min_radius=[4, 12, 10, 1, 0.85, 0.175],
@@ -127,14 +128,14 @@ train_pipeline = [
 ]
 test_pipeline = [*load, dict(type="Pack3DDetInputs", keys=["points"])]
 
-train_dataloader = dict(batch_size=2, num_workers=0, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=4, num_workers=0, dataset=dict(pipeline=train_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 
-epochs = 10
+epochs = 24
 train_cfg = dict(by_epoch=True, max_epochs=epochs)
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=3e-3, weight_decay=0.01),
+    optimizer=dict(type="AdamW", lr=4e-3, weight_decay=0.01),
     clip_grad=dict(max_norm=35, norm_type=2),
 )
 param_scheduler = [

@@ -51,7 +51,7 @@ def test_a_store_without_heatmaps(store: Path, made_frames: Frames, anchors: Mmd
     assert not (store / "heatmap").exists()
     assert not verify(store).damage
     sample = cache[made_frames.tokens[0]]
-    assert sample.heatmap.shape == (1, 0, 40, 40)
+    assert sample.heatmap.shape == (1, 0, 32, 32)
     assert "heatmap" not in repr(sample)
     assert sample.features["head"].decode().abs().sum() > 0
     plot(sample).savefig(tmp_path / "a.png")
@@ -60,7 +60,7 @@ def test_a_store_without_heatmaps(store: Path, made_frames: Frames, anchors: Mmd
         list(teacher_detections(cache, made_frames.tokens))
 
 
-GRID = BevGrid(x_range_m=(-16.0, 16.0), y_range_m=(-16.0, 16.0), cell_m=(0.8, 0.8))
+GRID = BevGrid(x_range_m=(-12.8, 12.8), y_range_m=(-12.8, 12.8), cell_m=(0.8, 0.8))
 
 
 def objective(cache: TeacherCache, *terms: dict) -> DistillObjective:
@@ -75,12 +75,12 @@ def objective(cache: TeacherCache, *terms: dict) -> DistillObjective:
 def test_features_are_distilled_without_heatmaps(store: Path, made_frames: Frames, moved: bool) -> None:
     cache = TeacherCache(store)
     batch = cache.read(made_frames.tokens[:1])
-    features = torch.zeros(1, 96, 40, 40, requires_grad=True)
+    features = torch.zeros(1, 96, 32, 32, requires_grad=True)
     boxes, labels = (torch.zeros(0, 9),), (torch.zeros(0, dtype=torch.int64),)
     matrix = torch.eye(4)[None].clone()
     matrix[0, 0, 3] = 0.5
     terms = objective(cache, {"kind": "fgd"}, {"kind": "all"})(
-        {"bev": features}, torch.zeros(1, 10, 40, 40), batch, boxes, labels, 0, [matrix] if moved else None
+        {"bev": features}, torch.zeros(1, 10, 32, 32), batch, boxes, labels, 0, [matrix] if moved else None
     )
     sum(terms.values()).backward()
     assert features.grad is not None and features.grad.isfinite().all() and features.grad.abs().sum() > 0
@@ -108,4 +108,4 @@ def test_a_voxel_teacher_from_training_to_two_equal_stores(made_frames: Frames, 
     for name in "ab":
         dump(config, made_frames, teacher, tmp_path / f"{name}.zarr")
     assert contents(tmp_path / "a.zarr") == contents(tmp_path / "b.zarr")
-    assert TeacherCache(tmp_path / "a.zarr")[made_frames.tokens[0]].features["middle"].values.shape == (1, 32, 40, 40)
+    assert TeacherCache(tmp_path / "a.zarr")[made_frames.tokens[0]].features["middle"].values.shape == (1, 32, 32, 32)

@@ -28,7 +28,7 @@ pytest.importorskip("mmdet3d", reason="the teacher's libraries are not installed
 
 DEMO = str(Path(__file__).parents[3] / "configs" / "demo" / "teacher_model.py")
 PILLAR02 = "centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d"
-CANVAS = BevGrid(x_range_m=(-16.0, 16.0), y_range_m=(-16.0, 16.0), cell_m=(0.4, 0.4))
+CANVAS = BevGrid(x_range_m=(-12.8, 12.8), y_range_m=(-12.8, 12.8), cell_m=(0.4, 0.4))
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +46,21 @@ def pillar02() -> Mmdet3dTeacher:
 def cloud(seed: int, count: int = 500) -> np.ndarray:
     """Random points within the demo's range."""
     rng = np.random.default_rng(seed)
-    return rng.uniform([-15, -15, -3, 0, 0], [15, 15, 1, 255, 0.5], (count, 5)).astype(np.float32)
+    return rng.uniform([-12, -12, -3, 0, 0], [12, 12, 1, 255, 0.5], (count, 5)).astype(np.float32)
 
 
 def test_the_demo_teacher_describes_itself(teacher: Mmdet3dTeacher) -> None:
     assert teacher.points == PointPipeline(past_sweeps=3, pad_empty_sweeps=True, remove_close_m=1.0)
     assert teacher.canvas_grid == CANVAS
     shapes = {name: grid.shape for name, grid in teacher.layer_grids.items()}
-    assert shapes == {"head": (40, 40), "backbone0": (40, 40), "backbone1": (20, 20), "backbone2": (10, 10)}
+    assert shapes == {"head": (32, 32), "backbone0": (32, 32), "backbone1": (16, 16), "backbone2": (8, 8)}
     assert teacher.layer_grids["head"].cell_m == pytest.approx((0.8, 0.8))
-    assert teacher.heatmap_grid.shape == (40, 40)
+    assert teacher.heatmap_grid.shape == (32, 32)
     identity = teacher.identity
     assert (identity.name, identity.weights) == ("teacher_model", "random")
     assert identity.tasks[1] == ("truck", "construction_vehicle")
     assert len(identity.classes) == 10
-    assert identity.decoding.post_center_range == (-20, -20, -10, 20, 20, 10)
+    assert identity.decoding.post_center_range == (-16, -16, -10, 16, 16, 10)
     assert (identity.decoding.nms_type, identity.decoding.score_threshold) == ("circle", 0.05)
 
 
@@ -69,25 +69,25 @@ def test_output_shapes(teacher: Mmdet3dTeacher) -> None:
         [teacher.prepare(TeacherInput.of_points(cloud(0))), teacher.prepare(TeacherInput.of_points(cloud(1)))]
     )
     assert {name: tuple(layer.shape) for name, layer in output.layers.items()} == {
-        "head": (2, 96, 40, 40),
-        "backbone0": (2, 32, 40, 40),
-        "backbone1": (2, 64, 20, 20),
-        "backbone2": (2, 128, 10, 10),
+        "head": (2, 96, 32, 32),
+        "backbone0": (2, 32, 32, 32),
+        "backbone1": (2, 64, 16, 16),
+        "backbone2": (2, 128, 8, 8),
     }
-    assert output.heatmap.shape == (2, 10, 40, 40)
+    assert output.heatmap.shape == (2, 10, 32, 32)
     assert 0 <= output.heatmap.min() <= output.heatmap.max() <= 1
     assert {name: tuple(maps.shape) for name, maps in output.head_maps.items()} == {
-        name: (2, 6, channels, 40, 40)
+        name: (2, 6, channels, 32, 32)
         for name, channels in {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}.items()
     }
-    assert output.canvas_mask.shape == (2, 80, 80)
+    assert output.canvas_mask.shape == (2, 64, 64)
 
 
 def test_a_point_lies_where_the_grids_say(teacher: Mmdet3dTeacher) -> None:
     """Row = y, column = x, in the canvas and in every layer; the other point is only there to have a canvas without."""
     other = np.array([[-12, -12, 0, 9, 0]], np.float32)
     point = np.array([[10.1, -5.3, 0, 200, 0]], np.float32)
-    row, column = int((-5.3 + 16.0) / 0.4), int((10.1 + 16.0) / 0.4)
+    row, column = int((-5.3 + 12.8) / 0.4), int((10.1 + 12.8) / 0.4)
     without, with_point = (
         teacher([teacher.prepare(TeacherInput.of_points(p))]) for p in (other, np.concatenate([other, point]))
     )

@@ -20,9 +20,9 @@ DEMO = str(Path(__file__).parents[3] / "configs" / "demo" / "teacher_model.py")
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("pts_middle_encoder=dict(output_shape=[100, 80])", r"output_shape\); got \(100, 80\); expected \(80, 80\)"),
+        ("pts_middle_encoder=dict(output_shape=[100, 64])", r"output_shape\); got \(100, 64\); expected \(64, 64\)"),
         ("pts_bbox_head=dict(bbox_coder=dict(out_size_factor=4))", r"out_size_factor\); got \(4, 4\); exp"),
-        ("pts_bbox_head=dict(bbox_coder=dict(pc_range=[-20.0, -16.0]))", r"pc_range\); got \(-20\.0, -16\.0\)"),
+        ("pts_bbox_head=dict(bbox_coder=dict(pc_range=[-16.0, -12.8]))", r"pc_range\); got \(-16\.0, -12\.8\)"),
         ("pts_bbox_head=dict(bbox_coder=dict(voxel_size=[0.2, 0.2]))", r"voxel_size\); got \(0\.2, 0\.2\); expected"),
         (
             "data_preprocessor=dict(voxel_layer=dict(voxel_size=[0.3, 0.4, 8]))",

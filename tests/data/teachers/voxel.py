@@ -1,6 +1,5 @@
-# A voxel CenterPoint as small as the demo's pillar one: voxels of 0.1 m over +-16 m, maps of 40 x 40 cells of 0.8 m.
+# A voxel CenterPoint as small as the demo's pillar one: voxels of 0.1 m over +-12.8 m, maps of 32 x 32 cells of 0.8 m.
 _base_ = ["../../../configs/demo/teacher_model.py"]
-point_cloud_range = [-16.0, -16.0, -5.0, 16.0, 16.0, 3.0]
 voxel_size = [0.1, 0.1, 0.2]
 
 model = dict(
@@ -10,7 +9,7 @@ model = dict(
         _delete_=True,
         type="SparseEncoder",
         in_channels=5,
-        sparse_shape=[41, 320, 320],
+        sparse_shape=[41, 256, 256],
         output_channels=16,
         order=("conv", "norm", "act"),
         encoder_channels=((16, 16, 16), (16, 16, 16), (16, 16, 16), (16, 16)),
@@ -20,7 +19,7 @@ model = dict(
     pts_backbone=dict(in_channels=32, out_channels=[32, 64], layer_nums=[2, 2], layer_strides=[1, 2]),
     pts_neck=dict(in_channels=[32, 64], out_channels=[32, 32], upsample_strides=[1, 2]),
     pts_bbox_head=dict(in_channels=64, bbox_coder=dict(out_size_factor=8, voxel_size=voxel_size[:2])),
-    train_cfg=dict(pts=dict(grid_size=[320, 320, 40], voxel_size=voxel_size, out_size_factor=8)),
+    train_cfg=dict(pts=dict(grid_size=[256, 256, 40], voxel_size=voxel_size, out_size_factor=8)),
     test_cfg=dict(pts=dict(out_size_factor=8, voxel_size=voxel_size[:2])),
 )
 epochs = 1

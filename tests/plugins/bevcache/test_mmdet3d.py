@@ -27,7 +27,7 @@ from pyquaternion import Quaternion
 from torch.utils.data import ConcatDataset, DataLoader
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo" / "teacher_model.py"
-GRID = {"x_range_m": [-16.0, 16.0], "y_range_m": [-16.0, 16.0], "cell_m": [0.8, 0.8]}
+GRID = {"x_range_m": [-12.8, 12.8], "y_range_m": [-12.8, 12.8], "cell_m": [0.8, 0.8]}
 PARTS = ("background", "false_positive", "foreground", "spatial")
 DISTILL = {
     "pairs": [
