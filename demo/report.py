@@ -28,7 +28,7 @@ def write_report(out: Path, costs: dict[str, Cost]) -> None:
     found = {name: read_results(out / name / "evaluation").boxes(frame) for name in ("teacher", "student", "distilled")}
     losses = {name: {} if name == "teacher" else read_losses(out / name) for name in found}
     figures = {
-        "bev.png": plot_bev(frame, found, reach_m=24),
+        "bev.png": plot_bev(frame, found, reach_m=16),
         "cameras.png": plot_cameras(frame, found["distilled"], "the distilled student's most confident boxes"),
         "cached.png": plot(TeacherCache(out / "teacher.zarr")[frame.token]),
         "losses.png": plot_losses(losses),

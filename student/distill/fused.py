@@ -19,8 +19,8 @@ from cache.store.codec import Encoded
 from student.distill.criteria import IN_PLACE, SLOPES, Criterion
 from student.distill.parallel import parallel_map
 
-BLOCK = {"cpu": 2**18}
-"""Elements of a block: 1 MB of float32 on a CPU."""
+BLOCK = {"cpu": 2**19}
+"""Elements of a block: 2 MB of float32 on a CPU."""
 DEVICE_BLOCK = 2**20
 """On other devices: large enough to keep them busy, small beside a batch of features."""
 
