@@ -45,6 +45,7 @@ def test_real_frames_through_every_stage(name: str, tmp_path: Path) -> None:
     data = (f"data.version={version}", f"data.train_split={train}", f"data.val_split={val}", "data.workers=0")
     settings = (
         f"detector.name={detector}",
+        "data.unlabelled_split=null",
         "training.epochs=1",
         "training.batch_size=1",
         "training.precision=bf16-mixed",

@@ -122,7 +122,7 @@ def test_a_small_centerpoint_learns_from_a_larger_ones_store(store: Path, made_f
         runner = Runner(
             model=model,
             work_dir=str(tmp_path),
-            train_dataloader=loader(config, made_frames, store, repeats=16),
+            train_dataloader=loader(config, made_frames, store, repeats=24),
             train_cfg={"by_epoch": True, "max_epochs": 1},
             optim_wrapper={"type": "OptimWrapper", "optimizer": {"type": "AdamW", "lr": 2e-3}},
             default_hooks={"logger": {"type": "LoggerHook", "interval": 1}},
@@ -140,7 +140,7 @@ def test_a_small_centerpoint_learns_from_a_larger_ones_store(store: Path, made_f
     for step in steps:  # mmengine sums what is called a loss: the detector's own, and these.
         assert step["loss"] == pytest.approx(sum(v for k, v in step.items() if "loss" in k and k != "loss"), rel=1e-4)
     distances = [sum(step[name] for name in names) for step in steps]
-    assert len(distances) == 16
+    assert len(distances) == 24
     assert np.mean(distances[-4:]) < 0.8 * np.mean(distances[:4])
     after = model.state_dict()
     adapters = [name for name in after if name.startswith("bevcache.") and name.endswith("weight")]
