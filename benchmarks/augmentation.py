@@ -39,6 +39,7 @@ from cache.store.codec import encode
 from cache.store.reader import TeacherBatch
 from cache.teacher.base import Teacher, TeacherInput
 from cache.teacher.mmdet3d import load_teacher
+from demo.pipeline import sets
 from student.config.student import StudentBevAugmentConfig, StudentConfig
 from student.data.batch import Batch, join
 from student.training.callbacks import Cost
@@ -204,11 +205,6 @@ def cli(*arguments: str | Path) -> str:
     """Run a command in a process of its own; its progress goes to the terminal."""
     command = [sys.executable, "-m", "cli", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def sets(*changes: str) -> list[str]:
-    """Overrides as the command line takes them."""
-    return [part for change in changes for part in ("--set", change)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks.augmentation import cli, sets
+from benchmarks.augmentation import cli
 from benchmarks.average_precision import Evaluated, mean_average_precision, paired_bootstrap
 from benchmarks.tables import show
 from benchmarks.worth import DUMP, TEACHER, TEACHERS, WORLD
@@ -38,6 +38,7 @@ from cache.nuscenes.frames import Frames
 from cache.spec import CLASSES, variance_layer
 from cache.store.reader import TeacherCache
 from cache.teacher.training import train_teacher
+from demo.pipeline import sets
 from student.distill.gaussians import draw_heatmaps
 from student.distill.head_maps import Cells, TeacherBoxes
 

@@ -27,7 +27,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from benchmarks.augmentation import cli, run_side_by_side, sets, train_with_live_teacher
+from benchmarks.augmentation import cli, run_side_by_side, train_with_live_teacher
 from benchmarks.average_precision import Evaluated, mean_average_precision
 from benchmarks.worth_results import BANDS, Key, Point, Result, results
 from benchmarks.worth_tables import ALONE, LIVE, UNLABELLED_TOO, print_tables
@@ -35,6 +35,7 @@ from cache.config import Strict, load_yaml
 from cache.geometry.views import ViewsConfig
 from cache.nuscenes.frames import Frames
 from cache.teacher.mmdet3d import load_teacher
+from demo.pipeline import sets
 from student.config.student import StudentConfig
 from student.evaluation.metrics import Metrics
 from student.training.checkpointing import LAST

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import cli
 from cache.nuscenes.frames import Frames
+from demo.pipeline import sets
 
 pytestmark = pytest.mark.slow
 
@@ -26,10 +27,6 @@ SETS = {
 def run(*arguments: str | Path) -> None:
     outcome = CliRunner().invoke(cli.app, list(map(str, arguments)))
     assert outcome.exit_code == 0, outcome.output
-
-
-def sets(*changes: str) -> list[str]:
-    return [part for change in changes for part in ("--set", change)]
 
 
 @pytest.mark.parametrize("name", SETS)
