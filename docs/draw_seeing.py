@@ -29,7 +29,8 @@ def main(out: Path) -> None:
         command = ["chromium", *options, profile, f"--screenshot={picture}", page.as_uri()]
         subprocess.run(command, check=True, capture_output=True)
         _keep(Image.open(picture), "page")
-    frames = Frames(root=out / "world", version="v1.0-mini", splits=("made_val",), max_sweeps=0)
+    evaluated = TeacherCache(out / "teacher.zarr").spec.data.splits[-1:]
+    frames = Frames(root=out / "world", version="v1.0-mini", splits=evaluated, max_sweeps=0)
     frame = max(frames, key=lambda frame: len(frame.boxes))
     teacher = read_results(out / "teacher" / "evaluation")
     drawn = io.BytesIO()

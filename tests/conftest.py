@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import matplotlib
 import pytest
@@ -54,6 +55,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 def pytest_report_header() -> str | None:
     return f"left out: the modules that import {', '.join(MISSING)}, not installed" if MISSING else None
+
+
+@pytest.fixture(scope="session")
+def devkit() -> ModuleType:
+    """nuscenes-devkit, which the official metrics need."""
+    return pytest.importorskip("nuscenes", reason="the devkit is not installed (the extra evaluate)")
 
 
 @pytest.fixture(scope="session")

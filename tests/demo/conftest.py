@@ -1,6 +1,7 @@
 """A tiny world, made once."""
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,7 +26,6 @@ def scenes() -> list[Scene]:
 
 
 @pytest.fixture(scope="session")
-def tables(made: Path) -> Any:
+def tables(devkit: ModuleType, made: Path) -> Any:
     """The tiny world as nuscenes-devkit sees it."""
-    devkit = pytest.importorskip("nuscenes", reason="the devkit is not installed (the extra evaluate)")
     return devkit.NuScenes(VERSION, dataroot=str(made), verbose=False)

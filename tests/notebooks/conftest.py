@@ -1,6 +1,7 @@
 """What `make demo` leaves, in small and without mmdet3d: a small teacher's store, evaluations, logs."""
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.factories.students import make_teacher
 
 
 @pytest.fixture(scope="session")
-def demo_output(made_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_output(devkit: ModuleType, made_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo's folder: world, teacher.zarr, and three runs."""
     out = tmp_path_factory.mktemp("demo-output")
     (out / "world").symlink_to(made_root)

@@ -7,10 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import patch
 
-import nbformat
 import pytest
 
 nbclient = pytest.importorskip("nbclient", reason="the extra `notebook` is not installed")
+
+import nbformat  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

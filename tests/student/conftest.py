@@ -1,6 +1,7 @@
 """A small teacher's store with views; two evaluations of the made-up world's ground truth."""
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,9 +20,10 @@ def views_store(tmp_path_factory: pytest.TempPathFactory, made_frames: Frames) -
 
 
 @pytest.fixture(scope="session")
-def evaluations(made_frames: Frames, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Results, Metrics]]:
+def evaluations(
+    devkit: ModuleType, made_frames: Frames, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Results, Metrics]]:
     """By name: "good" is 0.1 m off, "poor" 1 m."""
-    pytest.importorskip("nuscenes", reason="the devkit is not installed (the extra evaluate)")
     base, found = tmp_path_factory.mktemp("runs"), {}
     for name, off_m in (("good", 0.1), ("poor", 1.0)):
         metrics = evaluate(_moved(made_frames, off_m), made_frames, base / name / "evaluation")

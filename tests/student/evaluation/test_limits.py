@@ -39,6 +39,7 @@ def test_a_split_without_boxes(tmp_path: Path, tables: Tables) -> None:
     )
 
 
+@pytest.mark.usefixtures("devkit")
 def test_classes_without_boxes_or_attributes_count_as_the_devkit_counts_them(tmp_path: Path, tables: Tables) -> None:
     frames = frames_of(tmp_path, tables)
     found = limits(frames)
@@ -53,6 +54,7 @@ def test_classes_without_boxes_or_attributes_count_as_the_devkit_counts_them(tmp
     assert summary["label_tp_errors"]["bus"]["trans_err"] == 1
 
 
+@pytest.mark.usefixtures("devkit")
 def test_boxes_without_velocity(tmp_path: Path, tables: Tables) -> None:
     assert "has a velocity" not in limits(frames_of(tmp_path, tables))
     for box in tables["sample_annotation"]:

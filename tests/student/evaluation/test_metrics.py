@@ -39,6 +39,7 @@ def evaluated(frames: Frames, out: Path, old: bool) -> Metrics:
     return evaluate(found, frames, out)
 
 
+@pytest.mark.usefixtures("devkit")
 def test_boxes_of_old_mmdet3d_are_recognised_by_their_errors(real_frames: Frames, tmp_path: Path) -> None:
     assert evaluated(real_frames, tmp_path / "now", old=False).remarks == ()
     (remark,) = evaluated(real_frames, tmp_path / "before", old=True).remarks

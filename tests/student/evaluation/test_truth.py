@@ -28,6 +28,7 @@ def nothing(frames: Frames) -> list[tuple[str, Detections]]:
     return [(token, none) for token in frames.tokens]
 
 
+@pytest.mark.usefixtures("devkit")
 def test_a_detector_that_finds_nothing_has_a_map_of_0(made_frames: Frames, tmp_path: Path) -> None:
     metrics = evaluate(nothing(made_frames), made_frames, tmp_path)
     assert (metrics.mean_ap, metrics.nds) == (0.0, 0.0)
@@ -48,6 +49,7 @@ def test_own_categories_cannot_be_evaluated(made_root: Path, tmp_path: Path) -> 
     assert "boxes of tram; expected boxes of nuScenes' detection categories" in str(caught.value)
 
 
+@pytest.mark.usefixtures("devkit")
 def test_an_attribute_that_nuscenes_lacks_is_named_before_a_frame_runs(made_root: Path, tmp_path: Path) -> None:
     frames = changed(
         made_root, tmp_path, "attribute", lambda rows: [{**row, "name": f"my.{row['name']}"} for row in rows]

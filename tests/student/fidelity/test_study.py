@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ def study(views_store: Path) -> FidelityStudy:
 
 
 @pytest.fixture(scope="module")
-def report(study: FidelityStudy, made_frames: Frames, tmp_path_factory: pytest.TempPathFactory) -> FidelityReport:
+def report(
+    devkit: ModuleType, study: FidelityStudy, made_frames: Frames, tmp_path_factory: pytest.TempPathFactory
+) -> FidelityReport:
     return study.run(made_frames, tmp_path_factory.mktemp("fidelity"), lambda *_: None)
 
 
@@ -118,6 +121,7 @@ def test_another_teacher_is_refused(views_store: Path) -> None:
         FidelityStudy(TeacherCache(views_store), teacher)
 
 
+@pytest.mark.usefixtures("devkit")
 def test_a_head_that_is_built_otherwise_is_noticed(views_store: Path, made_frames: Frames, tmp_path: Path) -> None:
     teacher = make_teacher()
     study = FidelityStudy(TeacherCache(views_store), teacher, draws=1)

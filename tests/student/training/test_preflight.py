@@ -86,6 +86,7 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_devices(tiny_student(compile=True))
 
 
+@pytest.mark.usefixtures("devkit")
 def test_validation_needs_annotations(made_frames: Frames, made_root: Path, tmp_path: Path) -> None:
     assert validation_frames(tiny_student(), made_frames) is None
     frames = validation_frames(tiny_student(validate_every=1), made_frames)
