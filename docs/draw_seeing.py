@@ -21,16 +21,16 @@ IMAGES = Path(__file__).parent / "images"
 def main(out: Path) -> None:
     """Write images/page.png and images/scene.png."""
     IMAGES.mkdir(exist_ok=True)
+    cache = TeacherCache(out / "teacher.zarr")
     with tempfile.TemporaryDirectory() as folder:
         page, picture = Path(folder) / "report.html", Path(folder) / "page.png"
-        write_html(TeacherCache(out / "teacher.zarr"), page)
+        write_html(cache, page)
         options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1180,860")
         profile = f"--user-data-dir={folder}/profile"
         command = ["chromium", *options, profile, f"--screenshot={picture}", page.as_uri()]
         subprocess.run(command, check=True, capture_output=True)
         _keep(Image.open(picture), "page")
-    evaluated = TeacherCache(out / "teacher.zarr").spec.data.splits[-1:]
-    frames = Frames(root=out / "world", version="v1.0-mini", splits=evaluated, max_sweeps=0)
+    frames = Frames(root=out / "world", version="v1.0-mini", splits=cache.spec.data.splits[-1:], max_sweeps=0)
     frame = max(frames, key=lambda frame: len(frame.boxes))
     teacher = read_results(out / "teacher" / "evaluation")
     drawn = io.BytesIO()

@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("nuscenes", reason="the devkit is not installed (the extra evaluate)")
 
-from benchmarks.worth_results import Point, Result  # noqa: E402
-from benchmarks.worth_tables import difference, mean, mean_ap, print_tables  # noqa: E402
+from benchmarks.worth_results import Point, Result
+from benchmarks.worth_tables import difference, mean, mean_ap, print_tables
 
 
 def result(arm: str, seed: int, value: float) -> Result:
