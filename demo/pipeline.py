@@ -44,15 +44,8 @@ def steps(out: Path) -> list[Step]:
     """The commands of the demo, as a user would type them."""
     world, store, weights = ("--data", out / "world"), out / "teacher.zarr", out / "teacher" / "teacher.pth"
     made = ("make-world", out / "world", "--config", CONFIGS / "world.yaml")
-    teacher = (
-        "train-teacher",
-        CONFIGS / "teacher_model.py",
-        *world,
-        "--version",
-        "v1.0-mini",
-        "--split",
-        "made_teacher",
-    )
+    scenes = ("--version", "v1.0-mini", "--split", "made_teacher")
+    teacher = ("train-teacher", CONFIGS / "teacher_model.py", *world, *scenes)
     dump = ("dump-teacher", CONFIGS / "dump.yaml", *world, "--checkpoint", weights, "--out", store)
     train: tuple[str | Path, ...] = ("train-student", CONFIGS / "student.yaml", *world, *sets(*half_precision()))
     further = (*train, *sets(f"training.init_from={checkpoint(out / 'first')}"))
