@@ -108,7 +108,7 @@ def _folder_times(path: Path) -> dict[Path, int]:
 
 def dump_arguments(world: Path, out: Path) -> list[str]:
     """Of `cli`: a dump of the demo's teacher with random weights, in shards of one sample."""
-    settings = ("samples_per_shard=1", "batch_size=1", "workers=0")
+    settings = ("splits=[all]", "samples_per_shard=1", "batch_size=1", "workers=0")
     options = ["--random-weights", *(part for setting in settings for part in ("--set", setting))]
     return ["dump-teacher", str(PROJECT / "configs/demo/dump.yaml"), "--data", str(world), "--out", str(out), *options]
 

@@ -34,7 +34,7 @@ def frames(tmp_path: Path) -> list[Frame]:
 def make_frame(folder: Path, seed: int) -> Frame:
     rng = np.random.default_rng(seed)
     boxes = np.zeros((5, 9), np.float32)
-    boxes[:, 0], boxes[:, 1] = rng.permutation([-8, -4, 0, 4, 8]), rng.permutation([-8, -4, 0, 4, 8])
+    boxes[:, 0], boxes[:, 1] = rng.permutation([-6, -3, 0, 3, 6]), rng.permutation([-6, -3, 0, 3, 6])
     boxes[:, 2:6], boxes[:, 6], boxes[:, 7:] = [-2, 4, 2, 1.5], rng.uniform(-3, 3, 5), rng.uniform(-3, 3, (5, 2))
     inside = rng.uniform(-0.5, 0.5, (5, 60, 3)).astype(np.float32)
     inside[:, 0], inside[:, 1] = 0, [0.5, 0, 0]  # The first two points of a box: its centre and its nose.
