@@ -49,7 +49,7 @@ from student.training.validation import OfficialMetrics
 
 ROOT = Path(__file__).parent.parent
 DUMP, STUDENT = ROOT / "configs/demo/dump.yaml", ROOT / "configs/demo/student.yaml"
-LABELLED = ("data.train_split=made_train", "data.unlabelled_split=null")
+ALL_LABELLED = ("data.train_split=made_train", "data.unlabelled_split=null")
 """All of the demo's frames to train on have labels here, as the teacher's have."""
 DRAWN = StudentBevAugmentConfig(**PUBLIC_AUGMENT.model_dump())
 
@@ -149,7 +149,7 @@ class Study:
         world, run = self.demo / "world", self.out / "runs" / f"{self.arm.name}, seed {self.seed}"
         shutil.rmtree(run, ignore_errors=True)  # of a training that was stopped
         changes = (
-            *LABELLED,
+            *ALL_LABELLED,
             f"training.epochs={self.epochs}",
             f"training.seed={self.seed}",
             f"bev_augment={self.arm.augment.model_dump_json(exclude_defaults=True)}",

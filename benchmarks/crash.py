@@ -34,6 +34,7 @@ from cache.errors import StoreError
 from cache.store.layout import ROOT
 from cache.store.reader import TeacherCache
 from cache.store.stored_frames import StoredFrames
+from demo.pipeline import sets
 from tests.factories.stores import SmallFrames, dump_in_process
 
 PROJECT = Path(__file__).parent.parent
@@ -109,7 +110,7 @@ def _folder_times(path: Path) -> dict[Path, int]:
 def dump_arguments(world: Path, out: Path) -> list[str]:
     """Of `cli`: a dump of the demo's teacher with random weights, in shards of one sample."""
     settings = ("splits=[all]", "samples_per_shard=1", "batch_size=1", "workers=0")
-    options = ["--random-weights", *(part for setting in settings for part in ("--set", setting))]
+    options = ["--random-weights", *sets(*settings)]
     return ["dump-teacher", str(PROJECT / "configs/demo/dump.yaml"), "--data", str(world), "--out", str(out), *options]
 
 

@@ -21,19 +21,21 @@ from cache.dumping.run import dump
 from cache.nuscenes.frames import Frames
 from cache.store.reader import TeacherCache
 from cache.teacher.mmdet3d import load_teacher
+from demo.pipeline import sets
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINI = ["version=v1.0-mini", "splits=[mini_train]", "workers=0"]
-ONE_STEP = ["--set", "data.version=v1.0-mini", "--set", "data.train_split=mini_train", "--set", "data.workers=0"]
-ONE_STEP += ["--set", "training.epochs=1", "--set", "training.batch_size=1", "--set", "data.val_split=mini_val"]
-ONE_STEP += [
-    "--set",
+ONE_STEP = sets(
+    "data.version=v1.0-mini",
+    "data.train_split=mini_train",
+    "data.val_split=mini_val",
+    "data.workers=0",
+    "training.epochs=1",
+    "training.batch_size=1",
     "training.class_balanced=false",
-    "--set",
     "training.validate_every=0",
-    "--set",
     "detector.image_weights=null",
-]
+)
 STUDENTS = {
     "pillar02": "bevdepth_r50.yaml",
     "voxel01": "bevdepth_r50_voxel.yaml",

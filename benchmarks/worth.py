@@ -35,6 +35,7 @@ from cache.config import Strict, load_yaml
 from cache.geometry.views import ViewsConfig
 from cache.nuscenes.frames import Frames
 from cache.teacher.mmdet3d import load_teacher
+from cache.teacher.training import CHECKPOINT
 from demo.pipeline import sets
 from student.config.student import StudentConfig
 from student.evaluation.metrics import Metrics
@@ -137,7 +138,7 @@ class Study:
         return self._result(run, load_yaml(STUDENT, StudentConfig, changes), cpu_s, max(u.ru_maxrss for u in usage))
 
     def _train(self, run: Path, changes: tuple[str, ...]) -> None:
-        world, taught = self.out / "world", folder(self.out, self.teacher)
+        world, taught = self.out / "world", self.out / name_of(self.teacher)
         store = taught / self.arm.store
         command = ("train-student", STUDENT, "--data", world, "--out", run)
         match self.arm.teacher:
@@ -146,7 +147,7 @@ class Study:
             case "cached":
                 cli(*command, "--cache", store, *sets(*changes))
             case "live":
-                teacher = load_teacher(str(self.teacher), taught / "teacher" / "teacher.pth")
+                teacher = load_teacher(str(self.teacher), taught / "teacher" / CHECKPOINT)
                 train_with_live_teacher(load_yaml(STUDENT, StudentConfig, changes), world, teacher, store, run)
 
     def _result(self, run: Path, config: StudentConfig, cpu_s: float, peak_kib: int) -> Result:
@@ -217,7 +218,7 @@ def main(
             points=points,
             seed=seed,
             changes=tuple(changes or ()),
-            variant=", ".join(filter(None, (name, "" if teacher.samefile(TEACHER) else teacher.stem))),
+            variant=", ".join(filter(None, (name, name_of(teacher)))),
         )
         for seed in range(1, seeds + 1)
         for each in detectors.split(",")
@@ -232,8 +233,8 @@ def main(
 
 def prepare(out: Path, teacher: Path, arms: list[Arm], world: tuple[str, ...]) -> None:
     """The world, the teacher and the stores; the live teacher's store only describes it."""
-    root, taught = out / "world", folder(out, teacher)
-    trained, checkpoint = taught / "teacher", taught / "teacher" / "teacher.pth"
+    root, taught = out / "world", out / name_of(teacher)
+    trained = taught / "teacher"
     if not root.exists():
         cli("make-world", root, "--config", WORLD, *sets(*world))
     if not (trained / "done").exists():
@@ -245,12 +246,12 @@ def prepare(out: Path, teacher: Path, arms: list[Arm], world: tuple[str, ...]) -
         if arm.teacher != "none":
             changes = sets(f"teacher={teacher}", f"splits=[{OWN}]", f"views={arm.views.model_dump_json()}")
             store = taught / arm.store
-            cli("dump-teacher", DUMP, "--data", root, "--checkpoint", checkpoint, "--out", store, *changes)
+            cli("dump-teacher", DUMP, "--data", root, "--checkpoint", trained / CHECKPOINT, "--out", store, *changes)
 
 
-def folder(out: Path, teacher: Path) -> Path:
-    """Of a teacher's training and stores: OUT of the study's own, else one of its name."""
-    return out if teacher.samefile(TEACHER) else out / teacher.stem
+def name_of(teacher: Path) -> str:
+    """Of a teacher's folder in OUT and of its variant; empty for the study's own, which lies in OUT itself."""
+    return "" if teacher.samefile(TEACHER) else teacher.stem
 
 
 def common(detector: str) -> tuple[str, ...]:

@@ -20,9 +20,9 @@ from cache.terminal.errors import exit_codes
 from demo.report import Cost, write_report
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
-LABELLED = "distill=null", "data.unlabelled_split=null"
+WITHOUT_TEACHER = "distill=null", "data.unlabelled_split=null"
 """Changes of the student's configuration for a training without a teacher, which sees the labelled frames alone."""
-FIRST, ALONE = (*LABELLED, "training.epochs=60"), (*LABELLED, "training.epochs=48")
+FIRST, ALONE = (*WITHOUT_TEACHER, "training.epochs=60"), (*WITHOUT_TEACHER, "training.epochs=48")
 """Of the student that both others start from, and of that without a teacher: 48 epochs of the labelled frames are as
 many steps as six of all frames."""
 
