@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ def test_a_missing_python_is_said_clearly(checkout: Path) -> None:
     assert run.returncode == 1
     assert "Python 3.11 is needed and was not found (looked for: /bin/false)" in run.stderr
     assert "make setup PYTHON=" in run.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_a_full_disk_is_said_before_anything_is_installed(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    df = tmp_path / "bin" / "df"
+    df.write_text("#!/bin/sh\necho Filesystem\necho /dev/disk 9000000 6000000 3000000 67% /\n")
+    df.chmod(0o755)
+    run = setup(checkout, PYTHON=sys.executable, PATH=f"{df.parent}:{os.environ['PATH']}")
+    assert run.returncode == 1
+    assert f"8 GB of disk are needed in {checkout}, 7 of them for .venv; 2 GB are free" in run.stderr
     assert not (checkout / ".venv").exists()
 
 
