@@ -182,7 +182,7 @@ class Study:
 def main(
     out: Path,
     seeds: int = 4,
-    epochs: Annotated[int, typer.Option(help=f"Of the labelled frames, a multiple of {SHARE} times --points.")] = 48,
+    epochs: Annotated[int, typer.Option(help=f"Of the labelled frames, a multiple of {SHARE} times --points.")] = 96,
     start_epochs: Annotated[int, typer.Option(help="Of the student that all others start from.")] = 64,
     points: Annotated[int, typer.Option(help="Of the learning curves.")] = 2,
     jobs: Annotated[int, typer.Option(help="Trainings at a time, each on one core.")] = 2,
