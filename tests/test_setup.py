@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ def test_a_full_disk_is_said_before_anything_is_installed(checkout: Path, tmp_pa
     df = tmp_path / "bin" / "df"
     df.write_text("#!/bin/sh\necho Filesystem\necho /dev/disk 9000000 6000000 3000000 67% /\n")
     df.chmod(0o755)
-    run = setup(checkout, PYTHON=sys.executable, PATH=f"{df.parent}:{os.environ['PATH']}")
+    run = setup(checkout, PYTHON="/bin/true", PATH=f"{df.parent}:{os.environ['PATH']}")
     assert run.returncode == 1
     assert f"8 GB of disk are needed in {checkout}, 7 of them for .venv; 2 GB are free" in run.stderr
     assert not (checkout / ".venv").exists()
